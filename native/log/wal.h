@@ -3,7 +3,8 @@
 // Segmented append-only files of whole batches. A batch is a header and the entries that arrived while the
 // last force ran (group commit), padded to kWalAlignment so that a torn write never touches a batch that was
 // forced before it. Nothing is ever overwritten: a log that is cut after op k simply goes on with another
-// entry k + 1 of a higher view behind the old one, and the scan lets the later one win.
+// entry k + 1 behind the old one, and the scan lets the later one win. The chain of checksums says where it
+// stands; its view may be lower than that of the entry it replaces (entries keep the view they were made in).
 //
 // Two threads meet here. The owner (the reactor) calls everything except Step and Run; one writer thread
 // runs Run (or the simulator calls Step). They meet in one bounded single-producer single-consumer queue and
@@ -20,6 +21,7 @@
 #include <vector>
 
 #include "log/entry.h"
+#include "os/clock.h"
 #include "os/status.h"
 
 namespace falcon {
@@ -30,7 +32,7 @@ class Storage {
  public:
   virtual ~Storage() = default;
   using Handle = int;
-  virtual Handle Open(const std::string& path, bool create) = 0;
+  virtual Handle Open(const std::string& path, bool create) = 0;  // create: it must not exist yet
   virtual int Close(Handle handle) = 0;
   virtual int64_t Size(Handle handle) = 0;
   virtual int Preallocate(Handle handle, uint64_t bytes) = 0;
@@ -39,6 +41,8 @@ class Storage {
   virtual int Force(Handle handle) = 0;                        // fdatasync
   virtual int ForceDirectory(const std::string& path) = 0;     // fsync of the directory
   virtual int Remove(const std::string& path) = 0;
+  virtual int Rename(const std::string& from, const std::string& to) = 0;  // atomic
+  virtual int MakeDirectory(const std::string& path) = 0;      // -EEXIST if it is there
   virtual int List(const std::string& directory, std::vector<std::string>* names) = 0;
 };
 
@@ -53,6 +57,10 @@ struct WalOptions {
   size_t queue_entries = 16384;       // bound of the queue to the writer; a power of two
   std::string cluster;                // stamped into segments; a log of another cluster is refused
   uint8_t node = 0;
+  // Mixed into the checksums of batch headers, so that nobody can plant one inside a frame. Any number
+  // that guests and clients cannot guess; a log may be reopened with another one.
+  uint32_t salt = 0;
+  Nanoseconds writer_spin = 0;  // how long the writer thread looks for work before it sleeps
 };
 
 struct ViewTableRow {
@@ -78,8 +86,9 @@ class Wal {
   virtual ~Wal() = default;
 
   // Appends a whole entry. Its bytes must stay unchanged until durable() covers it. Returns its sequence
-  // number (dense from 1 since Open), or 0 if the queue is full. Entries come in log order; after a cut the
-  // caller goes on with a lower op and a higher view.
+  // number (dense from 1 since Open), or 0 if the queue is full or the log has failed. Entries come in log
+  // order; after a cut the caller goes on with a lower op, chained to the entry that is left. Cutting below
+  // the first op that is kept is a broken invariant.
   virtual uint64_t Append(std::span<const std::byte> entry) = 0;
 
   // Makes what was appended visible to the writer and wakes it. Called once after a batch of appends.
@@ -104,7 +113,8 @@ class Wal {
   virtual Status Read(Op from, Op until, size_t max_bytes, std::vector<std::byte>* into) = 0;
 
   // Tells that nobody needs ops below `op` any more (0: everybody is needed). Whole segments below it are removed once the log
-  // exceeds retain_bytes; segments at or above `hard_floor` are never removed.
+  // exceeds retain_bytes; segments at or above `hard_floor` are never removed. The writer does it in its next
+  // Step; counters().disk_bytes tells a caller when a slow replica must be given up (by a higher `op`).
   virtual void Release(Op op, Op hard_floor) = 0;
 
   struct Counters {
@@ -126,7 +136,10 @@ class Wal {
 };
 
 // Opens (or makes) the log in options.directory and scans it. Errors: WAL_OPEN, WAL_FOREIGN (another
-// cluster's or node's log), WAL_READ. Damage is not an error here: it is in `recovered`.
+// cluster's or node's log), WAL_READ, WAL_FAILED (what was found could not be forced). Damage is not an error
+// here: it is in `recovered`, and every Open reports it again until something is appended behind the good
+// prefix; so the caller records it in the hard state before its first Append. The damaged bytes stay where
+// they are until the segment that holds them is released.
 Status OpenWal(Storage& storage, const WalOptions& options, RecoveredLog* recovered,
                std::unique_ptr<Wal>* wal);
 

@@ -1,0 +1,24 @@
+// What the addon exports. src/adapters/native.ts is its one declaration file.
+#include <napi.h>
+
+#include "addon/replica.h"
+#include "os/clock.h"
+
+namespace falcon::addon {
+namespace {
+
+Napi::Value Now(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), static_cast<double>(MonotonicNow()));
+}
+
+Napi::Object Init(Napi::Env env, Napi::Object exports) {
+  exports.Set("Replica", Replica::Define(env));
+  exports.Set("monotonicNs", Napi::Function::New(env, Now, "monotonicNs"));
+  return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(falcon, Init)
+
+}  // namespace falcon::addon

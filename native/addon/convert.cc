@@ -1,0 +1,215 @@
+#include "addon/convert.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace falcon::addon {
+namespace {
+
+Napi::Value Bytes(Napi::Env env, const std::vector<std::byte>& bytes) {
+  return Napi::Buffer<uint8_t>::Copy(env, reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size());
+}
+
+Napi::Array TableArray(Napi::Env env, const std::vector<ViewTableRow>& table) {
+  Napi::Array rows = Napi::Array::New(env, table.size());
+  for (uint32_t i = 0; i < table.size(); ++i) {
+    Napi::Object row = Napi::Object::New(env);
+    row.Set("view", static_cast<double>(table[i].view));
+    row.Set("firstOp", static_cast<double>(table[i].first_op));
+    rows.Set(i, row);
+  }
+  return rows;
+}
+
+constexpr const char* kEventNames[] = {"promised",   "following",   "leading",     "mail",
+                                       "control",    "caught-up",   "gate-opened", "input-held",
+                                       "surrendered", "stream-broken", "feed-lost", "failed"};
+constexpr const char* kRoleNames[] = {"idle", "leading", "following"};
+constexpr const char* kGuestNames[] = {"none", "booting", "running"};
+
+template <typename T>
+void Put(Napi::Object& into, const char* key, T value) {
+  into.Set(key, static_cast<double>(value));
+}
+
+Napi::Object FlowObject(Napi::Env env, const FlowCounters& f) {
+  Napi::Object o = Napi::Object::New(env);
+  Put(o, "framesAdmitted", f.frames_admitted);
+  Put(o, "framesRefused", f.frames_refused);
+  Put(o, "framesDelivered", f.frames_delivered);
+  Put(o, "framesToGuest", f.frames_to_guest);
+  Put(o, "framesFromGuest", f.frames_from_guest);
+  Put(o, "framesToWire", f.frames_to_wire);
+  Put(o, "reoffered", f.reoffered);
+  Put(o, "localAcks", f.local_acks);
+  Put(o, "clampedAcks", f.clamped_acks);
+  Put(o, "held", f.held);
+  Put(o, "neighbourAnswers", f.neighbour_answers);
+  Put(o, "retainedResent", f.retained_resent);
+  Put(o, "retainDropped", f.retain_dropped);
+  Put(o, "flows", f.flows);
+  Put(o, "halfOpen", f.half_open);
+  Put(o, "flowsOpened", f.flows_opened);
+  Put(o, "flowsClosed", f.flows_closed);
+  Put(o, "evictedHalfOpen", f.evicted_half_open);
+  Put(o, "refusedFull", f.refused_full);
+  Put(o, "diverged", f.diverged);
+  Put(o, "malformed", f.malformed);
+  Put(o, "droppedToGuest", f.dropped_to_guest);
+  Put(o, "retainedBytes", f.retained_bytes);
+  Put(o, "heldBytes", f.held_bytes);
+  return o;
+}
+
+}  // namespace
+
+double Number(const Napi::Object& from, const char* key) { return from.Get(key).ToNumber().DoubleValue(); }
+bool Flag(const Napi::Object& from, const char* key) { return from.Get(key).ToBoolean().Value(); }
+
+std::string Text(const Napi::Object& from, const char* key) {
+  const Napi::Value value = from.Get(key);
+  return value.IsString() ? value.As<Napi::String>().Utf8Value() : std::string();
+}
+
+bool Throw(Napi::Env env, const Status& status) {
+  if (status.ok()) return false;
+  Napi::Error error = Napi::Error::New(env, status.detail());
+  error.Value().Set("code", Napi::String::New(env, status.code()));
+  error.ThrowAsJavaScriptException();
+  return true;
+}
+
+PlaneOptions ReadPlaneOptions(const Napi::Object& from) {
+  PlaneOptions o;
+  o.self = static_cast<PeerId>(Number(from, "self"));
+  o.members = static_cast<size_t>(Number(from, "members"));
+  o.force = Flag(from, "force");
+  o.log_bytes = static_cast<size_t>(Number(from, "logBytes"));
+  o.log_entries = static_cast<size_t>(Number(from, "logEntries"));
+  o.ring_bytes = static_cast<size_t>(Number(from, "ringBytes"));
+  o.inflight_entries = static_cast<size_t>(Number(from, "inflightEntries"));
+  o.heartbeat_interval = static_cast<Nanoseconds>(Number(from, "heartbeatNs"));
+  o.lease = static_cast<Nanoseconds>(Number(from, "leaseNs"));
+  o.decider_stall = static_cast<Nanoseconds>(Number(from, "deciderStallNs"));
+  o.keep_unproposed = Flag(from, "keepUnproposed");
+  const auto mac = BytesOf(from.Get("vmMac"));
+  if (mac.size() == sizeof o.flows.vm_mac) std::memcpy(o.flows.vm_mac, mac.data(), mac.size());
+  const auto address = BytesOf(from.Get("vmAddress"));
+  if (address.size() == sizeof o.vm_address) std::memcpy(&o.vm_address, address.data(), address.size());
+  return o;
+}
+
+std::span<const std::byte> BytesOf(const Napi::Value& value) {
+  if (!value.IsTypedArray()) return {};
+  const auto array = value.As<Napi::Uint8Array>();
+  return {reinterpret_cast<const std::byte*>(array.Data()), array.ByteLength()};
+}
+
+Napi::Object EventObject(Napi::Env env, const PlaneEvent& event) {
+  Napi::Object o = Napi::Object::New(env);
+  o.Set("type", kEventNames[static_cast<size_t>(event.kind)]);
+  Put(o, "peer", event.peer);
+  Put(o, "view", event.view);
+  Put(o, "op", event.op);
+  Put(o, "atNs", event.at);
+  switch (event.kind) {
+    case PlaneEvent::Kind::kPromised:
+      Put(o, "lastView", event.last_view);
+      Put(o, "commitOp", event.commit_op);
+      o.Set("table", TableArray(env, event.table));
+      break;
+    case PlaneEvent::Kind::kControl:
+      Put(o, "entryKind", event.entry_kind);
+      o.Set("bytes", Bytes(env, event.bytes));
+      break;
+    case PlaneEvent::Kind::kMail:
+    case PlaneEvent::Kind::kStreamBroken:
+    case PlaneEvent::Kind::kFailed:
+      o.Set("bytes", Bytes(env, event.bytes));
+      break;
+    default:
+      break;
+  }
+  return o;
+}
+
+Napi::Object SnapshotObject(Napi::Env env, const PlaneSnapshot& s, size_t members) {
+  Napi::Object o = Napi::Object::New(env);
+  o.Set("role", kRoleNames[static_cast<size_t>(s.role)]);
+  Put(o, "promisedView", s.promised_view);
+  Put(o, "logView", s.log_view);
+  Put(o, "lastOp", s.last_op);
+  Put(o, "durableOp", s.durable_op);
+  Put(o, "commitOp", s.commit_op);
+  Put(o, "deliveredOp", s.delivered_op);
+  Napi::Array acked = Napi::Array::New(env, members);
+  for (uint32_t i = 0; i < members; ++i) {
+    acked.Set(i, s.acks[i] ? Napi::Value(Napi::Number::New(env, static_cast<double>(s.acked[i]))) : env.Null());
+  }
+  o.Set("acked", acked);
+  Put(o, "leaseEndNs", s.lease_end);
+  o.Set("gate", s.gate_open ? "open" : s.gate_armed ? "armed" : "closed");
+  Put(o, "heardView", s.heard_view);
+  Put(o, "heardFrom", s.heard_from);
+  Put(o, "heardAtNs", s.heard_at);
+  o.Set("guest", kGuestNames[static_cast<size_t>(s.guest)]);
+  Put(o, "poolFrames", s.pool_frames);
+  o.Set("flows", FlowObject(env, s.flows));
+  Napi::Object fabric = Napi::Object::New(env);
+  Put(fabric, "writes", s.fabric.writes);
+  Put(fabric, "writtenBytes", s.fabric.written_bytes);
+  Put(fabric, "reads", s.fabric.reads);
+  Put(fabric, "wakesSent", s.fabric.wakes_sent);
+  Put(fabric, "wakesReceived", s.fabric.wakes_received);
+  Put(fabric, "errors", s.fabric.errors);
+  o.Set("fabric", fabric);
+  Napi::Object wal = Napi::Object::New(env);
+  Put(wal, "batches", s.wal.batches);
+  Put(wal, "entries", s.wal.entries);
+  Put(wal, "bytes", s.wal.bytes);
+  Put(wal, "forces", s.wal.forces);
+  Put(wal, "segments", s.wal.segments);
+  Put(wal, "diskBytes", s.wal.disk_bytes);
+  o.Set("wal", wal);
+  Put(o, "entriesProposed", s.entries_proposed);
+  Put(o, "framesIn", s.frames_in);
+  Put(o, "framesOut", s.frames_out);
+  Put(o, "framesGated", s.frames_gated);
+  Put(o, "wireErrors", s.wire_errors);
+  Put(o, "polls", s.polls);
+  Put(o, "busyPolls", s.busy_polls);
+  Put(o, "doorbells", s.doorbells);
+  Put(o, "recordsPosted", s.records_posted);
+  Put(o, "mailDropped", s.mail_dropped);
+  Put(o, "poolProposed", s.pool_proposed);
+  return o;
+}
+
+Napi::Object LoadObject(Napi::Env env, const LoadResult& load) {
+  Napi::Object o = Napi::Object::New(env);
+  o.Set("done", load.done);
+  o.Set("leadershipLost", load.leadership_lost);
+  Put(o, "entries", load.entries);
+  Put(o, "elapsedNs", load.elapsed);
+  Put(o, "p50Ns", load.p50);
+  Put(o, "p90Ns", load.p90);
+  Put(o, "p99Ns", load.p99);
+  Put(o, "p999Ns", load.p999);
+  Put(o, "maxNs", load.max);
+  return o;
+}
+
+Napi::Object RecoveredObject(Napi::Env env, const RecoveredLog& r) {
+  Napi::Object o = Napi::Object::New(env);
+  Put(o, "firstOp", r.first_op);
+  Put(o, "lastOp", r.last_op);
+  Put(o, "lastView", r.last_view);
+  o.Set("table", TableArray(env, r.view_table));
+  Put(o, "tornBytes", r.torn_bytes);
+  o.Set("damaged", r.damaged);
+  Put(o, "damagedAfterOp", r.damaged_after_op);
+  o.Set("damageDetail", r.damage_detail);
+  return o;
+}
+
+}  // namespace falcon::addon

@@ -1,0 +1,242 @@
+#include "fabric/shm.h"
+
+#include <sys/random.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <utility>
+
+#include "fabric/shared_copy.h"
+#include "fabric/shm_files.h"
+#include "os/check.h"
+
+namespace falcon {
+namespace {
+
+class ShmFabric final : public Fabric {
+ public:
+  // `member` names files that do not exist yet; `lock` is the member's lock, held.
+  ShmFabric(ShmMember member, UniqueFd lock) : member_(std::move(member)), lock_(std::move(lock)) {}
+  ~ShmFabric() override;
+  ShmFabric(const ShmFabric&) = delete;
+  ShmFabric& operator=(const ShmFabric&) = delete;
+
+  Status Start();
+
+  [[nodiscard]] const char* name() const override { return "shm"; }
+  Status AddRegion(RegionId region, size_t bytes) override;
+  [[nodiscard]] std::span<std::byte> region(RegionId region) override;
+  [[nodiscard]] std::string Descriptor() const override { return member_.Descriptor(); }
+  Status Connect(PeerId peer, uint64_t connection, std::string_view descriptor) override;
+  void Disconnect(PeerId peer) override;
+  [[nodiscard]] PeerState State(PeerId peer) const override;
+  Status Write(PeerId peer, RemoteAddress to,
+               std::span<const std::span<const std::byte>> pieces) override;
+  Status Read(PeerId peer, RemoteAddress from, std::span<std::byte> into) override;
+  [[nodiscard]] uint64_t Posted(PeerId peer) const override { return At(peer).posted; }
+  [[nodiscard]] uint64_t Completed(PeerId peer) const override { return At(peer).posted; }
+  void Ring(PeerId peer) override;
+  int Poll() override { return 0; }
+  [[nodiscard]] int wake_fd() const override { return bell_.get(); }
+  void ArmWake() override;
+  void DisarmWake() override;
+  [[nodiscard]] FabricCounters counters() const override { return counters_; }
+
+ private:
+  struct Peer {
+    std::array<ShmMapping, kMaxRegions> regions;
+    ShmMapping page;
+    UniqueFd bell;
+    uint64_t posted = 0;
+    bool up = false;
+    bool written = false;  // since the last Ring
+  };
+
+  const Peer& At(PeerId peer) const {
+    FALCON_CHECK(peer < kMaxMembers);
+    return peers_[peer];
+  }
+  Peer& At(PeerId peer) {
+    FALCON_CHECK(peer < kMaxMembers);
+    return peers_[peer];
+  }
+  Status Find(Peer& peer, RemoteAddress address, size_t bytes, std::byte** at);
+  static Status MapPeer(const ShmMember& member, Peer* peer);
+
+  ShmMember member_;
+  UniqueFd lock_;
+  UniqueFd bell_;
+  ShmMapping page_;
+  std::array<ShmMapping, kMaxRegions> regions_;
+  std::array<Peer, kMaxMembers> peers_;
+  bool connected_once_ = false;
+  FabricCounters counters_;
+};
+
+// The lock goes last: as long as it is held, nobody else takes these files for leftovers.
+ShmFabric::~ShmFabric() {
+  for (Peer& peer : peers_) peer = Peer{};
+  for (RegionId region = 0; region < kMaxRegions; ++region) {
+    if (regions_[region].ok()) unlink(member_.RegionPath(region).c_str());
+  }
+  if (page_.ok()) unlink(member_.PagePath().c_str());
+  if (bell_.valid()) unlink(member_.BellPath().c_str());
+  unlink(ShmLockPath(member_.directory, member_.name).c_str());
+}
+
+Status ShmFabric::Start() {
+  RemoveShmLeftovers(member_.directory, member_.name);
+  Status status = ShmMapping::Create(member_.PagePath(), member_.PageHeader(), &page_);
+  if (!status.ok()) return status;
+  return MakeShmBell(member_.BellPath(), &bell_);
+}
+
+Status ShmFabric::AddRegion(RegionId region, size_t bytes) {
+  const std::string number = "region " + std::to_string(region);
+  if (region >= kMaxRegions || bytes == 0 || bytes > kMaxShmRegionBytes)
+    return {"FABRIC_REGION", number + " of " + std::to_string(bytes) + " bytes is out of range"};
+  if (regions_[region].ok()) return {"FABRIC_REGION", number + " was made before"};
+  if (connected_once_) return {"FABRIC_REGION", number + " comes after the first connection"};
+  member_.region_bytes[region] = bytes;
+  const Status status =
+      ShmMapping::Create(member_.RegionPath(region), member_.RegionHeader(region), &regions_[region]);
+  if (status.ok()) return Ok();
+  member_.region_bytes[region] = 0;
+  return {"FABRIC_REGION", status.detail()};
+}
+
+std::span<std::byte> ShmFabric::region(RegionId region) {
+  FALCON_CHECK(region < kMaxRegions);
+  return regions_[region].ok() ? regions_[region].body() : std::span<std::byte>{};
+}
+
+Status ShmFabric::MapPeer(const ShmMember& member, Peer* peer) {
+  Status status = ShmMapping::Open(member.PagePath(), member.PageHeader(), &peer->page);
+  for (RegionId region = 0; status.ok() && region < kMaxRegions; ++region) {
+    if (member.region_bytes[region] == 0) continue;
+    status = ShmMapping::Open(member.RegionPath(region), member.RegionHeader(region),
+                              &peer->regions[region]);
+  }
+  return status.ok() ? OpenShmBell(member.BellPath(), &peer->bell) : status;
+}
+
+Status ShmFabric::Connect(PeerId peer, uint64_t /*connection*/, std::string_view descriptor) {
+  Disconnect(peer);
+  ShmMember member;
+  Status status = ShmMember::Parse(descriptor, member_.directory, &member);
+  if (!status.ok()) return status;
+  if (member.self != peer) return {"FABRIC_CONNECT", "the descriptor is of another member"};
+  Peer fresh;
+  status = MapPeer(member, &fresh);
+  if (!status.ok()) return {"FABRIC_CONNECT", status.detail()};
+  fresh.up = true;
+  At(peer) = std::move(fresh);
+  connected_once_ = true;
+  return Ok();
+}
+
+void ShmFabric::Disconnect(PeerId peer) { At(peer) = Peer{}; }
+
+PeerState ShmFabric::State(PeerId peer) const {
+  return At(peer).up ? PeerState::kUp : PeerState::kDown;
+}
+
+// Where `address` of the peer is mapped, if `bytes` from there on are within its region.
+Status ShmFabric::Find(Peer& peer, RemoteAddress address, size_t bytes, std::byte** at) {
+  if (!peer.up) {
+    ++counters_.errors;
+    return {"FABRIC_DOWN", "not connected"};
+  }
+  const size_t limit = address.region < kMaxRegions && peer.regions[address.region].ok()
+                           ? peer.regions[address.region].body().size()
+                           : 0;
+  if (address.offset > limit || bytes > limit - address.offset) {
+    ++counters_.errors;
+    return {"FABRIC_BOUNDS", "beyond the end of the peer's region"};
+  }
+  *at = limit == 0 ? nullptr : peer.regions[address.region].body().data() + address.offset;
+  return Ok();
+}
+
+Status ShmFabric::Write(PeerId to_peer, RemoteAddress to,
+                        std::span<const std::span<const std::byte>> pieces) {
+  FALCON_CHECK(pieces.size() <= kMaxPieces);
+  Peer& peer = At(to_peer);
+  size_t bytes = 0;
+  for (const std::span<const std::byte> piece : pieces) bytes += piece.size();
+  std::byte* at = nullptr;
+  Status status = Find(peer, to, bytes, &at);
+  if (!status.ok()) return status;
+  CopyIntoShared(at, pieces);
+  ++peer.posted;
+  peer.written = true;
+  ++counters_.writes;
+  counters_.written_bytes += bytes;
+  return status;
+}
+
+Status ShmFabric::Read(PeerId from_peer, RemoteAddress from, std::span<std::byte> into) {
+  Peer& peer = At(from_peer);
+  std::byte* at = nullptr;
+  Status status = Find(peer, from, into.size(), &at);
+  if (!status.ok()) return status;
+  CopyFromShared(into, at);
+  ++peer.posted;
+  ++counters_.reads;
+  return status;
+}
+
+// Either the sleeper's last look comes after our writes, or we see its word: both sides put a full fence
+// between their own store and the look at the other's.
+void ShmFabric::Ring(PeerId to_peer) {
+  Peer& peer = At(to_peer);
+  if (!peer.up || !peer.written) return;
+  peer.written = false;
+  FullFence();
+  std::atomic<uint32_t>& sleeping = peer.page.sleeping();
+  if (sleeping.load(std::memory_order_relaxed) == 0) return;
+  if (sleeping.exchange(0, std::memory_order_seq_cst) == 0) return;  // another peer rings
+  const char byte = 1;
+  // A full FIFO is as good as another byte in it, and nothing can be done about other errors.
+  if (write(peer.bell.get(), &byte, 1) == 1) ++counters_.wakes_sent;
+}
+
+void ShmFabric::ArmWake() {
+  page_.sleeping().store(1, std::memory_order_seq_cst);
+  FullFence();
+}
+
+void ShmFabric::DisarmWake() {
+  page_.sleeping().store(0, std::memory_order_relaxed);
+  char bytes[256];
+  ssize_t got = 0;
+  do {
+    got = read(bell_.get(), bytes, sizeof bytes);
+    if (got > 0) counters_.wakes_received += static_cast<uint64_t>(got);
+  } while (got == static_cast<ssize_t>(sizeof bytes) || (got < 0 && errno == EINTR));
+}
+
+}  // namespace
+
+Status MakeShmFabric(const ShmOptions& options, std::unique_ptr<Fabric>* fabric) {
+  FALCON_CHECK(options.self < kMaxMembers);
+  if (!ShmNameIsRight(options.name)) return {"SHM_OPEN", "a member name is 1 to 64 of A-Z a-z 0-9 _ -"};
+  ShmMember member;
+  member.directory = options.directory;
+  member.name = options.name;
+  member.self = options.self;
+  Status status = PrepareShmDirectory(options.directory);
+  if (!status.ok()) return status;
+  UniqueFd lock;
+  status = LockShmMember(options.directory, options.name, &lock);
+  if (!status.ok()) return status;
+  if (getrandom(&member.incarnation, sizeof member.incarnation, 0) != sizeof member.incarnation)
+    return {"SHM_OPEN", ErrnoText("getrandom", errno)};
+  auto made = std::make_unique<ShmFabric>(std::move(member), std::move(lock));
+  status = made->Start();
+  if (status.ok()) *fabric = std::move(made);
+  return status;
+}
+
+}  // namespace falcon

@@ -1,0 +1,139 @@
+// A ring of records that one replica writes into a region of another: log entries, and control messages.
+//
+// Positions are absolute bytes since the stream began and only grow; a record lies at position modulo ring
+// size, so full and empty cannot be confused and bytes of an earlier lap never look like new ones. A record
+// is believed only if its header carries the expected connection, stream and position and its checksums are
+// right: one that is torn, late, repeated or damaged is simply not there (yet). The writer overwrites
+// nothing that the reader has not consumed; it learns of that through SetConsumed.
+//
+// The payload may wrap around the end of the ring (that record takes two writes, so a send queue must hold at
+// least two); the header never does: with less than a header left, both sides go on at the ring's start.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "fabric/fabric.h"
+#include "os/status.h"
+
+namespace falcon {
+
+struct RecordHeader {
+  uint64_t connection;        // incarnation of the connection that carries it
+  uint64_t stream;            // chosen by the users of the ring, for example the view
+  uint64_t position;          // of this header's first byte
+  uint32_t length;            // payload bytes, at least 1
+  uint32_t reserved;          // zero
+  uint32_t payload_checksum;  // CRC32C of the payload; 0 if the writer was told to leave it out
+  uint32_t header_checksum;   // CRC32C of the 36 bytes before
+};
+
+inline constexpr size_t kRecordHeaderBytes = 40;
+static_assert(sizeof(RecordHeader) == kRecordHeaderBytes);
+static_assert(offsetof(RecordHeader, position) == 16);
+static_assert(offsetof(RecordHeader, length) == 24);
+static_assert(offsetof(RecordHeader, payload_checksum) == 32);
+static_assert(offsetof(RecordHeader, header_checksum) == 36);
+
+// Bytes that a record with this payload takes in the ring.
+[[nodiscard]] constexpr size_t RecordBytes(size_t payload_bytes) {
+  return (kRecordHeaderBytes + payload_bytes + 7) & ~size_t{7};
+}
+
+// Where the next record begins if the one before ended at `position`.
+[[nodiscard]] constexpr uint64_t RecordStart(uint64_t position, size_t ring_bytes) {
+  const uint64_t left = ring_bytes - position % ring_bytes;
+  return left < kRecordHeaderBytes ? position + left : position;
+}
+
+// The smallest ring; ring sizes are multiples of 8.
+inline constexpr size_t kMinRecordRingBytes = 2 * kRecordHeaderBytes;
+
+class RecordRingWriter {
+ public:
+  // Starts a stream at position 0. `remote` is where the ring begins in the peer's region. No (connection,
+  // stream) is ever used twice. A new stream may follow on a connection whose writes are still in flight; a
+  // new connection may only follow after Connect. `checksum_payload` false leaves payload_checksum out, for
+  // payloads that carry their own.
+  void Reset(uint64_t connection, uint64_t stream, size_t ring_bytes, RemoteAddress remote,
+             bool checksum_payload = true);
+
+  // Takes the reader's consumed() as the peer published it. A value that goes back or beyond what was
+  // written is ignored, and false returned.
+  bool SetConsumed(uint64_t position);
+
+  // Largest payload that can be posted now; 0: none.
+  [[nodiscard]] size_t Space() const;
+
+  // Bytes between what the reader has consumed and what was written.
+  [[nodiscard]] uint64_t Unconsumed() const { return position_ - consumed_; }
+  [[nodiscard]] uint64_t position() const { return position_; }
+  [[nodiscard]] uint64_t consumed() const { return consumed_; }
+
+  // Posts one record (at least 1 byte). The payload must stay unchanged until fabric.Completed(peer) reaches
+  // fabric.Posted(peer) as it is after the call, also if the call said FABRIC_BUSY. Errors: RECORD_RING_FULL
+  // (Space() is too small, wait for the reader), FABRIC_BUSY (try again after Poll), FABRIC_DOWN. On every
+  // error the record was not posted and the stream stands where it stood.
+  Status Post(Fabric& fabric, PeerId peer, std::span<const std::byte> payload);
+
+  // Posts one record whose payload is several whole items back to back, in at most two places of the
+  // sender's memory (so that a source that is itself a ring needs no copy).
+  Status PostMany(Fabric& fabric, PeerId peer, std::span<const std::byte> first,
+                  std::span<const std::byte> second = {});
+
+ private:
+  struct Slot {
+    RecordHeader header;
+    uint64_t sent_at;  // free once Completed() has reached this
+  };
+  static constexpr size_t kSlots = 512;
+
+  uint64_t connection_ = 0;
+  uint64_t stream_ = 0;
+  size_t ring_bytes_ = 0;
+  RemoteAddress remote_;
+  bool checksum_payload_ = true;
+  uint64_t position_ = 0;
+  uint64_t consumed_ = 0;
+  size_t next_slot_ = 0;
+  std::unique_ptr<std::array<Slot, kSlots>> slots_;  // allocated by the first Reset, never moved
+};
+
+class RecordRingReader {
+ public:
+  // `ring` is 8-byte aligned memory that only the expected writer writes. `verify_payload` false leaves the
+  // payload unchecked (and possibly not wholly there), for payloads that carry their own checksum.
+  void Reset(uint64_t connection, uint64_t stream, std::span<const std::byte> ring,
+             bool verify_payload = true);
+
+  // True if the next record is there: its payload is `first` followed by `second` (empty unless it wraps).
+  // The spans are in the ring and stay valid until the consumed position behind them is published; what
+  // must not change between check and use (by a stray late write) is copied first and checked then, as
+  // NextInto does. Calling it again without Consume gives the same record.
+  bool Next(std::span<const std::byte>* first, std::span<const std::byte>* second);
+
+  // Goes behind the record that the last Next returned.
+  void Consume();
+
+  // Copies the next payload out, always verifies the copy unless verify_payload is off, and consumes it.
+  bool NextInto(std::vector<std::byte>* payload);
+
+  // Position behind the last consumed record: what the writer's SetConsumed takes.
+  [[nodiscard]] uint64_t consumed() const { return position_; }
+
+ private:
+  bool ReadHeader(RecordHeader* header) const;
+
+  uint64_t connection_ = 0;
+  uint64_t stream_ = 0;
+  std::span<const std::byte> ring_;
+  bool verify_payload_ = true;
+  uint64_t position_ = 0;
+  size_t found_bytes_ = 0;  // of the record that Next returned, header included; 0: none
+};
+
+}  // namespace falcon

@@ -1,0 +1,296 @@
+// The data plane of one replica: everything between a frame's arrival and its delivery, as a state machine.
+//
+// PollOnce(now) does a bounded amount of work and never waits; a reactor thread calls it in a loop (reactor.h)
+// and the simulator calls it when it likes. What to do (who leads, whom to follow, when the gate may open) is
+// told by commands; what happened is told by events. Decisions are not taken here.
+//
+// Roles, as commands set them:  idle --Lead--> leading     idle --Follow--> following     any --Promise--> idle
+//
+// One thread owns a DataPlane. Commands are called on that thread (reactor.h carries them over).
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "fabric/fabric.h"
+#include "log/memory_log.h"
+#include "log/wal.h"
+#include "os/clock.h"
+#include "plane/peer_link.h"
+#include "vm/flow_table.h"
+#include "vm/ingress_pool.h"
+#include "vm/vm_rings.h"
+
+namespace falcon {
+
+struct PlaneOptions {
+  PeerId self = 0;
+  size_t members = 1;  // 2f + 1
+  bool force = true;   // durability "disk": an acknowledgement means forced
+  size_t log_bytes = 64 << 20;      // of the log in memory, a power of two
+  size_t log_entries = 1 << 18;     // most entries in memory, a power of two
+  size_t ring_bytes = 8 << 20;      // of the inbound entry ring for each peer, a power of two
+  size_t inflight_entries = 1 << 14;  // most that wait for commit before the tap is held back
+  Nanoseconds heartbeat_interval = 5 * kMillisecond;
+  Nanoseconds lease = 40 * kMillisecond;
+  Nanoseconds decider_stall = 250 * kMillisecond;  // no tick from the deciding thread for so long: no heartbeats
+  FlowOptions flows;
+  IngressPoolOptions pool;
+  bool keep_unproposed = true;  // lan: flood
+  uint32_t vm_address = 0;      // IPv4 of the guest in network order, for the announcement; 0: RARP only
+};
+
+enum class PlaneRole : uint8_t { kIdle, kLeading, kFollowing };
+
+enum class GuestMode : uint8_t {
+  kNone,     // no guest here: frames are stored, not delivered
+  kBooting,  // delivery waits
+  kRunning,
+};
+
+struct PlaneEvent {
+  enum class Kind : uint8_t {
+    kPromised,      // view; tail in log_tail; at = heartbeat acked at (-1: never)
+    kFollowing,     // view
+    kLeading,       // view, op = view-start
+    kMail,          // peer, bytes
+    kControl,       // a committed entry that is no frame: entry_kind, view, op, bytes = payload
+    kCaughtUp,      // leader: its guest has taken all input up to view-start
+    kGateOpened,    // view, at
+    kInputHeld,     // view, op = last
+    kSurrendered,   // view
+    kStreamBroken,  // peer: what it writes cannot be (bytes: why); reconnect
+    kFeedLost,      // peer: needs entries that are not kept any more
+    kFailed,        // the replica must stop: bytes = "CODE detail"
+  };
+  Kind kind;
+  PeerId peer = 0;
+  EntryKind entry_kind = EntryKind::kNoop;
+  View view = 0;
+  Op op = 0;
+  Nanoseconds at = 0;
+  std::vector<std::byte> bytes;
+  View last_view = 0;  // kPromised
+  Op commit_op = 0;
+  std::vector<ViewTableRow> table;
+};
+
+struct PlaneSnapshot {
+  PlaneRole role = PlaneRole::kIdle;
+  View promised_view = 0;
+  View log_view = 0;
+  Op last_op = 0, durable_op = 0, commit_op = 0, delivered_op = 0;
+  std::array<Op, kMaxMembers> acked{};      // leading: durable op of each member in this view
+  std::array<bool, kMaxMembers> acks{};     // it follows this view
+  Nanoseconds lease_end = 0;                // leading; 0: none
+  bool gate_open = false;
+  bool gate_armed = false;
+  View heard_view = 0;                      // of the last heartbeat that was acknowledged
+  PeerId heard_from = 0;
+  Nanoseconds heard_at = -1;
+  GuestMode guest = GuestMode::kNone;
+  size_t pool_frames = 0;
+  FlowCounters flows;
+  FabricCounters fabric;
+  Wal::Counters wal;
+  uint64_t entries_proposed = 0, frames_in = 0, frames_out = 0, frames_gated = 0, wire_errors = 0;
+  uint64_t polls = 0, busy_polls = 0, doorbells = 0, records_posted = 0, mail_dropped = 0, pool_proposed = 0;
+};
+
+// Where released output goes: the tap, or a recorder.
+class WireSink {
+ public:
+  virtual ~WireSink() = default;
+  // False: not now (the frame is lost, as on any busy wire).
+  virtual bool Write(Frame frame) = 0;
+};
+
+// Time, as the check at the gate must see it: fresh, not as of the start of a poll round.
+class Clock {
+ public:
+  virtual ~Clock() = default;
+  [[nodiscard]] virtual Nanoseconds Now() = 0;
+};
+
+class DataPlane final : private FlowSink {
+ public:
+  // All arguments outlive the plane. `rings` may be null (a witness).
+  DataPlane(const PlaneOptions& options, Clock* clock, Fabric* fabric, Wal* wal,
+            const RecoveredLog& recovered, VmRings* rings, WireSink* wire);
+  ~DataPlane() override;
+
+  // Bytes of fabric region 0 that a plane with these options needs.
+  [[nodiscard]] static size_t RegionBytes(const PlaneOptions& options);
+
+  // ---- commands
+  Status Connect(PeerId peer, uint64_t connection, std::string_view descriptor);
+  void Disconnect(PeerId peer);
+  void Promise(View view);
+  void Lead(View view);
+  void Follow(View view, PeerId primary, Op agree_op);
+  void Feed(PeerId peer, View view, Op agree_op);
+  void Resign(View view);
+  void HoldInput(View view);
+  void ReleaseInput(View view);
+  void Surrender(View view);
+  void Reclaim(View view);
+  void OpenGate(View view);
+  void AdmitInput(bool admit) { admit_input_ = admit; }
+  // False: the mailbox is full, the message is dropped (every message is repeated by its sender).
+  bool SendMail(PeerId peer, std::span<const std::byte> message);
+  // Proposes a control entry. False: not leading, or no space.
+  bool Propose(EntryKind kind, std::span<const std::byte> payload);
+  void SetGuest(GuestMode mode);
+  // The rings were made empty for a new guest.
+  void AttachRings();
+  void Tick(Nanoseconds now) { decider_at_ = now; }
+  void SetRetained(Op op) { release_op_ = op; }
+
+  // ---- the loop
+  // One round. Returns how much was done (0: idle).
+  int PollOnce(Nanoseconds now);
+  // Asks all sources to wake this replica; true if there is work already (do not sleep).
+  bool ArmWake();
+  void DisarmWake();
+  // When PollOnce wants to run again though nothing happens.
+  [[nodiscard]] Nanoseconds NextDeadline(Nanoseconds now) const;
+
+  [[nodiscard]] std::deque<PlaneEvent>& events() { return events_; }
+  void FillSnapshot(PlaneSnapshot* snapshot) const;
+  [[nodiscard]] Op commit_op() const { return commit_op_; }
+  [[nodiscard]] bool leading() const { return role_ == PlaneRole::kLeading; }
+  [[nodiscard]] Op last_op() const { return log_.last_op(); }
+  // Room for `bytes` more of payload and in-flight budget.
+  [[nodiscard]] bool CanPropose() const;
+
+ private:
+  // FlowSink
+  bool ToGuest(Frame frame) override;
+  void ToWire(Frame frame) override;
+
+  // replication.cc: ring -> log -> disk -> acknowledgement -> commit
+  int PollPeers();
+  void ReadWords(PeerLink& peer);
+  int ReadMail(PeerLink& peer);
+  int TakeEntries(Nanoseconds now);
+  bool CopyRecord(PeerLink& peer, Nanoseconds now);
+  bool TakeReceived(Nanoseconds now);
+  bool StartFeed(PeerLink& peer);
+  bool PostRecord(PeerLink& peer, std::span<const std::byte> entries, Op first_op, size_t count, bool from_memory);
+  bool AppendReceived(std::span<const std::byte> entry, Nanoseconds now);
+  void StreamBroken(PeerId peer, const char* why);
+  int FeedPeers();
+  int FeedFromDisk(PeerLink& peer);
+  int PollWal();
+  void TakeWords(PeerLink& peer, const PeerWords& words);
+  void NoteSent(PeerLink& peer);
+  void MarkWords(bool all);
+  void BecomeIdle();
+  void FinishPending();
+  void FinishPromise();
+  void FinishFollow();
+  void FinishLead(Nanoseconds now);
+  bool AppendOwn(EntryKind kind, std::span<const std::byte> payload);
+  void HandToWal();
+  [[nodiscard]] bool LogAtRest() const;
+  void AdvanceCommit();
+  void PostWords();
+  void SetEvictionFloor();
+  [[nodiscard]] uint32_t ChecksumOf(Op op);
+
+  // lease.cc
+  void PollLease(Nanoseconds now);
+  [[nodiscard]] bool MayRelease();
+
+  // guest.cc: frames between the guest, the log and the wire
+  int PollIngress(Nanoseconds now);
+  int PollEgress(Nanoseconds now);
+  int PollDelivery(Nanoseconds now);
+  void ProposeUnproposed(Nanoseconds now);
+  void PollGate(Nanoseconds now);
+  void Announce();
+
+  PlaneEvent& Emit(PlaneEvent::Kind kind);
+  void Fail(const char* code, const std::string& detail);
+  [[nodiscard]] size_t Quorum() const { return options_.members / 2 + 1; }
+
+  PlaneOptions options_;
+  Clock* clock_;
+  Fabric* fabric_;
+  Wal* wal_;
+  VmRings* rings_;
+  WireSink* wire_;
+  MemoryLog log_;
+  std::vector<std::unique_ptr<PeerLink>> peers_;  // null at self
+  std::deque<PlaneEvent> events_;
+  bool failed_ = false;
+
+  PlaneRole role_ = PlaneRole::kIdle;
+  View promised_view_ = 0;
+  PeerId primary_ = 0;  // following
+  Op commit_op_ = 0;
+  Op durable_op_ = 0;
+  // Ops and WAL sequence numbers run in parallel between two cuts.
+  uint64_t wal_sequence_ = 0;       // last appended
+  uint64_t wal_base_sequence_ = 0;
+  Op wal_base_op_ = 0;
+  Op wal_handed_op_ = 0;            // last op that the WAL's queue took
+
+  // A command that waits until the log is at rest.
+  enum class Pending : uint8_t { kNone, kPromise, kFollow, kLead };
+  Pending pending_ = Pending::kNone;
+  Op pending_agree_ = 0;
+  PeerId pending_primary_ = 0;
+  std::vector<std::byte> disk_buffer_;
+  std::vector<std::byte> received_;  // a record's entries, whole, on their way into the log
+  size_t received_at_ = 0;
+  bool wal_dirty_ = false;
+  Op wal_durable_op_ = 0;  // written (and forced, if the options say so)
+
+  // leading
+  Op view_start_op_ = 0;
+  bool caught_up_told_ = false;
+  bool input_held_ = false;
+  bool admit_input_ = false;
+  bool gate_armed_ = false;
+  bool gate_open_ = false;
+  bool surrendered_ = false;
+  uint64_t round_ = 0;
+  uint64_t first_countable_round_ = 1;
+  static constexpr size_t kRounds = 256;
+  std::array<Nanoseconds, kRounds> round_sent_at_{};
+  Nanoseconds next_heartbeat_ = 0;
+  Nanoseconds lease_end_ = 0;
+  Nanoseconds decider_at_ = 0;
+
+  // heartbeats acknowledged
+  View heard_view_ = 0;
+  PeerId heard_from_ = 0;
+  Nanoseconds heard_at_ = -1;
+  uint64_t heard_round_ = 0;
+
+  // guest
+  std::unique_ptr<FlowTable> flows_;
+  std::unique_ptr<IngressPool> pool_;
+  GuestMode guest_ = GuestMode::kNone;
+  RingConsumer ingress_;
+  RingProducer deliver_;
+  RingConsumer egress_;
+  Op recovered_op_ = 0;
+  Op delivered_op_ = 0;
+  Nanoseconds next_flow_tick_ = 0;
+  bool deliver_blocked_ = false;
+  std::vector<std::byte> normalised_;
+  Op release_op_ = 0;
+  Nanoseconds next_release_ = 0;
+
+  mutable PlaneSnapshot count_;  // the counters; the rest is filled in on demand
+};
+
+}  // namespace falcon

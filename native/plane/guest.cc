@@ -1,0 +1,167 @@
+// Frames between the guest, the log and the wire.
+#include <algorithm>
+#include <cstring>
+
+#include "os/check.h"
+#include "plane/data_plane.h"
+
+namespace falcon {
+namespace {
+
+constexpr int kFramesPerRound = 128;
+
+}  // namespace
+
+int DataPlane::PollIngress(Nanoseconds now) {
+  if (guest_ == GuestMode::kNone) return 0;
+  int frames = 0;
+  const bool leading = role_ == PlaneRole::kLeading;
+  for (; frames < kFramesPerRound; ++frames) {
+    if (leading && (input_held_ || !CanPropose())) break;
+    const Frame frame = ingress_.Front();
+    if (frame.empty()) break;
+    size_t length = 0;
+    const bool wanted = leading ? admit_input_ && guest_ == GuestMode::kRunning : options_.keep_unproposed;
+    if (wanted && flows_->Admit(frame, normalised_, &length, now) == Admission::kPropose) {
+      const Frame normalised(normalised_.data(), length);
+      if (leading && !AppendOwn(EntryKind::kFrame, normalised)) break;  // no room: the tap waits
+      if (!leading) pool_->Saw(normalised, now);
+    }
+    ++count_.frames_in;
+    ingress_.Pop();
+  }
+  ingress_.Release();
+  if (ingress_.corrupt()) Fail("VM_LINK", "the ingress ring is corrupt");
+  return frames;
+}
+
+// The frames that the network sent to the dead primary, which this replica's tap has seen and the log has not.
+void DataPlane::ProposeUnproposed(Nanoseconds now) {
+  if (pool_ == nullptr || !options_.keep_unproposed) return;
+  if (guest_ != GuestMode::kRunning || !admit_input_) {
+    pool_->Clear();
+    return;
+  }
+  const size_t proposed = pool_->Drain(
+      now,
+      [](void* context, Frame frame) {
+        return static_cast<DataPlane*>(context)->AppendOwn(EntryKind::kFrame, frame);
+      },
+      this);
+  count_.pool_proposed += proposed;
+  pool_->Clear();
+}
+
+int DataPlane::PollDelivery(Nanoseconds now) {
+  int taken = 0;
+  deliver_blocked_ = false;
+  for (; delivered_op_ < commit_op_ && taken < kFramesPerRound; ++taken) {
+    const Op op = delivered_op_ + 1;
+    if (!log_.Holds(op)) {
+      // Only entries from before this replica's start are not in memory: there is no guest to take them.
+      FALCON_CHECK(op <= recovered_op_ || guest_ == GuestMode::kNone);
+      ++delivered_op_;
+      continue;
+    }
+    const auto entry = log_.Entry(op);
+    const EntryHeader header = ReadEntryHeader(entry);
+    const auto payload = entry.subspan(kEntryHeaderBytes, header.payload_length);
+    if (header.kind == EntryKind::kFrame) {
+      if (guest_ == GuestMode::kBooting) break;
+      if (guest_ == GuestMode::kRunning) {
+        if (!deliver_.HasSpace(2 * FALCON_FRAME_MAX_BYTES)) {
+          deliver_blocked_ = true;
+          break;
+        }
+        flows_->Deliver(payload, now);
+      }
+    } else {
+      if (header.kind == EntryKind::kVmBoot && rings_ != nullptr) {
+        flows_->Reset();
+        guest_ = GuestMode::kBooting;
+      }
+      PlaneEvent& event = Emit(PlaneEvent::Kind::kControl);
+      event.entry_kind = header.kind;
+      event.view = header.view;
+      event.op = op;
+      event.bytes.assign(payload.begin(), payload.end());
+    }
+    delivered_op_ = op;
+  }
+  if (guest_ == GuestMode::kRunning && now >= next_flow_tick_) next_flow_tick_ = flows_->Tick(now);
+  if (rings_ != nullptr) deliver_.Ring();
+  return taken;
+}
+
+int DataPlane::PollEgress(Nanoseconds now) {
+  int frames = 0;
+  for (; frames < kFramesPerRound; ++frames) {
+    const Frame frame = egress_.Front();
+    if (frame.empty()) break;
+    flows_->FromGuest(frame, now);
+    egress_.Pop();
+  }
+  egress_.Release();
+  if (frames > 0) {
+    deliver_.Ring();
+    next_flow_tick_ = std::min(next_flow_tick_, now + kMillisecond);
+  }
+  if (egress_.corrupt()) Fail("VM_LINK", "the egress ring is corrupt");
+  return frames;
+}
+
+bool DataPlane::ToGuest(Frame frame) { return deliver_.Push(frame); }
+
+void DataPlane::ToWire(Frame frame) {
+  if (!MayRelease()) {
+    ++count_.frames_gated;
+    return;
+  }
+  if (wire_->Write(frame)) {
+    ++count_.frames_out;
+  } else {
+    ++count_.wire_errors;
+  }
+}
+
+void DataPlane::PollGate(Nanoseconds now) {
+  const bool caught_up = commit_op_ >= view_start_op_ && delivered_op_ >= view_start_op_ &&
+                         guest_ == GuestMode::kRunning && deliver_.Empty();
+  if (caught_up && !caught_up_told_) {
+    caught_up_told_ = true;
+    PlaneEvent& event = Emit(PlaneEvent::Kind::kCaughtUp);
+    event.view = promised_view_;
+    event.at = now;
+  }
+  if (!gate_armed_ || gate_open_ || surrendered_ || now >= lease_end_) return;
+  gate_open_ = true;
+  Announce();
+  flows_->TakeOver(now);
+  PlaneEvent& event = Emit(PlaneEvent::Kind::kGateOpened);
+  event.view = promised_view_;
+  event.at = now;
+}
+
+// Moves the switches' entries for the guest's address to this host: RARP as QEMU's announce-self sends it, and
+// a gratuitous ARP when the guest's address is known.
+void DataPlane::Announce() {
+  std::byte frame[60] = {};
+  const auto put = [&frame](size_t at, const void* data, size_t bytes) { std::memcpy(frame + at, data, bytes); };
+  const auto* mac = options_.flows.vm_mac;
+  std::memset(frame, 0xFF, 6);
+  put(6, mac, 6);
+  const uint8_t rarp[10] = {0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3};
+  put(12, rarp, sizeof rarp);
+  put(22, mac, 6);
+  put(32, mac, 6);
+  ToWire(frame);
+  if (options_.vm_address == 0) return;
+  const uint8_t arp[10] = {0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1};
+  put(12, arp, sizeof arp);
+  put(28, &options_.vm_address, 4);
+  std::memset(frame + 32, 0, 6);
+  put(38, &options_.vm_address, 4);
+  ToWire(frame);
+}
+
+}  // namespace falcon

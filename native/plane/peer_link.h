@@ -1,0 +1,103 @@
+// What a replica keeps for one peer: the connection, the words that the two write into each other's memory,
+// the entry ring and the mailbox in both directions.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "fabric/fabric.h"
+#include "log/entry.h"
+#include "log/record_ring.h"
+#include "os/clock.h"
+
+namespace falcon {
+
+// Written one-sidedly by one member into another's region. Believed only if connection and checksum are
+// right; a torn one is simply read again.
+struct PeerWords {
+  uint64_t connection;
+  uint64_t sequence;         // grows with every write
+  uint64_t leading_view;     // the writer is primary of this view; 0: it is not primary
+  uint64_t heartbeat_round;  // of that primary
+  uint64_t commit_op;        // of that primary
+  uint64_t following_view;   // stream whose entries the writer takes; 0: none
+  uint64_t durable_op;       // the writer's log is durable up to here, as of following_view
+  uint64_t echo_view;        // view and round of the last heartbeat that the writer acknowledged
+  uint64_t echo_round;
+  uint64_t entries_consumed;  // bytes of stream following_view
+  uint64_t mail_consumed;     // bytes of the mailbox
+  uint32_t reserved;
+  uint32_t checksum;  // CRC32C of everything before
+};
+static_assert(sizeof(PeerWords) == 96);
+
+inline constexpr size_t kWordsStride = 128;
+inline constexpr size_t kMailboxBytes = 64 << 10;
+inline constexpr uint64_t kMailStream = ~uint64_t{0};
+
+// Where in a member's region a peer finds its own places.
+struct RegionLayout {
+  size_t ring_bytes;
+  [[nodiscard]] uint64_t WordsAt(PeerId writer) const { return writer * kWordsStride; }
+  [[nodiscard]] uint64_t MailboxAt(PeerId writer) const {
+    return kMaxMembers * kWordsStride + writer * kMailboxBytes;
+  }
+  [[nodiscard]] uint64_t RingAt(PeerId writer) const {
+    return kMaxMembers * (kWordsStride + kMailboxBytes) + writer * ring_bytes;
+  }
+  [[nodiscard]] size_t Bytes(size_t members) const { return RingAt(static_cast<PeerId>(members)); }
+};
+
+struct PeerLink {
+  explicit PeerLink(PeerId peer) : id(peer) { words_slab.resize(kWordsSlab); }
+
+  PeerId id;
+  uint64_t connection = 0;
+  bool up = false;
+
+  // their words, as last believed
+  PeerWords words{};
+  uint64_t seen_sequence = 0;
+
+  // ours to them: each write keeps its source until the fabric has sent it
+  static constexpr size_t kWordsSlab = 32;
+  std::vector<PeerWords> words_slab;
+  std::array<uint64_t, kWordsSlab> words_ticket{};
+  uint64_t words_sent = 0;
+  bool words_dirty = false;
+
+  RecordRingWriter mail_out;
+  RecordRingReader mail_in;
+  std::vector<std::byte> mail_buffer;      // incoming
+  // outgoing mail is copied here until it is sent
+  static constexpr size_t kMailSlots = 32;
+  std::array<std::vector<std::byte>, kMailSlots> mail_slots;
+  std::array<uint64_t, kMailSlots> mail_ticket{};
+  size_t mail_next = 0;
+
+  // entries to them
+  bool feeding = false;
+  bool feed_waits = false;  // for earlier posts to leave, before the stream is started
+  View feed_view = 0;
+  Op next_op = 0;
+  RecordRingWriter entries_out;
+  std::vector<std::byte> disk_chunk;  // catch-up from the WAL
+  uint64_t disk_ticket = 0;
+  // posts out of the log's memory that may not have left it yet: they may not be evicted
+  struct Sent {
+    Op first_op;
+    uint64_t ticket;
+  };
+  static constexpr size_t kSentSlots = 512;
+  std::array<Sent, kSentSlots> sent{};
+  size_t sent_head = 0, sent_tail = 0;
+
+  // entries from them
+  RecordRingReader entries_in;
+  Nanoseconds bad_since = 0;  // a record is there but its entries are not whole: torn, or broken if it lasts
+  bool wrote = false;  // something was written since the last doorbell
+};
+
+}  // namespace falcon

@@ -1,0 +1,264 @@
+#include "plane/reactor.h"
+
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "fabric/shm.h"
+#include "os/check.h"
+#include "os/tap.h"
+
+namespace falcon {
+namespace {
+
+constexpr Nanoseconds kPublishInterval = kMillisecond;
+constexpr int kTapFramesPerRound = 64;
+
+void LowerNice(int nice_value) {
+  if (nice_value != 0) setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), nice_value);
+}
+
+}  // namespace
+
+class Reactor::MonotonicClock final : public Clock {
+ public:
+  Nanoseconds Now() override { return MonotonicNow(); }
+};
+
+class Reactor::TapWire final : public WireSink {
+ public:
+  explicit TapWire(const UniqueFd* tap) : tap_(tap) {}
+  bool Write(Frame frame) override {
+    if (!tap_->valid()) return false;
+    ssize_t wrote = 0;
+    do {
+      wrote = write(tap_->get(), frame.data(), frame.size());
+    } while (wrote < 0 && errno == EINTR);
+    return wrote == static_cast<ssize_t>(frame.size());
+  }
+
+ private:
+  const UniqueFd* tap_;
+};
+
+Reactor::Reactor() = default;
+Reactor::~Reactor() { Stop(); }
+
+Status Reactor::Open(const ReactorOptions& options) {
+  FALCON_CHECK(plane_ == nullptr);
+  options_ = options;
+  storage_ = MakePosixStorage();
+  if (Status s = OpenWal(*storage_, options.wal, &recovered_, &wal_); !s.ok()) return s;
+  if (Status s = MakeShmFabric({options.shm_directory, options.shm_name, options.plane.self}, &fabric_); !s.ok()) {
+    return s;
+  }
+  if (Status s = fabric_->AddRegion(0, DataPlane::RegionBytes(options.plane)); !s.ok()) return s;
+  if (!options.tap.empty()) {
+    if (Status s = OpenTap(options.tap, &tap_); !s.ok()) return s;
+  }
+  if (options.vm) {
+    if (Status s = rings_.Make(options.vm_ring_bytes); !s.ok()) return s;
+    if (!options.builtin) {
+      if (Status s = link_.Listen(options.vm_socket, &rings_); !s.ok()) return s;
+    }
+  }
+  clock_ = std::make_unique<MonotonicClock>();
+  wire_ = std::make_unique<TapWire>(&tap_);
+  plane_ = std::make_unique<DataPlane>(options.plane, clock_.get(), fabric_.get(), wal_.get(), recovered_,
+                                       options.vm ? &rings_ : nullptr, wire_.get());
+  if (options.vm && options.builtin) {
+    builtin_.Attach(&rings_);
+    tap_ingress_.Attach(rings_.shm(), FALCON_RING_INGRESS, rings_.to_falcond_fd());
+  }
+  epoll_.Reset(epoll_create1(EPOLL_CLOEXEC));
+  command_bell_.Reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!epoll_.valid() || !command_bell_.valid()) return {"INTERNAL", ErrnoText("epoll", errno)};
+  for (int fd : {command_bell_.get(), fabric_->wake_fd(), wal_->wake_fd()}) {
+    if (Status s = Watch(fd); !s.ok()) return s;
+  }
+  if (!options.vm) return Ok();
+  if (Status s = Watch(rings_.to_falcond_fd()); !s.ok()) return s;
+  return Watch(options.builtin ? tap_.get() : link_.listen_fd());
+}
+
+Status Reactor::Watch(int fd) {
+  if (fd < 0) return Ok();
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.fd = fd;
+  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0 && errno != EEXIST) {
+    return {"INTERNAL", ErrnoText("epoll_ctl", errno)};
+  }
+  return Ok();
+}
+
+Status Reactor::Start(Notify notify) {
+  FALCON_CHECK(plane_ != nullptr && !thread_.joinable());
+  notify_ = std::move(notify);
+  if (Status s = wal_->StartThread(); !s.ok()) return s;
+  Tick();
+  thread_ = std::thread([this] { Run(); });
+  return Ok();
+}
+
+void Reactor::Stop() {
+  stop_.store(true, std::memory_order_release);
+  if (thread_.joinable()) {
+    RingDoorbell(command_bell_.get());
+    thread_.join();
+  }
+  if (wal_ != nullptr) wal_->StopThread();
+  notify_ = nullptr;
+}
+
+void Reactor::Post(std::function<void(DataPlane&)> command) {
+  {
+    const std::lock_guard lock(commands_mutex_);
+    commands_.push_back(std::move(command));
+  }
+  commands_waiting_.store(true, std::memory_order_seq_cst);
+  if (sleeping_.load(std::memory_order_seq_cst)) RingDoorbell(command_bell_.get());
+}
+
+void Reactor::ExpectVm() {
+  Post([this](DataPlane& plane) {
+    rings_.Reset();
+    plane.AttachRings();
+    if (options_.builtin) {
+      builtin_.Attach(&rings_);
+      tap_ingress_.Attach(rings_.shm(), FALCON_RING_INGRESS, rings_.to_falcond_fd());
+    } else {
+      link_.Expect(true);
+    }
+  });
+}
+
+void Reactor::StartLoad(const LoadOptions& load) {
+  Post([this, load](DataPlane&) { load_ = std::make_unique<Load>(load); });
+}
+
+int Reactor::RunCommands() {
+  if (!commands_waiting_.load(std::memory_order_relaxed)) return 0;
+  commands_waiting_.store(false, std::memory_order_seq_cst);
+  {
+    const std::lock_guard lock(commands_mutex_);
+    running_.swap(commands_);
+  }
+  const int ran = static_cast<int>(running_.size());
+  for (auto& command : running_) command(*plane_);
+  running_.clear();
+  return ran;
+}
+
+void Reactor::PollVm() {
+  const VmLink::Happened happened = link_.Poll();
+  if (happened == VmLink::Happened::kNothing) return;
+  if (happened == VmLink::Happened::kAttached) {
+    if (Status s = Watch(link_.connection_fd()); !s.ok()) return;
+  }
+  const std::lock_guard lock(published_mutex_);
+  published_vm_.push_back(happened == VmLink::Happened::kAttached   ? VmHappened::kAttached
+                          : happened == VmLink::Happened::kDetached ? VmHappened::kDetached
+                                                                    : VmHappened::kRefused);
+  next_publish_ = 0;
+}
+
+// `vm: none` has no QEMU that reads the tap.
+int Reactor::PollTap() {
+  if (!tap_.valid()) return 0;
+  int frames = 0;
+  alignas(8) static thread_local std::byte buffer[FALCON_FRAME_MAX_BYTES];
+  while (frames < kTapFramesPerRound && tap_ingress_.HasSpace(FALCON_FRAME_MAX_BYTES)) {
+    const ssize_t got = read(tap_.get(), buffer, sizeof buffer);
+    if (got <= 0) break;
+    FALCON_CHECK(tap_ingress_.Push({buffer, static_cast<size_t>(got)}));
+    ++frames;
+  }
+  tap_ingress_.Ring();
+  return frames;
+}
+
+int Reactor::Round(Nanoseconds now) {
+  int done = RunCommands();
+  plane_->Tick(tick_at_.load(std::memory_order_relaxed));
+  if (options_.vm && options_.builtin) done += PollTap();
+  if (load_ != nullptr) done += load_->Step(*plane_);
+  done += plane_->PollOnce(now);
+  if (options_.vm && options_.builtin) done += builtin_.Poll();
+  if (!plane_->events().empty() || now >= next_publish_) Publish(now);
+  return done;
+}
+
+void Reactor::Publish(Nanoseconds now) {
+  next_publish_ = now + kPublishInterval;
+  bool news = false;
+  {
+    const std::lock_guard lock(published_mutex_);
+    auto& events = plane_->events();
+    news = !events.empty() || !published_vm_.empty();
+    std::move(events.begin(), events.end(), std::back_inserter(published_events_));
+    events.clear();
+    plane_->FillSnapshot(&published_snapshot_);
+    if (load_ != nullptr) published_load_ = load_->result();
+  }
+  if (news && notify_) notify_();
+}
+
+void Reactor::Run() {
+  LowerNice(options_.nice);
+  Nanoseconds idle_since = 0;
+  Nanoseconds next_vm_look = 0;
+  while (!stop_.load(std::memory_order_acquire)) {
+    const Nanoseconds now = MonotonicNow();
+    if (now >= next_vm_look) {
+      PollVm();
+      next_vm_look = now + kMillisecond;
+    }
+    if (Round(now) > 0) {
+      idle_since = 0;
+      continue;
+    }
+    if (options_.busy) continue;
+    if (idle_since == 0) idle_since = now;
+    if (now - idle_since < options_.spin) continue;
+    idle_since = 0;
+    sleeping_.store(true, std::memory_order_seq_cst);
+    const bool work = plane_->ArmWake() || commands_waiting_.load(std::memory_order_seq_cst);
+    if (!work && Round(MonotonicNow()) == 0) {
+      Sleep(plane_->NextDeadline(MonotonicNow()));
+      next_vm_look = 0;
+    }
+    sleeping_.store(false, std::memory_order_relaxed);
+    plane_->DisarmWake();
+  }
+}
+
+void Reactor::Sleep(Nanoseconds until) {
+  const Nanoseconds left = std::max<Nanoseconds>(until - MonotonicNow(), 0);
+  const timespec bound{left / kSecond, left % kSecond};
+  epoll_event events[8];
+  const int ready = epoll_pwait2(epoll_.get(), events, 8, &bound, nullptr);
+  for (int i = 0; i < ready; ++i) {
+    const int fd = events[i].data.fd;
+    if (fd == command_bell_.get() || (options_.vm && fd == rings_.to_falcond_fd())) DrainDoorbell(fd);
+  }
+}
+
+void Reactor::TakeEvents(std::vector<PlaneEvent>* events, std::vector<VmHappened>* vm) {
+  const std::lock_guard lock(published_mutex_);
+  events->swap(published_events_);
+  vm->swap(published_vm_);
+}
+
+void Reactor::TakeSnapshot(PlaneSnapshot* snapshot, LoadResult* load) {
+  const std::lock_guard lock(published_mutex_);
+  *snapshot = published_snapshot_;
+  *load = published_load_;
+}
+
+}  // namespace falcon

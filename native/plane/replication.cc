@@ -1,0 +1,454 @@
+// From the primary's log to every other log, to disk, and back as acknowledgements.
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "os/check.h"
+#include "os/crc32c.h"
+#include "plane/data_plane.h"
+#include "plane/quorum.h"
+
+namespace falcon {
+namespace {
+
+constexpr size_t kRecordBytesMax = 64 << 10;   // entries that travel as one record, unless one alone is larger
+constexpr int kRecordsPerRound = 64;
+constexpr Nanoseconds kTornBound = 200 * kMillisecond;  // a record that stays torn so long is broken
+constexpr size_t kDiskChunkBytes = 256 << 10;
+
+uint32_t WordsChecksum(const PeerWords& words) {
+  return Crc32c(std::as_bytes(std::span(&words, 1)).first(offsetof(PeerWords, checksum)));
+}
+
+}  // namespace
+
+// ---- what peers say
+
+int DataPlane::PollPeers() {
+  int done = 0;
+  for (auto& peer : peers_) {
+    if (peer == nullptr || !peer->up) continue;
+    if (fabric_->State(peer->id) == PeerState::kBroken) {
+      StreamBroken(peer->id, "the connection is broken");
+      continue;
+    }
+    ReadWords(*peer);
+    done += ReadMail(*peer);
+    if (peer->feeding) NoteSent(*peer);
+  }
+  return done;
+}
+
+void DataPlane::ReadWords(PeerLink& peer) {
+  const RegionLayout layout{options_.ring_bytes};
+  std::byte* at = fabric_->region(0).data() + layout.WordsAt(peer.id);
+  auto* sequence = reinterpret_cast<uint64_t*>(at + offsetof(PeerWords, sequence));
+  const uint64_t seen = std::atomic_ref<uint64_t>(*sequence).load(std::memory_order_acquire);
+  if (seen == peer.seen_sequence) return;
+  PeerWords words;
+  std::memcpy(&words, at, sizeof words);
+  if (words.connection != peer.connection || words.checksum != WordsChecksum(words)) return;
+  peer.seen_sequence = words.sequence;
+  TakeWords(peer, words);
+}
+
+void DataPlane::TakeWords(PeerLink& peer, const PeerWords& words) {
+  peer.words = words;
+  peer.mail_out.SetConsumed(words.mail_consumed);
+  if (role_ == PlaneRole::kLeading && peer.feeding && !peer.feed_waits && words.following_view == peer.feed_view) {
+    peer.entries_out.SetConsumed(words.entries_consumed);
+  }
+  // A heartbeat is acknowledged only if it is of the very view that was promised: after promise(v) a lower
+  // primary's lease is never extended from here.
+  const bool heartbeat = words.leading_view != 0 && words.leading_view == promised_view_ &&
+                         role_ != PlaneRole::kLeading;
+  if (!heartbeat) return;
+  if (heard_view_ == words.leading_view && words.heartbeat_round <= heard_round_) return;
+  heard_view_ = words.leading_view;
+  heard_from_ = peer.id;
+  heard_round_ = words.heartbeat_round;
+  heard_at_ = clock_->Now();
+  peer.words_dirty = true;
+}
+
+int DataPlane::ReadMail(PeerLink& peer) {
+  int taken = 0;
+  while (taken < 16 && peer.mail_in.NextInto(&peer.mail_buffer)) {
+    PlaneEvent& event = Emit(PlaneEvent::Kind::kMail);
+    event.peer = peer.id;
+    event.bytes = peer.mail_buffer;
+    peer.words_dirty = true;
+    ++taken;
+  }
+  return taken;
+}
+
+void DataPlane::StreamBroken(PeerId id, const char* why) {
+  PlaneEvent& event = Emit(PlaneEvent::Kind::kStreamBroken);
+  event.peer = id;
+  const auto* begin = reinterpret_cast<const std::byte*>(why);
+  event.bytes.assign(begin, begin + std::strlen(why));
+  Disconnect(id);
+}
+
+// ---- following: ring -> log
+
+int DataPlane::TakeEntries(Nanoseconds now) {
+  PeerLink& peer = *peers_[primary_];
+  int records = 0;
+  while (records < kRecordsPerRound && role_ == PlaneRole::kFollowing) {
+    if (received_.empty() && !CopyRecord(peer, now)) break;
+    if (!TakeReceived(now)) break;
+    ++records;
+  }
+  if (role_ != PlaneRole::kFollowing) return records;
+  const Op known = peer.words.leading_view == promised_view_ ? peer.words.commit_op : 0;
+  commit_op_ = std::max(commit_op_, std::min(known, log_.last_op()));
+  return records;
+}
+
+// Copies the next record out of the ring, and lets go of its place, if all its entries are whole.
+bool DataPlane::CopyRecord(PeerLink& peer, Nanoseconds now) {
+  std::span<const std::byte> first, second;
+  if (!peer.entries_in.Next(&first, &second)) return false;
+  received_.assign(first.begin(), first.end());
+  received_.insert(received_.end(), second.begin(), second.end());
+  bool whole = !received_.empty();
+  for (size_t at = 0; whole && at < received_.size();) {
+    const auto rest = std::span<const std::byte>(received_).subspan(at);
+    whole = EntryIsWhole(rest);
+    if (whole) at += EntryBytes(ReadEntryHeader(rest).payload_length);
+  }
+  received_at_ = 0;
+  if (!whole) {
+    received_.clear();
+    if (peer.bad_since == 0) peer.bad_since = now;
+    if (now - peer.bad_since > kTornBound) StreamBroken(peer.id, "a record stays torn");
+    return false;
+  }
+  peer.bad_since = 0;
+  peer.entries_in.Consume();
+  peer.words_dirty = true;
+  return true;
+}
+
+// False: the log has no room now (or the stream broke); the rest waits.
+bool DataPlane::TakeReceived(Nanoseconds now) {
+  while (received_at_ < received_.size()) {
+    const auto rest = std::span<const std::byte>(received_).subspan(received_at_);
+    const size_t bytes = EntryBytes(ReadEntryHeader(rest).payload_length);
+    if (!AppendReceived(rest.first(bytes), now)) return false;
+    received_at_ += bytes;
+  }
+  received_.clear();
+  return true;
+}
+
+bool DataPlane::AppendReceived(std::span<const std::byte> entry, Nanoseconds now) {
+  const EntryHeader header = ReadEntryHeader(entry);
+  if (header.view > promised_view_) return StreamBroken(primary_, "an entry of a later view"), false;
+  if (header.op <= log_.last_op()) {
+    // Entries that this log already has may come again when the point of agreement was taken low.
+    const bool same = header.op <= commit_op_ || ChecksumOf(header.op) == header.checksum;
+    if (!same) StreamBroken(primary_, "an entry contradicts the log");
+    return same;
+  }
+  if (header.op != log_.last_op() + 1 || header.previous != log_.last_checksum() ||
+      header.view < log_.last_view()) {
+    return StreamBroken(primary_, "an entry does not continue the log"), false;
+  }
+  const auto room = log_.Reserve(entry.size());
+  if (room.empty()) return false;
+  std::memcpy(room.data(), entry.data(), entry.size());
+  log_.Commit(header);
+  commit_op_ = std::max(commit_op_, std::min(header.commit_op, log_.last_op()));
+  if (header.kind == EntryKind::kFrame && pool_ != nullptr && options_.keep_unproposed) {
+    pool_->Logged(entry.subspan(kEntryHeaderBytes, header.payload_length), now);
+  }
+  return true;
+}
+
+// ---- the WAL
+
+void DataPlane::HandToWal() {
+  while (wal_handed_op_ < log_.last_op()) {
+    const uint64_t sequence = wal_->Append(log_.Entry(wal_handed_op_ + 1));
+    if (sequence == 0) break;
+    FALCON_CHECK(sequence == wal_sequence_ + 1);
+    wal_sequence_ = sequence;
+    ++wal_handed_op_;
+    wal_dirty_ = true;
+  }
+  if (wal_dirty_) {
+    wal_->Flush();
+    wal_dirty_ = false;
+  }
+  if (!options_.force && durable_op_ != log_.last_op()) {
+    durable_op_ = log_.last_op();
+    MarkWords(false);
+  }
+}
+
+int DataPlane::PollWal() {
+  if (wal_->failed()) {
+    Fail(wal_->failure().code(), wal_->failure().detail());
+    return 1;
+  }
+  const uint64_t durable = wal_->durable();
+  const Op op = wal_base_op_ + (durable - std::min(durable, wal_base_sequence_));
+  if (op == wal_durable_op_) return 0;
+  FALCON_CHECK(op > wal_durable_op_ && op <= log_.last_op());
+  wal_durable_op_ = op;
+  if (options_.force) {
+    durable_op_ = op;
+    MarkWords(false);
+  }
+  return 1;
+}
+
+bool DataPlane::LogAtRest() const {
+  return wal_handed_op_ == log_.last_op() && wal_->durable() == wal_sequence_ && wal_durable_op_ == log_.last_op();
+}
+
+uint32_t DataPlane::ChecksumOf(Op op) {
+  if (op == 0) return 0;
+  if (op == log_.last_op()) return log_.last_checksum();
+  if (log_.Holds(op)) return ReadEntryHeader(log_.Entry(op)).checksum;
+  disk_buffer_.clear();
+  if (Status s = wal_->Read(op, op + 1, 0, &disk_buffer_); !s.ok() || !EntryIsWhole(disk_buffer_)) {
+    Fail("WAL_READ", "op " + std::to_string(op) + ": " + s.detail());
+    return 0;
+  }
+  return ReadEntryHeader(disk_buffer_).checksum;
+}
+
+// ---- commands that wait for the log to be at rest
+
+void DataPlane::FinishPending() {
+  if (pending_ == Pending::kNone || pending_ == Pending::kLead) return;
+  HandToWal();
+  if (!LogAtRest()) return;
+  const Pending what = pending_;
+  pending_ = Pending::kNone;
+  if (what == Pending::kPromise) FinishPromise();
+  if (what == Pending::kFollow) FinishFollow();
+}
+
+void DataPlane::FinishPromise() {
+  PlaneEvent& event = Emit(PlaneEvent::Kind::kPromised);
+  event.view = promised_view_;
+  event.op = log_.last_op();
+  event.last_view = log_.last_view();
+  event.commit_op = commit_op_;
+  event.at = heard_at_;
+  event.table = log_.table();
+}
+
+void DataPlane::FinishFollow() {
+  PeerLink& peer = *peers_[pending_primary_];
+  if (!peer.up) return;
+  // What is committed here stands in the log of every later primary: never cut below it.
+  const Op agree = std::min(std::max(pending_agree_, commit_op_), log_.last_op());
+  if (agree < log_.last_op()) {
+    const uint32_t checksum = ChecksumOf(agree);
+    if (failed_) return;
+    log_.CutAfter(agree, checksum);
+    wal_base_sequence_ = wal_sequence_;
+    wal_base_op_ = wal_handed_op_ = wal_durable_op_ = durable_op_ = agree;
+    recovered_op_ = std::min(recovered_op_, agree);
+    delivered_op_ = std::min(delivered_op_, agree);
+  }
+  const RegionLayout layout{options_.ring_bytes};
+  primary_ = pending_primary_;
+  peer.entries_in.Reset(peer.connection, promised_view_,
+                        fabric_->region(0).subspan(layout.RingAt(primary_), options_.ring_bytes), false);
+  peer.bad_since = 0;
+  role_ = PlaneRole::kFollowing;
+  peer.words_dirty = true;
+  Emit(PlaneEvent::Kind::kFollowing).view = promised_view_;
+}
+
+void DataPlane::FinishLead(Nanoseconds now) {
+  pending_ = Pending::kNone;
+  role_ = PlaneRole::kLeading;
+  first_countable_round_ = round_ + 1;
+  next_heartbeat_ = now;
+  if (flows_ != nullptr) flows_->SetRole(FlowRole::kPrimary);
+  const std::byte self[1] = {static_cast<std::byte>(options_.self)};
+  view_start_op_ = log_.last_op() + 1;
+  if (!AppendOwn(EntryKind::kViewStart, self)) {
+    // The log is at rest, so all of it can be evicted but what waits for delivery: retried next round.
+    role_ = PlaneRole::kIdle;
+    pending_ = Pending::kLead;
+    return;
+  }
+  PlaneEvent& event = Emit(PlaneEvent::Kind::kLeading);
+  event.view = promised_view_;
+  event.op = view_start_op_;
+  ProposeUnproposed(now);
+  MarkWords(true);
+}
+
+// ---- leading: log -> peers
+
+bool DataPlane::AppendOwn(EntryKind kind, std::span<const std::byte> payload) {
+  const auto room = log_.Reserve(EntryBytes(payload.size()));
+  if (room.empty()) return false;
+  WriteEntry(room, promised_view_, log_.last_op() + 1, commit_op_, kind, log_.last_checksum(), payload);
+  log_.Commit(ReadEntryHeader(room));
+  ++count_.entries_proposed;
+  return true;
+}
+
+void DataPlane::NoteSent(PeerLink& peer) {
+  const uint64_t completed = fabric_->Completed(peer.id);
+  while (peer.sent_tail != peer.sent_head &&
+         peer.sent[peer.sent_tail % PeerLink::kSentSlots].ticket <= completed) {
+    ++peer.sent_tail;
+  }
+}
+
+// A stream starts only when everything posted earlier on the connection has left: then no old source can be
+// overwritten while it is still being sent.
+bool DataPlane::StartFeed(PeerLink& peer) {
+  if (fabric_->Completed(peer.id) < fabric_->Posted(peer.id)) return false;
+  const RegionLayout layout{options_.ring_bytes};
+  peer.entries_out.Reset(peer.connection, peer.feed_view, options_.ring_bytes, {0, layout.RingAt(options_.self)},
+                         false);
+  peer.sent_head = peer.sent_tail = 0;
+  peer.feed_waits = false;
+  return true;
+}
+
+int DataPlane::FeedPeers() {
+  int posted = 0;
+  for (auto& peer : peers_) {
+    if (peer == nullptr || !peer->feeding || !peer->up) continue;
+    if (peer->feed_waits && !StartFeed(*peer)) continue;
+    for (int i = 0; i < kRecordsPerRound && peer->next_op <= log_.last_op(); ++i) {
+      if (peer->next_op < log_.first_op()) {
+        posted += FeedFromDisk(*peer);
+        break;
+      }
+      const size_t space = peer->entries_out.Space();
+      size_t count = 0;
+      const auto run = log_.Run(peer->next_op, std::min(space, kRecordBytesMax), &count);
+      if (run.size() > space || !PostRecord(*peer, run, peer->next_op, count, true)) break;
+      ++posted;
+    }
+  }
+  return posted;
+}
+
+bool DataPlane::PostRecord(PeerLink& peer, std::span<const std::byte> entries, Op first_op, size_t count,
+                           bool from_memory) {
+  if (from_memory && peer.sent_head - peer.sent_tail == PeerLink::kSentSlots) return false;
+  if (!peer.entries_out.Post(*fabric_, peer.id, entries).ok()) return false;
+  if (from_memory) {
+    peer.sent[peer.sent_head++ % PeerLink::kSentSlots] = {first_op, fabric_->Posted(peer.id)};
+  }
+  peer.next_op = first_op + count;
+  peer.wrote = true;
+  ++count_.records_posted;
+  return true;
+}
+
+int DataPlane::FeedFromDisk(PeerLink& peer) {
+  if (peer.disk_ticket > fabric_->Completed(peer.id)) return 0;
+  const size_t space = peer.entries_out.Space();
+  if (space < EntryBytes(kMaxPayloadBytes)) return 0;
+  peer.disk_chunk.clear();
+  const Op until = std::min(log_.first_op(), wal_durable_op_ + 1);
+  const Status s = wal_->Read(peer.next_op, until, std::min(space, kDiskChunkBytes), &peer.disk_chunk);
+  if (!s.ok()) {
+    peer.feeding = false;
+    Emit(PlaneEvent::Kind::kFeedLost).peer = peer.id;
+    return 0;
+  }
+  size_t count = 0;
+  for (size_t at = 0; at < peer.disk_chunk.size(); ++count) {
+    at += EntryBytes(ReadEntryHeader(std::span<const std::byte>(peer.disk_chunk).subspan(at)).payload_length);
+  }
+  if (count == 0 || !PostRecord(peer, peer.disk_chunk, peer.next_op, count, false)) return 0;
+  peer.disk_ticket = fabric_->Posted(peer.id);
+  return 1;
+}
+
+void DataPlane::AdvanceCommit() {
+  std::array<Op, kMaxMembers> durable{};
+  for (PeerId i = 0; i < options_.members; ++i) {
+    const PeerLink* peer = peers_[i].get();
+    if (peer == nullptr) {
+      durable[i] = durable_op_;
+    } else if (peer->up && peer->feeding && peer->words.following_view == promised_view_) {
+      durable[i] = std::min(peer->words.durable_op, log_.last_op());
+    }
+  }
+  const Op op = ReachedBy(durable, options_.members, Quorum());
+  // Entries of older views are committed only together with one of this view (Raft, figure 8).
+  if (op < view_start_op_ || op <= commit_op_) return;
+  commit_op_ = op;
+  MarkWords(true);
+}
+
+// Entries stay in memory until they are on disk, delivered here, and gone to those who are being sent them.
+void DataPlane::SetEvictionFloor() {
+  Op floor = std::min(delivered_op_, wal_durable_op_);
+  for (const auto& peer : peers_) {
+    if (peer == nullptr || peer->sent_head == peer->sent_tail) continue;
+    floor = std::min(floor, peer->sent[peer->sent_tail % PeerLink::kSentSlots].first_op - 1);
+  }
+  log_.SetFloor(floor);
+}
+
+// ---- what this replica says
+
+void DataPlane::MarkWords(bool all) {
+  for (auto& peer : peers_) {
+    if (peer == nullptr) continue;
+    if (all || (role_ == PlaneRole::kFollowing && peer->id == primary_)) peer->words_dirty = true;
+  }
+}
+
+void DataPlane::PostWords() {
+  const RegionLayout layout{options_.ring_bytes};
+  for (auto& peer : peers_) {
+    if (peer == nullptr || !peer->up) continue;
+    const size_t slot = peer->words_sent % PeerLink::kWordsSlab;
+    if (peer->words_dirty && peer->words_ticket[slot] <= fabric_->Completed(peer->id)) {
+      PeerWords& words = peer->words_slab[slot];
+      words = {};
+      words.connection = peer->connection;
+      words.sequence = peer->words_sent + 1;
+      if (role_ == PlaneRole::kLeading) {
+        words.leading_view = promised_view_;
+        words.heartbeat_round = round_;
+        words.commit_op = commit_op_;
+      }
+      if (role_ == PlaneRole::kFollowing && primary_ == peer->id) {
+        words.following_view = promised_view_;
+        words.durable_op = durable_op_;
+        words.entries_consumed = peer->entries_in.consumed();
+      }
+      if (heard_from_ == peer->id && heard_view_ == promised_view_) {
+        words.echo_view = heard_view_;
+        words.echo_round = heard_round_;
+      }
+      words.mail_consumed = peer->mail_in.consumed();
+      words.checksum = WordsChecksum(words);
+      const std::span<const std::byte> piece = std::as_bytes(std::span(&words, 1));
+      if (fabric_->Write(peer->id, {0, layout.WordsAt(options_.self)}, std::span(&piece, 1)).ok()) {
+        peer->words_ticket[slot] = fabric_->Posted(peer->id);
+        ++peer->words_sent;
+        peer->words_dirty = false;
+        peer->wrote = true;
+      }
+    }
+    if (peer->wrote) {
+      fabric_->Ring(peer->id);
+      peer->wrote = false;
+    }
+  }
+}
+
+}  // namespace falcon
