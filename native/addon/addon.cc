@@ -2,6 +2,7 @@
 #include <napi.h>
 
 #include "addon/replica.h"
+#include "addon/simulation.h"
 #include "os/clock.h"
 
 namespace falcon::addon {
@@ -13,6 +14,7 @@ Napi::Value Now(const Napi::CallbackInfo& info) {
 
 Napi::Object Init(Napi::Env env, Napi::Object exports) {
   exports.Set("Replica", Replica::Define(env));
+  exports.Set("Simulation", Simulation::Define(env));
   exports.Set("monotonicNs", Napi::Function::New(env, Now, "monotonicNs"));
   return exports;
 }

@@ -82,6 +82,7 @@ bool Throw(Napi::Env env, const Status& status) {
 PlaneOptions ReadPlaneOptions(const Napi::Object& from) {
   PlaneOptions o;
   o.self = static_cast<PeerId>(Number(from, "self"));
+  o.promised_view = static_cast<View>(Number(from, "promisedView"));
   o.members = static_cast<size_t>(Number(from, "members"));
   o.force = Flag(from, "force");
   o.log_bytes = static_cast<size_t>(Number(from, "logBytes"));

@@ -45,7 +45,7 @@ class FileWindow {
   [[nodiscard]] int error() const { return error_; }
 
  private:
-  static constexpr size_t kWindowBytes = 1 << 20;
+  static constexpr size_t kWindowBytes = 256 * 1024;
   Storage& storage_;
   const Storage::Handle handle_;
   std::vector<std::byte> bytes_;

@@ -201,8 +201,9 @@ Status CheckOptions(const WalOptions& options) {
   return Ok();
 }
 
-// Segments that were being made when the process died: nothing was ever written into them.
-Status RemoveUnfinished(Storage& storage, const WalOptions& options) {
+// Removes segments that were being made when the process died (nothing was ever written into them), and
+// forces the directory.
+Status TidyDirectory(Storage& storage, const WalOptions& options) {
   std::vector<std::string> names;
   const int listed = storage.List(options.directory, &names);
   if (listed < 0) return {"WAL_OPEN", ErrnoText("list " + options.directory, -listed)};
@@ -212,6 +213,10 @@ Status RemoveUnfinished(Storage& storage, const WalOptions& options) {
     const int removed = storage.Remove(path);
     if (removed < 0) return {"WAL_OPEN", ErrnoText("remove " + path, -removed)};
   }
+  if (!options.force) return Ok();
+  // A segment that was renamed just before the process died may not have its name on disk yet.
+  const int forced = storage.ForceDirectory(options.directory);
+  if (forced < 0) return {"WAL_FAILED", ErrnoText("force " + options.directory, -forced)};
   return Ok();
 }
 
@@ -224,7 +229,7 @@ Status OpenWal(Storage& storage, const WalOptions& options, RecoveredLog* recove
   ScannedLog scanned;
   status = ScanLog(storage, options, &scanned);
   if (!status.ok()) return status;
-  status = RemoveUnfinished(storage, options);
+  status = TidyDirectory(storage, options);
   if (!status.ok()) return status;
   *recovered = scanned.recovered;
   auto made = std::make_unique<WalImpl>(storage, options, std::move(scanned));

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstring>
 #include <limits>
 #include <optional>
 
@@ -19,6 +20,7 @@ namespace falcon {
 namespace {
 
 constexpr uint64_t kNoLimit = std::numeric_limits<uint64_t>::max();
+constexpr std::array<std::byte, kWalAlignment> kZeros{};
 
 class Scanner {
  public:
@@ -29,6 +31,7 @@ class Scanner {
 
  private:
   Status ListSegments(std::vector<uint64_t>* numbers);
+  int MakeDirectory();
   Status OpenSegment(uint64_t number);
   Status ReadMarks(Segment* segment);
 
@@ -79,16 +82,21 @@ Status Scanner::Run() {
 Status Scanner::ListSegments(std::vector<uint64_t>* numbers) {
   std::vector<std::string> names;
   int result = storage_.List(options_.directory, &names);
-  if (result == -ENOENT) {
-    result = storage_.MakeDirectory(options_.directory);
-    if (result < 0) return {"WAL_OPEN", ErrnoText("make " + options_.directory, -result)};
-  }
+  if (result == -ENOENT) result = MakeDirectory();
   if (result < 0) return {"WAL_OPEN", ErrnoText("list " + options_.directory, -result)};
   for (const std::string& name : names) {
     if (const auto number = SegmentNumber(name)) numbers->push_back(*number);
   }
   std::sort(numbers->begin(), numbers->end());
   return Ok();
+}
+
+int Scanner::MakeDirectory() {
+  const int result = storage_.MakeDirectory(options_.directory);
+  if (result < 0) return result;
+  const size_t slash = options_.directory.rfind('/');
+  if (slash == std::string::npos) return storage_.ForceDirectory(".");
+  return storage_.ForceDirectory(slash == 0 ? "/" : options_.directory.substr(0, slash));
 }
 
 Status Scanner::OpenSegment(uint64_t number) {
@@ -245,9 +253,9 @@ Status Scanner::FindLaterTraces(const Segment& segment, uint64_t offset, uint64_
   for (uint64_t at = offset; at < segment.bytes; at += kWalAlignment) {
     const auto sector = window.Get(at, kWalAlignment);
     if (window.error() != 0) return ReadError(segment, window.error());
+    if (std::memcmp(sector.data(), kZeros.data(), sector.size()) == 0) continue;
     size_t used = sector.size();
     while (used > 0 && sector[used - 1] == std::byte{0}) --used;
-    if (used == 0) continue;
     *torn = at + used - offset;
     const auto header = ReadBatchHeader(sector, segment.header.salt);
     if (header) *later = std::max(*later, header->number);

@@ -78,9 +78,8 @@ bool WalWriter::Gather(std::span<const std::byte> entry) {
   if (header.op != gathered_.op + 1) {
     FALCON_CHECK(header.op > base_.op && header.op <= gathered_.op);
     if (entries_ > 0) return false;
-    const Status status = CutTo(header.op - 1);
-    // The entry before the cut cannot be read back: writing on would be a guess.
-    FALCON_CHECK(status.ok());
+    cut_ = CutTo(header.op - 1);
+    if (!cut_.ok()) return false;
   }
   FALCON_CHECK(header.previous == gathered_.checksum && header.view >= gathered_.view);
   std::memcpy(staging_.data() + sizeof(BatchHeader) + payload_bytes_, entry.data(), entry.size());
@@ -106,6 +105,7 @@ Status WalWriter::CutTo(Op op) {
 }
 
 Status WalWriter::WriteBatch() {
+  if (!cut_.ok()) return {"WAL_FAILED", "cut: " + cut_.detail()};
   FALCON_CHECK(entries_ > 0);
   const uint64_t bytes = BatchBytes(payload_bytes_);
   const Status room = EnsureRoom(bytes);

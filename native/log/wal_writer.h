@@ -29,7 +29,8 @@ class WalWriter {
   Status ForceRecovered();
 
   // Copies `entry` behind the batch being gathered. False if it must begin the next batch: this one is
-  // full, or the entry cuts the log. An entry that fits nowhere in the log is a broken invariant.
+  // full, or the entry cuts the log; or if the place of the cut cannot be read, which WriteBatch reports.
+  // An entry that fits nowhere in the log is a broken invariant.
   [[nodiscard]] bool Gather(std::span<const std::byte> entry);
   [[nodiscard]] size_t gathered() const { return entries_; }
 
@@ -75,6 +76,7 @@ class WalWriter {
   size_t payload_bytes_ = 0;
   uint32_t entries_ = 0;
   Op first_op_ = 0;
+  Status cut_;
 
   mutable std::mutex index_mutex_;
   LogIndex index_;

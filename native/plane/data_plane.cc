@@ -29,6 +29,7 @@ DataPlane::DataPlane(const PlaneOptions& options, Clock* clock, Fabric* fabric, 
       log_(options.log_bytes, options.log_entries) {
   FALCON_CHECK(options.members >= 1 && options.members <= kMaxMembers && options.self < options.members);
   FALCON_CHECK(fabric->region(0).size() >= RegionBytes(options));
+  promised_view_ = options.promised_view;
   log_.Restore(recovered);
   recovered_op_ = delivered_op_ = durable_op_ = wal_durable_op_ = recovered.last_op;
   wal_base_op_ = wal_handed_op_ = recovered.last_op;

@@ -32,6 +32,7 @@ namespace falcon {
 struct PlaneOptions {
   PeerId self = 0;
   size_t members = 1;  // 2f + 1
+  View promised_view = 0;  // from the hard state: nothing below it is accepted
   bool force = true;   // durability "disk": an acknowledgement means forced
   size_t log_bytes = 64 << 20;      // of the log in memory, a power of two
   size_t log_entries = 1 << 18;     // most entries in memory, a power of two
@@ -166,8 +167,11 @@ class DataPlane final : private FlowSink {
   [[nodiscard]] Op commit_op() const { return commit_op_; }
   [[nodiscard]] bool leading() const { return role_ == PlaneRole::kLeading; }
   [[nodiscard]] Op last_op() const { return log_.last_op(); }
-  // Room for `bytes` more of payload and in-flight budget.
   [[nodiscard]] bool CanPropose() const;
+  // The whole entry, or nothing if it is not in memory.
+  [[nodiscard]] std::span<const std::byte> EntryInMemory(Op op) const {
+    return log_.Holds(op) ? log_.Entry(op) : std::span<const std::byte>{};
+  }
 
  private:
   // FlowSink

@@ -31,10 +31,11 @@ struct FlowOptions {
   Nanoseconds reoffer_after = 20 * kMillisecond;  // unacknowledged input is offered to the guest again, with back-off
   Nanoseconds closed_linger = 60 * kSecond;  // how long a closed flow's entry is kept for late segments
   Nanoseconds idle_timeout = 24 * 3600 * kSecond;
+  uint64_t hash_seed = 0;  // random per process, so that nobody can aim at a bucket; decides nothing else
 };
 
 // Where the table's frames go. A frame is valid during the call only. Called from inside Deliver, FromGuest,
-// TakeOver and Tick, never re-entrantly.
+// TakeOver, GuestWritable and Tick, never re-entrantly; ToWire also from inside Admit (the challenge to a SYN on a live flow).
 class FlowSink {
  public:
   virtual ~FlowSink() = default;

@@ -17,18 +17,18 @@ namespace falcon {
 }
 
 [[nodiscard]] inline uint64_t HashBytes(std::span<const std::byte> data, uint64_t seed) {
-  constexpr uint64_t kFirst = 0x9E3779B97F4A7C15, kSecond = 0xD6E8FEB86659FD93;
-  uint64_t state = MixWords(seed ^ kFirst, data.size() ^ kSecond);
+  constexpr uint64_t kMixA = 0x9E3779B97F4A7C15, kMixB = 0xD6E8FEB86659FD93;
+  uint64_t state = MixWords(seed ^ kMixA, data.size() ^ kMixB);
   while (data.size() >= 16) {
     uint64_t words[2];
     std::memcpy(words, data.data(), 16);
-    state = MixWords(words[0] ^ kFirst ^ state, words[1] ^ kSecond ^ seed);
+    state = MixWords(words[0] ^ kMixA ^ state, words[1] ^ kMixB ^ seed);
     data = data.subspan(16);
   }
   uint64_t rest[2] = {};
   if (!data.empty()) std::memcpy(rest, data.data(), data.size());
-  state = MixWords(rest[0] ^ kSecond ^ state, rest[1] ^ kFirst ^ seed);
-  return MixWords(state ^ kFirst, kSecond);
+  state = MixWords(rest[0] ^ kMixB ^ state, rest[1] ^ kMixA ^ seed);
+  return MixWords(state ^ kMixA, kMixB);
 }
 
 }  // namespace falcon

@@ -6,8 +6,9 @@
  * finished before the next one starts (`persist` is on disk before a following `send` leaves). That order is
  * the contract; nothing else is.
  */
+import type { Message } from '../wire/messages.js';
 import type { LogTail, ViewTable } from '../wire/view-table.js';
-import type { Op, View, Viewstamp } from '../wire/viewstamp.js';
+import type { Op, View } from '../wire/viewstamp.js';
 
 /** Index of a member in the configuration, 0 to 7. */
 export type NodeId = number & { readonly __brand?: 'node' };
@@ -41,25 +42,9 @@ export interface HardState {
 
 export type Role = 'backup' | 'candidate' | 'primary';
 
-// ---- messages (control mail between replicas; every one is idempotent and may be lost, repeated, late)
+// ---- messages: what replicas say to each other is part of the wire, see wire/messages.ts
 
-export type Message =
-  /** May I stand in `view`? Changes nothing at the receiver. */
-  | { readonly type: 'pre-vote'; readonly view: View; readonly last: Viewstamp; readonly hasGuest: boolean }
-  | { readonly type: 'pre-vote-reply'; readonly view: View; readonly granted: boolean; readonly reason: string; readonly currentView: View }
-  /** `handover`: sent on a TimeoutNow of the primary, which has given up its lease; stickiness does not apply. */
-  | { readonly type: 'vote'; readonly view: View; readonly last: Viewstamp; readonly handover: boolean }
-  | { readonly type: 'vote-reply'; readonly view: View; readonly granted: boolean; readonly reason: string; readonly currentView: View; readonly tail: LogTail | null }
-  /** The sender is the primary of `view` and does not know the receiver's log yet. */
-  | { readonly type: 'new-view'; readonly view: View }
-  | { readonly type: 'view-state'; readonly view: View; readonly tail: LogTail }
-  /** Cut your log behind `agreeOp` and take entries from my ring in stream `view`. `caughtUpOp`: the primary's last op now. */
-  | { readonly type: 'follow'; readonly view: View; readonly agreeOp: Op; readonly caughtUpOp: Op }
-  | { readonly type: 'following'; readonly view: View }
-  /** The sender has given up its lease in `view`; the receiver's log equals its own up to `last`. */
-  | { readonly type: 'timeout-now'; readonly view: View; readonly last: Viewstamp }
-  /** The receiver's message carried an old view. */
-  | { readonly type: 'stale-view'; readonly currentView: View };
+export type { Message } from '../wire/messages.js';
 
 // ---- events
 

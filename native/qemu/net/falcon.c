@@ -115,10 +115,11 @@ static G_NORETURN void falcon_corrupt(FalconPort *port,
 static void falcon_ring_doorbell(FalconPort *port)
 {
     const uint64_t one = 1;
+    ssize_t len = TEMP_FAILURE_RETRY(write(port->conn.to_falcond, &one,
+                                           sizeof(one)));
 
     /* EAGAIN means that it has been ringing for very long already. */
-    if (TEMP_FAILURE_RETRY(write(port->conn.to_falcond, &one, sizeof(one))) < 0 &&
-        errno != EAGAIN) {
+    if (len < 0 && errno != EAGAIN) {
         error_report("falcon: netdev '%s': cannot ring falcond: %s, exiting",
                      port->nc->name, strerror(errno));
         falcon_exit();
@@ -128,6 +129,7 @@ static void falcon_ring_doorbell(FalconPort *port)
 /* After a publication: wake falcond up if its @waiting word says so. */
 static void falcon_wake(FalconPort *port, uint32_t *waiting)
 {
+    /* Pairs with the barrier of a falcond that arms its word and looks again */
     smp_mb();
     if (qatomic_read(waiting) && qatomic_xchg(waiting, 0)) {
         falcon_ring_doorbell(port);
@@ -138,6 +140,7 @@ static void falcon_wake(FalconPort *port, uint32_t *waiting)
 static void falcon_arm(uint32_t *waiting)
 {
     qatomic_set(waiting, 1);
+    /* Pairs with the barrier of a falcond that publishes and looks here */
     smp_mb();
 }
 
@@ -344,9 +347,10 @@ static void falcon_doorbell(void *opaque)
 {
     FalconPort *port = opaque;
     uint64_t count;
+    ssize_t len = TEMP_FAILURE_RETRY(read(port->conn.to_qemu, &count,
+                                          sizeof(count)));
 
-    if (TEMP_FAILURE_RETRY(read(port->conn.to_qemu, &count, sizeof(count))) < 0 &&
-        errno != EAGAIN) {
+    if (len < 0 && errno != EAGAIN) {
         error_report("falcon: netdev '%s': cannot read the doorbell: %s, "
                      "exiting", port->nc->name, strerror(errno));
         falcon_exit();

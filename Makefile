@@ -1,0 +1,43 @@
+# What a developer or an operator types. Everything that takes long is kept by the content of what it was
+# made from, in $FALCON_CACHE (~/.cache/falcon), so a second run is quick.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+export FALCON_CACHE ?= $(HOME)/.cache/falcon
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build check format test demo sim bench-log bench-vm clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+setup: ## install Debian packages and npm packages that are missing
+	@cluster/setup
+
+build: setup ## compile the native addon, its test programs and all TypeScript
+	@cluster/build/addon >/dev/null
+	@cluster/build/typescript
+
+check: build ## format, lint, types and layers, in seconds
+	@cluster/build/check
+
+format: setup ## rewrite all sources in the project's format
+	@npx --no-install prettier --log-level warn --write .
+	@find native test/native -not -path 'native/qemu/*' \( -name '*.h' -o -name '*.cc' -o -name '*.c' \) -print0 | xargs -0 -r clang-format -i --style=file:native/.clang-format
+
+test: check ## run all tests: TYPES="unit golden" for some of them
+	@cluster/build/run-tests $(TYPES)
+
+demo: build ## kill the primary under a client: SEED= IDLE= KILLS= HOSTS= JSON=1
+	@cluster/demo/run
+
+sim: build ## simulate whole clusters: SEEDS=1000 or SEED=17
+	@node dist/test/sim/main.js
+
+bench-log: build ## latency and throughput of the log, beside floors
+	@node dist/bench/log.js
+
+bench-vm: build ## Redis in a VM: alone, with one replica, with three
+	@node dist/bench/vm.js
+
+clean: ## remove what was built here; the cache stays
+	@rm -rf dist build .tap

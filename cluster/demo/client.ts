@@ -1,0 +1,39 @@
+/**
+ * The client as a process of its own, so that it can live in another network namespace than its driver.
+ *
+ *   node client.js HOST PORT SEED [DEPTH]
+ *
+ * Reads one word a line from stdin (write, rest, verify, tally, quit) and answers each with one line of JSON:
+ * the tally. Ends when stdin does, so that it never outlives its driver.
+ */
+import { createInterface } from 'node:readline';
+
+import { KeyClient } from './key-client.js';
+
+const connectMs = 10_000;
+
+async function main([host, port, seed, depth]: readonly string[]): Promise<void> {
+  if (host === undefined || port === undefined || seed === undefined) {
+    throw new Error('usage: client.js HOST PORT SEED [DEPTH]');
+  }
+  const options = { host, port: Number(port), seed: Number(seed), depth: Number(depth ?? 1) };
+  const client = await KeyClient.connect(options, connectMs);
+  const answer = (): void => void process.stdout.write(`${JSON.stringify(client.tally())}\n`);
+  answer();
+  for await (const word of createInterface({ input: process.stdin })) {
+    if (word === 'quit') break;
+    if (word === 'write') client.write();
+    else if (word === 'rest') await client.rest();
+    else if (word === 'verify') await client.verify();
+    else if (word !== 'tally') throw new Error(`no such word: ${JSON.stringify(word)}`);
+    answer();
+  }
+  client.close();
+}
+
+try {
+  await main(process.argv.slice(2));
+} catch (error) {
+  process.stderr.write(`client: ${error instanceof Error ? error.message : String(error)}\n`);
+  process.exit(1);
+}

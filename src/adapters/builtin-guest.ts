@@ -1,0 +1,15 @@
+/** The guest of `vm: none`: the service inside the data plane, ready as soon as its rings are. */
+import type { GuestRunner } from '../ports/guest.js';
+
+export class BuiltinGuest implements GuestRunner {
+  readonly pid = null;
+
+  start(callbacks: { onReady(): void; onExit(reason: string): void }): Promise<void> {
+    setImmediate(() => callbacks.onReady());
+    return Promise.resolve();
+  }
+
+  stop(): Promise<void> {
+    return Promise.resolve();
+  }
+}

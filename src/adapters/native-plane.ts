@@ -1,0 +1,157 @@
+/** The data plane port over the addon: units and names change here, nothing else. */
+import type { NodeId } from '../consensus/types.js';
+import { assert } from '../lib/assert.js';
+import type { DataPlane, EntryKind, GuestMode, PlaneEvent, PlaneSnapshot } from '../ports/data-plane.js';
+import type { NativeEvent, NativeSnapshot } from './native.js';
+
+const nsPerMs = 1e6;
+const guestModes = { none: 0, booting: 1, running: 2 } as const;
+
+/** What a data plane is reached through: a real replica, or one in a simulated world. */
+export interface NativeTarget {
+  command(name: string, ...args: (number | Uint8Array)[]): boolean;
+  connect(peer: number, connection: Uint8Array, descriptor: Uint8Array): void;
+  tick(): void;
+  snapshot(): NativeSnapshot;
+  expectVm(): void;
+}
+
+export class NativePlane implements DataPlane {
+  private readonly target: NativeTarget;
+
+  constructor(target: NativeTarget) {
+    this.target = target;
+  }
+
+  private command(name: string, ...args: (number | Uint8Array)[]): void {
+    assert(this.target.command(name, ...args), `the addon knows ${name}`);
+  }
+
+  connect(peer: NodeId, connection: Uint8Array, descriptor: Uint8Array): void {
+    this.target.connect(peer, connection, descriptor);
+  }
+  disconnect(peer: NodeId): void {
+    this.command('disconnect', peer);
+  }
+  promise(view: number): void {
+    this.command('promise', view);
+  }
+  lead(view: number): void {
+    this.command('lead', view);
+  }
+  follow(view: number, primary: NodeId, agreeOp: number): void {
+    this.command('follow', view, primary, agreeOp);
+  }
+  feed(peer: NodeId, view: number, agreeOp: number): void {
+    this.command('feed', peer, view, agreeOp);
+  }
+  resign(view: number): void {
+    this.command('resign', view);
+  }
+  holdInput(view: number): void {
+    this.command('holdInput', view);
+  }
+  releaseInput(view: number): void {
+    this.command('releaseInput', view);
+  }
+  surrender(view: number): void {
+    this.command('surrender', view);
+  }
+  reclaim(view: number): void {
+    this.command('reclaim', view);
+  }
+  openGate(view: number): void {
+    this.command('openGate', view);
+  }
+  admitInput(admit: boolean): void {
+    this.command('admitInput', admit ? 1 : 0);
+  }
+  setGuest(mode: GuestMode): void {
+    this.command('setGuest', guestModes[mode]);
+  }
+  expectGuest(): void {
+    this.target.expectVm();
+  }
+  sendMail(peer: NodeId, message: Uint8Array): void {
+    this.command('sendMail', peer, message);
+  }
+  propose(kind: EntryKind, payload: Uint8Array): void {
+    this.command('propose', kind, payload);
+  }
+  tick(): void {
+    this.target.tick();
+  }
+  snapshot(): PlaneSnapshot {
+    return convertSnapshot(this.target.snapshot());
+  }
+}
+
+function convertSnapshot(s: NativeSnapshot): PlaneSnapshot {
+  const counters: Record<string, number> = {};
+  for (const [key, value] of Object.entries(s)) {
+    if (key === 'load' || key === 'nowNs' || key === 'acked') continue;
+    if (typeof value === 'number') counters[key] = value;
+    else if (typeof value === 'object' && value !== null) {
+      for (const [inner, number] of Object.entries(value as Record<string, number>)) counters[`${key}.${inner}`] = number;
+    }
+  }
+  return {
+    role: s.role,
+    promisedView: s.promisedView,
+    lastOp: s.lastOp,
+    durableOp: s.durableOp,
+    commitOp: s.commitOp,
+    deliveredOp: s.deliveredOp,
+    acked: s.acked,
+    leaseEndsAt: s.leaseEndNs > 0 ? s.leaseEndNs / nsPerMs : null,
+    gate: s.gate,
+    heard: s.heardAtNs >= 0 ? { view: s.heardView, from: s.heardFrom, at: s.heardAtNs / nsPerMs } : null,
+    guest: s.guest,
+    counters,
+  };
+}
+
+/** Events of the addon in the port's words. Unknown ones are a broken build. */
+export function convertEvent(event: NativeEvent): PlaneEvent {
+  const text = (): string => Buffer.from(event.bytes ?? new Uint8Array()).toString('utf8');
+  const { view, op, peer } = event;
+  switch (event.type) {
+    case 'promised':
+      return {
+        type: 'promised',
+        view,
+        tail: { last: { view: event.lastView ?? 0, op }, commitOp: event.commitOp ?? 0, table: event.table ?? [] },
+        heartbeatAckedAt: event.atNs >= 0 ? event.atNs / nsPerMs : null,
+      };
+    case 'following':
+      return { type: 'following', view };
+    case 'leading':
+      return { type: 'leading', view, startOp: op };
+    case 'mail':
+      return { type: 'mail', from: peer, bytes: event.bytes ?? new Uint8Array() };
+    case 'control':
+      return { type: 'control', kind: (event.entryKind ?? 0) as EntryKind, view, op, payload: event.bytes ?? new Uint8Array() };
+    case 'caught-up':
+      return { type: 'caught-up', view, at: event.atNs / nsPerMs };
+    case 'gate-opened':
+      return { type: 'gate-opened', view, at: event.atNs / nsPerMs };
+    case 'input-held':
+      return { type: 'input-held', view, lastOp: op };
+    case 'surrendered':
+      return { type: 'surrendered', view };
+    case 'stream-broken':
+      return { type: 'stream-broken', peer, why: text() };
+    case 'feed-lost':
+      return { type: 'feed-lost', peer };
+    case 'failed':
+      return { type: 'failed', why: text() };
+    case 'vm-attached':
+      return { type: 'guest-attached' };
+    case 'vm-detached':
+      return { type: 'guest-detached' };
+    case 'vm-refused':
+      return { type: 'guest-refused' };
+    default:
+      throw new Error(`unknown event of the addon: ${event.type}`);
+  }
+}

@@ -1,0 +1,135 @@
+/** The addon's one declaration file: what native/addon exports, as it is. Times are nanoseconds. */
+import { createRequire } from 'node:module';
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+
+import { FalconError } from '../lib/errors.js';
+import { repositoryRoot } from '../lib/root.js';
+
+export interface NativeEvent {
+  readonly type: string;
+  readonly peer: number;
+  readonly view: number;
+  readonly op: number;
+  readonly atNs: number;
+  readonly bytes?: Uint8Array;
+  readonly entryKind?: number;
+  readonly lastView?: number;
+  readonly commitOp?: number;
+  readonly table?: { view: number; firstOp: number }[];
+}
+
+export interface NativeLoad {
+  readonly done: boolean;
+  readonly leadershipLost: boolean;
+  readonly entries: number;
+  readonly elapsedNs: number;
+  readonly p50Ns: number;
+  readonly p90Ns: number;
+  readonly p99Ns: number;
+  readonly p999Ns: number;
+  readonly maxNs: number;
+}
+
+export interface NativeSnapshot {
+  readonly role: 'idle' | 'leading' | 'following';
+  readonly promisedView: number;
+  readonly logView: number;
+  readonly lastOp: number;
+  readonly durableOp: number;
+  readonly commitOp: number;
+  readonly deliveredOp: number;
+  readonly acked: (number | null)[];
+  readonly leaseEndNs: number;
+  readonly gate: 'open' | 'armed' | 'closed';
+  readonly heardView: number;
+  readonly heardFrom: number;
+  readonly heardAtNs: number;
+  readonly guest: 'none' | 'booting' | 'running';
+  readonly nowNs: number;
+  readonly load: NativeLoad;
+  readonly flows: Record<string, number>;
+  readonly fabric: Record<string, number>;
+  readonly wal: Record<string, number>;
+  readonly [counter: string]: unknown;
+}
+
+export interface NativePlaneOptions {
+  readonly self: number;
+  /** From the hard state: nothing below it is accepted. */
+  readonly promisedView: number;
+  readonly members: number;
+  readonly force: boolean;
+  readonly logBytes: number;
+  readonly logEntries: number;
+  readonly ringBytes: number;
+  readonly inflightEntries: number;
+  readonly heartbeatNs: number;
+  readonly leaseNs: number;
+  readonly deciderStallNs: number;
+  readonly keepUnproposed: boolean;
+  readonly vmMac: Uint8Array;
+  /** IPv4 address, 4 bytes, or empty. */
+  readonly vmAddress: Uint8Array;
+}
+
+export interface NativeReplicaOptions extends NativePlaneOptions {
+  readonly cluster: string;
+  readonly walDirectory: string;
+  readonly segmentBytes: number;
+  readonly retainBytes: number;
+  readonly shmDirectory: string;
+  readonly shmName: string;
+  readonly vm: boolean;
+  readonly builtin: boolean;
+  readonly vmSocket: string;
+  readonly tap: string;
+  readonly busy: boolean;
+  readonly spinNs: number;
+  readonly nice: number;
+}
+
+export interface NativeRecovered {
+  readonly firstOp: number;
+  readonly lastOp: number;
+  readonly lastView: number;
+  readonly table: { view: number; firstOp: number }[];
+  readonly tornBytes: number;
+  readonly damaged: boolean;
+  readonly damagedAfterOp: number;
+  readonly damageDetail: string;
+}
+
+export interface NativeReplica {
+  start(onEvents: (events: NativeEvent[]) => void): void;
+  command(name: string, ...args: (number | Uint8Array)[]): boolean;
+  connect(peer: number, connection: Uint8Array, descriptor: Uint8Array): void;
+  tick(): void;
+  snapshot(): NativeSnapshot;
+  recovered(): NativeRecovered;
+  descriptor(): Uint8Array;
+  tapFd(): number;
+  expectVm(): void;
+  startLoad(load: { entryBytes: number; depth: number; entries: number; warmUp: number }): void;
+  close(): void;
+}
+
+export interface NativeAddon {
+  readonly Replica: new (options: NativeReplicaOptions) => NativeReplica;
+  readonly Simulation: new (options: Record<string, unknown>) => unknown;
+  monotonicNs(): number;
+}
+
+let loaded: NativeAddon | null = null;
+
+/**
+ * Loads the addon from the folder FALCON_NATIVE, or from build/native, which the build links to its result.
+ * Errors: ADDON_MISSING.
+ */
+export function loadNative(): NativeAddon {
+  if (loaded !== null) return loaded;
+  const file = join(process.env['FALCON_NATIVE'] ?? join(repositoryRoot, 'build/native'), 'falcon.node');
+  if (!existsSync(file)) throw new FalconError('ADDON_MISSING', `no ${file}; run make build`);
+  loaded = createRequire(import.meta.url)(file) as NativeAddon;
+  return loaded;
+}

@@ -1,0 +1,157 @@
+/**
+ * The guest as a QEMU process: patched QEMU on this replica's rings, with the tap that falcond has opened.
+ *
+ * QEMU attaches to falcond's socket by itself and ends by itself when that socket ends, so neither outlives the
+ * other. The guest says that its service answers through a virtio-serial port that ends in a socket here.
+ */
+import { spawn } from 'node:child_process';
+import type { ChildProcess } from 'node:child_process';
+import { closeSync, existsSync, openSync, rmSync } from 'node:fs';
+import { createServer } from 'node:net';
+import type { Server } from 'node:net';
+import { dirname, join } from 'node:path';
+
+import { bounds } from '../lib/bounds.js';
+import { FalconError, messageOf } from '../lib/errors.js';
+import type { GuestRunner } from '../ports/guest.js';
+
+export interface QemuOptions {
+  readonly binary: string;
+  readonly kernel: string;
+  readonly initrd: string;
+  readonly append: string;
+  readonly memoryMiB: number;
+  readonly mac: string;
+  /** The guest's static address and prefix, a.b.c.d/n. */
+  readonly address: string;
+  readonly tapFd: number;
+  readonly vmSocket: string;
+  /** Sockets and the console's log go here. */
+  readonly directory: string;
+  readonly readyTimeoutMs: number;
+}
+
+export class QemuGuest implements GuestRunner {
+  private readonly options: QemuOptions;
+  private child: ChildProcess | null = null;
+  private readiness: Server | null = null;
+  private readyTimer: NodeJS.Timeout | null = null;
+
+  constructor(options: QemuOptions) {
+    this.options = options;
+    for (const path of [options.binary, options.kernel, options.initrd]) {
+      if (!existsSync(path)) throw new FalconError('QEMU_FAILED', `no ${path}`);
+    }
+  }
+
+  get pid(): number | null {
+    return this.child?.pid ?? null;
+  }
+
+  async start(callbacks: { onReady(): void; onExit(reason: string): void }): Promise<void> {
+    await this.stop();
+    const { directory, tapFd } = this.options;
+    const readySocket = join(directory, 'ready.sock');
+    let ready = false;
+    this.readiness = await this.listenForReady(readySocket, () => {
+      if (ready) return;
+      ready = true;
+      if (this.readyTimer !== null) clearTimeout(this.readyTimer);
+      callbacks.onReady();
+    });
+    const output = openSync(join(directory, 'qemu.log'), 'w', 0o600);
+    let child: ChildProcess;
+    try {
+      // Descriptor 3 in the child is the tap.
+      child = spawn(this.options.binary, this.arguments(readySocket), { stdio: ['ignore', output, output, tapFd] });
+    } finally {
+      closeSync(output);
+    }
+    this.child = child;
+    child.once('error', (error) => callbacks.onExit(messageOf(error)));
+    child.once('exit', (code, signal) => {
+      if (this.child !== child) return;
+      this.child = null;
+      callbacks.onExit(`QEMU ended with ${code ?? signal ?? 'nothing'}; see ${join(directory, 'qemu.log')}`);
+    });
+    this.readyTimer = setTimeout(() => {
+      if (!ready) callbacks.onExit(`the guest was not ready within ${this.options.readyTimeoutMs} ms`);
+    }, this.options.readyTimeoutMs);
+  }
+
+  async stop(): Promise<void> {
+    if (this.readyTimer !== null) clearTimeout(this.readyTimer);
+    this.readyTimer = null;
+    const { child, readiness } = this;
+    this.child = null;
+    this.readiness = null;
+    readiness?.close();
+    if (child === null || child.exitCode !== null || child.signalCode !== null) return;
+    const ended = new Promise<void>((resolve) => child.once('exit', () => resolve()));
+    child.kill('SIGTERM');
+    const timer = setTimeout(() => child.kill('SIGKILL'), bounds.guestStopMs);
+    await ended;
+    clearTimeout(timer);
+  }
+
+  private listenForReady(path: string, onReady: () => void): Promise<Server> {
+    rmSync(path, { force: true });
+    return new Promise((resolve, reject) => {
+      const server = createServer((socket) => {
+        let text = '';
+        socket.on('error', () => socket.destroy());
+        socket.on('data', (chunk) => {
+          text = (text + chunk.toString('latin1')).slice(-64);
+          if (text.includes('ready\n')) onReady();
+        });
+      });
+      server.once('error', reject);
+      server.listen(path, () => resolve(server));
+    });
+  }
+
+  private arguments(readySocket: string): string[] {
+    const o = this.options;
+    const firmware = join(dirname(o.binary), 'share');
+    return [
+      '-nodefaults',
+      '-no-user-config',
+      '-display',
+      'none',
+      '-no-reboot',
+      ...(existsSync(firmware) ? ['-L', firmware] : []),
+      '-machine',
+      'pc,hpet=off,memory-backend=ram,usb=off',
+      '-accel',
+      'tcg,thread=multi',
+      '-cpu',
+      'max',
+      '-smp',
+      '1',
+      '-m',
+      `${o.memoryMiB}M`,
+      '-object',
+      `memory-backend-memfd,id=ram,size=${o.memoryMiB}M,share=on`,
+      '-kernel',
+      o.kernel,
+      '-initrd',
+      o.initrd,
+      '-append',
+      `${o.append} falcon.ip=${o.address}`,
+      '-serial',
+      `file:${join(o.directory, 'console.log')}`,
+      '-device',
+      'virtio-serial-pci',
+      '-chardev',
+      `socket,id=ready,path=${readySocket}`,
+      '-device',
+      'virtserialport,chardev=ready,name=falcon.ready',
+      '-netdev',
+      `tap,id=net0,fd=3,falcon=${o.vmSocket}`,
+      '-device',
+      `virtio-net-pci,netdev=net0,mac=${o.mac},romfile=`,
+      '-qmp',
+      `unix:${join(o.directory, 'qmp.sock')},server=on,wait=off`,
+    ];
+  }
+}

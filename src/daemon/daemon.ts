@@ -1,0 +1,252 @@
+/** One falcond: the ports of a real replica, joined to the engine, until it is told to stop or must. */
+import { execFileSync } from 'node:child_process';
+import { randomInt } from 'node:crypto';
+import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { setPriority } from 'node:os';
+import { join } from 'node:path';
+
+import type { Logger } from 'pino';
+
+import { Bootstrap } from '../adapters/bootstrap.js';
+import { BuiltinGuest } from '../adapters/builtin-guest.js';
+import { realFileSystem } from '../adapters/file-system.js';
+import { openHardState } from '../adapters/hard-state.js';
+import { convertEvent, NativePlane } from '../adapters/native-plane.js';
+import { loadNative } from '../adapters/native.js';
+import type { NativeReplica, NativeReplicaOptions } from '../adapters/native.js';
+import { QemuGuest } from '../adapters/qemu.js';
+import { nodePaths, shmDirectory } from '../api/cluster.js';
+import type { Cluster } from '../api/cluster.js';
+import type { NodeConfig } from '../api/config.js';
+import { startAdminServer } from '../api/server.js';
+import type { AdminServer } from '../api/server.js';
+import type { NodeId } from '../consensus/types.js';
+import { ReplicaEngine } from '../engine/replica.js';
+import { bounds } from '../lib/bounds.js';
+import { FalconError, remoteError } from '../lib/errors.js';
+import { Random } from '../lib/random.js';
+import { repositoryRoot } from '../lib/root.js';
+import type { GuestRunner } from '../ports/guest.js';
+import { replicaStatus } from './status.js';
+
+const nsPerMs = 1e6;
+/** The data path and the decisions go before the guest's emulation when processors are short. */
+const niceValue = -15;
+
+export interface Daemon {
+  /** Settles when the daemon has stopped; the code is what ended it, null after a stop that was asked for. */
+  readonly ended: Promise<FalconError | null>;
+  stop(): void;
+}
+
+export async function startDaemon(cluster: Cluster, node: NodeConfig, logger: Logger): Promise<Daemon> {
+  const { config } = cluster;
+  const self = config.nodes.indexOf(node);
+  const paths = nodePaths(cluster.directory, node.name);
+  mkdirSync(paths.wal, { recursive: true, mode: 0o700 });
+  const startedAt = performance.now();
+  try {
+    setPriority(niceValue);
+  } catch {
+    logger.warn('priority stays as it is: raising it is not permitted');
+  }
+
+  let end: (error: FalconError | null) => void = () => undefined;
+  const ended = new Promise<FalconError | null>((resolve) => (end = resolve));
+
+  const store = openHardState(realFileSystem, paths.directory, { cluster: config.cluster, node: node.name });
+  const native = loadNative();
+  const replica = new native.Replica(nativeOptions(cluster, node, self, store.state.view));
+  const recovered = replica.recovered();
+  logger.info({ ...recovered, table: undefined }, 'log recovered');
+  const lostEntries = recovered.damaged || (config.durability === 'memory' && store.state.view > 0);
+  if (recovered.damaged) logger.error({ detail: recovered.damageDetail }, 'LOG_DAMAGED: rejoins by fetching from peers');
+  const hardState = { ...store.state, recovering: store.state.recovering || lostEntries };
+  if (hardState.recovering !== store.state.recovering) store.write(hardState);
+
+  const guest = node.vm ? makeGuest(cluster, node, replica) : null;
+  const plane = new NativePlane(replica);
+  let bootstrap: Bootstrap | null = null;
+  const random = new Random(randomInt(2 ** 47));
+  const engine = new ReplicaEngine(
+    {
+      core: {
+        self,
+        members: config.nodes.map((_node, index) => index),
+        witnesses: config.nodes.flatMap((candidate, index) => (candidate.vm ? [] : [index])),
+        electionTimeoutMinMs: config.timing.electionTimeoutMinMs,
+        electionTimeoutMaxMs: config.timing.electionTimeoutMaxMs,
+        leaseMs: config.timing.leaseMs,
+        driftMarginMs: config.timing.driftMarginMs,
+        retryMs: config.timing.retryMs,
+        random: () => random.float(),
+      },
+      hardState,
+      tail: { last: { view: recovered.lastView, op: recovered.lastOp }, commitOp: 0, table: recovered.table },
+      boot: {
+        firstBootWaitMs: bounds.firstBootWaitMs,
+        rebootWaitMs: bounds.rebootWaitMs,
+        quorumReadyWaitMs: config.vm.kind === 'qemu' ? config.vm.quorumReadyWaitMs : 0,
+      },
+      canRunGuest: node.vm,
+      reportIntervalMs: bounds.guestReportMs,
+    },
+    {
+      plane,
+      store,
+      guest,
+      clock: { now: () => native.monotonicNs() / nsPerMs },
+      reconnect: (peer, why) => {
+        logger.debug({ peer, why }, 'reconnects');
+        bootstrap?.reset(peer);
+      },
+      fail: (why) => end(failure(why)),
+      log: (level, text, fields) => logger[level](named(config.nodes, fields ?? {}), text),
+    },
+  );
+
+  const stopping: (() => Promise<void> | void)[] = [];
+  let admin: AdminServer | null = null;
+  try {
+    admin = await startAdminServer(paths.adminSocket, {
+      status: () => replicaStatus({ cluster, node, self, engine, plane, guest, startedAt }),
+      shutdown: () => {
+        setImmediate(() => end(null));
+        return { stopping: true };
+      },
+      'transfer-leader': (params) => transferLeader(cluster, engine, params),
+    });
+    replica.start((events) => engine.onPlaneEvents(events.map(convertEvent)));
+    const members = config.nodes.map(({ name, address, port }, index) => ({ index, name, address, port }));
+    bootstrap = await Bootstrap.start({
+      cluster: config.cluster,
+      secret: cluster.secret,
+      self: members[self]!,
+      members,
+      fabric: config.fabric,
+      descriptor: replica.descriptor(),
+      onPeerUp: (peer, connection, descriptor) => {
+        logger.info({ peer: config.nodes[peer]?.name }, 'peer connected');
+        engine.onPeerUp(peer, connection, descriptor);
+      },
+      onPeerDown: (peer) => {
+        logger.info({ peer: config.nodes[peer]?.name }, 'peer disconnected');
+        engine.onPeerDown(peer);
+      },
+      onRefused: (code, text) => logger.warn(`${code}: ${text}`),
+    });
+  } catch (error) {
+    await bootstrap?.close();
+    replica.close();
+    await admin?.close();
+    throw error;
+  }
+  const timer = setInterval(() => engine.tick(), bounds.tickMs);
+  writeFileSync(paths.pidFile, `${process.pid}\n`, { mode: 0o600 });
+  logger.info({ pid: process.pid, view: hardState.view }, 'falcond runs');
+
+  stopping.push(
+    () => clearInterval(timer),
+    () => engine.stop(),
+    () => bootstrap?.close(),
+    () => guest?.stop(),
+    () => replica.close(),
+    () => admin?.close(),
+    () => rmSync(paths.pidFile, { force: true }),
+  );
+  const finished = ended.then(async (error) => {
+    for (const step of stopping) await step();
+    return error;
+  });
+  return { ended: finished, stop: () => end(null) };
+}
+
+function nativeOptions(cluster: Cluster, node: NodeConfig, self: number, promisedView: number): NativeReplicaOptions {
+  const { config, directory } = cluster;
+  const { timing, log, vm, poll } = config;
+  const paths = nodePaths(directory, node.name);
+  return {
+    self,
+    promisedView,
+    members: config.nodes.length,
+    force: config.durability === 'disk',
+    logBytes: 2 ** Math.floor(Math.log2(log.memoryBytes)),
+    logEntries: bounds.logEntriesMax,
+    ringBytes: log.ringBytes,
+    inflightEntries: bounds.inflightEntriesMax,
+    heartbeatNs: timing.heartbeatMs * nsPerMs,
+    leaseNs: timing.leaseMs * nsPerMs,
+    deciderStallNs: timing.stallMs * nsPerMs,
+    keepUnproposed: config.lan === 'flood',
+    vmMac: Uint8Array.from(vm.mac.split(':').map((part) => parseInt(part, 16))),
+    vmAddress: Uint8Array.from(vm.address.split('.').map(Number)),
+    cluster: config.cluster,
+    walDirectory: paths.wal,
+    segmentBytes: log.segmentBytes,
+    retainBytes: log.retainBytes,
+    shmDirectory: shmDirectory(config.cluster),
+    shmName: node.name,
+    vm: node.vm,
+    builtin: vm.kind === 'none',
+    vmSocket: paths.vmSocket,
+    tap: node.vm ? (vm.tap ?? '') : '',
+    busy: poll.mode === 'busy',
+    spinNs: poll.spinUs * 1000,
+    nice: niceValue,
+  };
+}
+
+function makeGuest(cluster: Cluster, node: NodeConfig, replica: NativeReplica): GuestRunner {
+  const { vm } = cluster.config;
+  if (vm.kind === 'none') return new BuiltinGuest();
+  const built = (script: string): string =>
+    execFileSync(join(repositoryRoot, script), { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }).trim();
+  const image = vm.kernel === null || vm.initrd === null ? built('cluster/guest/build') : '';
+  const paths = nodePaths(cluster.directory, node.name);
+  return new QemuGuest({
+    binary: vm.qemu ?? built('cluster/qemu/build'),
+    kernel: vm.kernel ?? join(image, 'vmlinux'),
+    initrd: vm.initrd ?? join(image, 'initrd'),
+    append: vm.append === '' ? defaultAppend : vm.append,
+    memoryMiB: vm.memoryMiB,
+    mac: vm.mac,
+    address: `${vm.address}/${vm.prefix}`,
+    tapFd: replica.tapFd(),
+    vmSocket: paths.vmSocket,
+    directory: paths.directory,
+    readyTimeoutMs: vm.readyTimeoutMs,
+  });
+}
+
+const defaultAppend =
+  'console=ttyS0 quiet panic=-1 oops=panic mitigations=off nokaslr tsc=reliable random.trust_cpu=on net.ifnames=0 ipv6.disable=1';
+
+async function transferLeader(cluster: Cluster, engine: ReplicaEngine, params: unknown): Promise<unknown> {
+  const to = (params as { to?: unknown } | null)?.to ?? null;
+  let target: NodeId | null = null;
+  if (to !== null) {
+    target = cluster.config.nodes.findIndex((node) => node.name === to);
+    if (target < 0) throw new FalconError('USAGE', `no node ${String(to)}`);
+  }
+  if (engine.role !== 'primary') throw new FalconError('NOT_PRIMARY', 'this node is not the primary');
+  const outcome = await engine.transfer(target);
+  if (!outcome.ok) throw new FalconError('TRANSFER_REFUSED', outcome.reason);
+  return { to: outcome.to === null ? null : (cluster.config.nodes[outcome.to]?.name ?? null) };
+}
+
+/** Member indices in log fields become names. */
+function named(nodes: readonly NodeConfig[], fields: Record<string, unknown>): Record<string, unknown> {
+  const result: Record<string, unknown> = { ...fields };
+  for (const key of ['peer', 'primary', 'from', 'to']) {
+    const value = result[key];
+    if (typeof value === 'number') result[key] = nodes[value]?.name ?? value;
+  }
+  return result;
+}
+
+/** "CODE detail", as the data plane and the engine say why a replica must stop. */
+function failure(why: string): FalconError {
+  const space = why.indexOf(' ');
+  const [code, detail] = space < 0 ? [why, ''] : [why.slice(0, space), why.slice(space + 1)];
+  return remoteError(code, detail);
+}

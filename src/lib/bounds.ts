@@ -1,0 +1,87 @@
+/**
+ * Every bound of the TypeScript side, with its unit in its name.
+ *
+ * Nothing here grows at run time. What a bound is for stands beside it; how bounds depend on each other is
+ * checked when this file loads, so a change that breaks a relation fails in the first test that runs.
+ */
+import assert from 'node:assert/strict';
+
+export const bounds = {
+  // the cluster
+  nodesMax: 7,
+  nodeNameMaxChars: 32,
+  clusterNameMaxChars: 48,
+  configMaxBytes: 256 * 1024,
+  secretBytes: 32,
+  /** sun_path of Linux is 108 bytes with its terminating zero. */
+  socketPathMaxBytes: 107,
+  /** IFNAMSIZ of Linux is 16 with its terminating zero. */
+  interfaceNameMaxChars: 15,
+  /** A kernel command line of x86-64. */
+  kernelAppendMaxChars: 1024,
+
+  // the admin interface
+  adminLineMaxBytes: 1024 * 1024,
+  adminConnectionsMax: 16,
+  /** Requests of one connection that were read and are not answered yet. */
+  adminPendingMaxRequests: 64,
+  /** From the first byte of a line to its end, and for an answer to be taken. */
+  adminSlowMs: 5_000,
+  adminIdleMs: 60_000,
+  adminRequestMs: 2_000,
+  /** A leadership transfer waits for the target's log before it gives up. */
+  adminTransferMs: 30_000,
+
+  // the bootstrap
+  /** From the connection to the end of the hellos. */
+  bootstrapHandshakeMs: 3_000,
+  bootstrapConnectionsMax: 64,
+  bootstrapHelloMaxBytes: 8 * 1024,
+  descriptorMaxBytes: 4 * 1024,
+  bootstrapKeepAliveMs: 1_000,
+  bootstrapRedialMinMs: 20,
+  bootstrapRedialMaxMs: 1_000,
+  bootstrapWarningEveryMs: 10_000,
+
+  // the engine
+  tickMs: 5,
+  guestReportMs: 100,
+  /** How long a first primary waits for members that have not reported before it boots guests. */
+  firstBootWaitMs: 3_000,
+  /** How long a primary looks for a surviving guest before it boots all anew. */
+  rebootWaitMs: 10_000,
+  guestStopMs: 2_000,
+
+  // the data plane
+  logEntriesMax: 256 * 1024,
+  inflightEntriesMax: 16 * 1024,
+
+  // starting and stopping
+  /** From the start of a daemon until its admin socket answers. */
+  daemonStartMs: 30_000,
+  /** From then until there is a primary, beside what the guest may take to boot. */
+  primaryWaitMs: 60_000,
+  shutdownWaitMs: 6_000,
+  terminateWaitMs: 3_000,
+  killWaitMs: 3_000,
+  pollMs: 50,
+  statusWatchMs: 1_000,
+  progressMs: 2_000,
+  hostScriptMs: 60_000,
+  daemonLogMaxBytes: 16 * 1024 * 1024,
+  /** How much of the end of a daemon's log is read for its last line. */
+  logTailMaxBytes: 16 * 1024,
+  logLineMaxChars: 400,
+} as const;
+
+assert(bounds.nodesMax % 2 === 1, 'a cluster has 2f+1 nodes');
+assert(bounds.adminRequestMs < bounds.adminSlowMs, 'a client gives up before it is taken for slow');
+assert(bounds.adminSlowMs < bounds.adminIdleMs);
+assert(bounds.statusWatchMs < bounds.adminIdleMs, 'a watching client is not idle');
+assert(bounds.pollMs < bounds.progressMs);
+assert(bounds.descriptorMaxBytes < bounds.bootstrapHelloMaxBytes, 'a descriptor fits a hello');
+assert(bounds.tickMs < bounds.guestReportMs);
+assert(bounds.inflightEntriesMax < bounds.logEntriesMax, 'what is in flight fits the log in memory');
+assert(bounds.terminateWaitMs <= bounds.shutdownWaitMs);
+assert(bounds.logLineMaxChars < bounds.logTailMaxBytes);
+assert(bounds.configMaxBytes <= bounds.adminLineMaxBytes, 'a configuration fits an admin message');

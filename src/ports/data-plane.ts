@@ -1,0 +1,90 @@
+/**
+ * The data plane as the engine sees it: commands that return at once and are carried out in the order of the
+ * calls, events that tell what happened, and a snapshot of where things stand. Times are milliseconds on the
+ * same monotonic clock as ports/clock.
+ */
+import type { NodeId } from '../consensus/types.js';
+import type { LogTail } from '../wire/view-table.js';
+import type { Op, View } from '../wire/viewstamp.js';
+
+export const entryKinds = {
+  frame: 1,
+  viewStart: 2,
+  vmBoot: 3,
+  outputCheck: 4,
+  vmSync: 5,
+  membership: 6,
+  noop: 7,
+} as const;
+export type EntryKind = (typeof entryKinds)[keyof typeof entryKinds];
+
+/** No guest here; a guest that is booting (delivery waits); a guest that takes input. */
+export type GuestMode = 'none' | 'booting' | 'running';
+
+export interface DataPlane {
+  /** `connection`: 8 bytes that name this incarnation on both sides. An earlier connection is dropped. */
+  connect(peer: NodeId, connection: Uint8Array, descriptor: Uint8Array): void;
+  disconnect(peer: NodeId): void;
+  promise(view: View): void;
+  lead(view: View): void;
+  follow(view: View, primary: NodeId, agreeOp: Op): void;
+  feed(peer: NodeId, view: View, agreeOp: Op): void;
+  resign(view: View): void;
+  holdInput(view: View): void;
+  releaseInput(view: View): void;
+  surrender(view: View): void;
+  reclaim(view: View): void;
+  openGate(view: View): void;
+  /** Whether frames from the network are proposed when this replica leads. */
+  admitInput(admit: boolean): void;
+  setGuest(mode: GuestMode): void;
+  /** Makes the guest's rings empty and lets one guest attach. */
+  expectGuest(): void;
+  /** A message may be dropped: its sender repeats it. */
+  sendMail(peer: NodeId, message: Uint8Array): void;
+  propose(kind: EntryKind, payload: Uint8Array): void;
+  /** The deciding thread is alive: without it heartbeats stop. */
+  tick(): void;
+  snapshot(): PlaneSnapshot;
+}
+
+export type PlaneEvent =
+  | { readonly type: 'promised'; readonly view: View; readonly tail: LogTail; readonly heartbeatAckedAt: number | null }
+  | { readonly type: 'following'; readonly view: View }
+  | { readonly type: 'leading'; readonly view: View; readonly startOp: Op }
+  | { readonly type: 'mail'; readonly from: NodeId; readonly bytes: Uint8Array }
+  /** A committed entry that is no frame. */
+  | { readonly type: 'control'; readonly kind: EntryKind; readonly view: View; readonly op: Op; readonly payload: Uint8Array }
+  /** The guest of this primary has taken all input up to the start of its view. */
+  | { readonly type: 'caught-up'; readonly view: View; readonly at: number }
+  | { readonly type: 'gate-opened'; readonly view: View; readonly at: number }
+  | { readonly type: 'input-held'; readonly view: View; readonly lastOp: Op }
+  | { readonly type: 'surrendered'; readonly view: View }
+  /** What the peer writes cannot be, or the connection broke: it has been dropped and must be made anew. */
+  | { readonly type: 'stream-broken'; readonly peer: NodeId; readonly why: string }
+  /** The peer needs entries that are not kept any more. */
+  | { readonly type: 'feed-lost'; readonly peer: NodeId }
+  /** The replica must stop. `why` begins with a code. */
+  | { readonly type: 'failed'; readonly why: string }
+  | { readonly type: 'guest-attached' }
+  | { readonly type: 'guest-detached' }
+  | { readonly type: 'guest-refused' };
+
+export interface PlaneSnapshot {
+  readonly role: 'idle' | 'leading' | 'following';
+  readonly promisedView: View;
+  readonly lastOp: Op;
+  readonly durableOp: Op;
+  readonly commitOp: Op;
+  readonly deliveredOp: Op;
+  /** Leading: durable op of each member that follows this view, null for the others and for self. */
+  readonly acked: readonly (Op | null)[];
+  /** Leading: when the lease ends; null: none. */
+  readonly leaseEndsAt: number | null;
+  readonly gate: 'open' | 'armed' | 'closed';
+  /** The last heartbeat that was acknowledged; null: none yet. */
+  readonly heard: { readonly view: View; readonly from: NodeId; readonly at: number } | null;
+  readonly guest: GuestMode;
+  /** Flat totals and gauges by dotted name, for status and metrics. */
+  readonly counters: Readonly<Record<string, number>>;
+}

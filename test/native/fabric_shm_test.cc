@@ -1,0 +1,439 @@
+// The shm fabric: the conformance suite with all members in this process, then what only several processes
+// can show: a writer killed in the middle, files left behind, one owner per member.
+#include "fabric/shm.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "fabric_conformance.h"
+#include "os/clock.h"
+
+namespace {
+
+using falcon::Fabric;
+using falcon::MakeShmFabric;
+using falcon::PeerId;
+using falcon::PeerState;
+using falcon::Status;
+using falcon::test::conformance::Bytes;
+using falcon::test::conformance::Holds;
+using falcon::test::conformance::Is;
+using falcon::test::conformance::IsZero;
+using falcon::test::conformance::Pattern;
+using falcon::test::conformance::Span;
+using falcon::test::conformance::Word;
+using falcon::test::conformance::WordBytes;
+using falcon::test::conformance::WriteOne;
+
+constexpr falcon::Nanoseconds kPatience = 20 * falcon::kSecond;
+
+// A directory of this test's own, removed with all that is in it.
+class TestDirectory {
+ public:
+  TestDirectory() {
+    static int number = 0;
+    path_ = (access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
+    path_ += "/falcon-shm-test-" + std::to_string(getpid()) + "-" + std::to_string(++number);
+    CHECK(mkdir(path_.c_str(), 0700) == 0);
+  }
+  ~TestDirectory() {
+    for (const std::string& file : Files()) unlink((path_ + "/" + file).c_str());
+    rmdir(path_.c_str());
+  }
+  TestDirectory(const TestDirectory&) = delete;
+  TestDirectory& operator=(const TestDirectory&) = delete;
+
+  [[nodiscard]] const std::string& path() const { return path_; }
+  [[nodiscard]] std::vector<std::string> Files() const {
+    std::vector<std::string> files;
+    DIR* listing = opendir(path_.c_str());
+    if (listing == nullptr) return files;
+    while (const dirent* entry = readdir(listing)) {
+      if (entry->d_name[0] != '.') files.emplace_back(entry->d_name);
+    }
+    closedir(listing);
+    return files;
+  }
+
+ private:
+  std::string path_;
+};
+
+class ShmBed final : public falcon::test::FabricBed {
+ public:
+  [[nodiscard]] const char* name() const override { return "shm"; }
+  void Start(PeerId member) override {
+    fabrics_[member].reset();
+    const falcon::ShmOptions options = {directory_.path(), "member" + std::to_string(member), member};
+    CHECK(MakeShmFabric(options, &fabrics_[member]).ok());
+    CHECK(fabrics_[member]->AddRegion(0, falcon::test::kRegion0Bytes).ok());
+    CHECK(fabrics_[member]->AddRegion(1, falcon::test::kRegion1Bytes).ok());
+  }
+  [[nodiscard]] Fabric& at(PeerId member) override { return *fabrics_[member]; }
+  void Close(PeerId member) override { fabrics_[member].reset(); }
+  // A thread cannot die as a process does; the cases with child processes below do that.
+  void Kill(PeerId member) override { Close(member); }
+  void Drive() override {}
+  bool Step() override { return false; }
+  void KeepLate(PeerId /*from*/, PeerId /*to*/) override {}
+  void DeliverLate(PeerId /*from*/, PeerId /*to*/) override {}
+  [[nodiscard]] bool concurrent() const override { return true; }
+  [[nodiscard]] size_t queue_bound() const override { return 0; }
+  [[nodiscard]] size_t Leftovers() const override { return directory_.Files().size(); }
+
+ private:
+  TestDirectory directory_;
+  std::array<std::unique_ptr<Fabric>, falcon::kMaxMembers> fabrics_;
+};
+
+// A child process that runs `body` and exits with its result. The parent talks to it through two pipes.
+class Child {
+ public:
+  explicit Child(const std::function<int(int from_parent, int to_parent)>& body) {
+    int down[2];
+    int up[2];
+    if (pipe2(down, O_CLOEXEC) != 0 || pipe2(up, O_CLOEXEC) != 0) return;
+    pid_ = fork();
+    if (pid_ == 0) {
+      close(down[1]);
+      close(up[0]);
+      alarm(60);  // whatever happens, it ends
+      _exit(body(down[0], up[1]));
+    }
+    close(down[0]);
+    close(up[1]);
+    to_ = down[1];
+    from_ = up[0];
+  }
+  ~Child() {
+    if (pid_ > 0) Kill();
+    close(to_);
+    close(from_);
+  }
+  Child(const Child&) = delete;
+  Child& operator=(const Child&) = delete;
+
+  [[nodiscard]] pid_t pid() const { return pid_; }
+  [[nodiscard]] int to() const { return to_; }
+  [[nodiscard]] int from() const { return from_; }
+  void Kill() {
+    kill(pid_, SIGKILL);
+    Wait();
+  }
+  // Its exit code; -1 if it was killed.
+  int Wait() {
+    int status = 0;
+    waitpid(pid_, &status, 0);
+    pid_ = -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  }
+
+ private:
+  pid_t pid_ = -1;
+  int to_ = -1;
+  int from_ = -1;
+};
+
+// Descriptors over a pipe: shorter than PIPE_BUF, so one write is one read.
+bool Tell(int fd, const std::string& text) {
+  return write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size());
+}
+
+std::string Hear(int fd) {
+  char text[4096];
+  pollfd wait{fd, POLLIN, 0};
+  if (poll(&wait, 1, 20000) != 1) return {};
+  const ssize_t got = read(fd, text, sizeof text);
+  return got > 0 ? std::string(text, static_cast<size_t>(got)) : std::string();
+}
+
+std::unique_ptr<Fabric> MakeMember(const std::string& directory, PeerId self) {
+  std::unique_ptr<Fabric> fabric;
+  const Status status = MakeShmFabric({directory, "member" + std::to_string(self), self}, &fabric);
+  if (status.ok() && fabric->AddRegion(0, 64 << 10).ok()) return fabric;
+  std::printf("# %s %s\n", status.code(), status.detail().c_str());
+  return nullptr;
+}
+
+constexpr size_t kBlockAt = 4096;
+constexpr size_t kBlockBytes = 4096;
+constexpr size_t kBeforeAt = 0;
+constexpr size_t kAfterAt = 64;
+
+// Writes i before, a block of words all i, and i after, for i = 1, 2, ... for ever.
+int WriteBlocksForEver(const std::string& directory, PeerId self, int from_parent, int to_parent) {
+  const std::unique_ptr<Fabric> fabric = MakeMember(directory, self);
+  if (fabric == nullptr || !Tell(to_parent, fabric->Descriptor())) return 1;
+  if (!fabric->Connect(0, 1, Hear(from_parent)).ok()) return 2;
+  std::vector<uint64_t> block(kBlockBytes / 8);
+  const uint64_t area = self * 16384u;
+  for (uint64_t i = 1;; ++i) {
+    std::fill(block.begin(), block.end(), i);
+    const Span pieces[] = {std::as_bytes(std::span(block))};
+    if (!WriteOne(*fabric, 0, {0, area + kBeforeAt}, WordBytes(i)).ok()) return 3;
+    if (!fabric->Write(0, {0, area + kBlockAt}, pieces).ok()) return 3;
+    if (!WriteOne(*fabric, 0, {0, area + kAfterAt}, WordBytes(i)).ok()) return 3;
+    fabric->Ring(0);
+  }
+}
+
+// Everything that a look at a writer's area must show at any moment.
+bool BlockIsInOrder(Fabric& reader, PeerId writer) {
+  const size_t area = writer * size_t{16384};
+  const uint64_t after = Word(reader, 0, area + kAfterAt);
+  falcon::AcquireFence();
+  const uint64_t last = Word(reader, 0, area + kBlockAt + kBlockBytes - 8);
+  falcon::AcquireFence();
+  const uint64_t first = Word(reader, 0, area + kBlockAt);
+  falcon::AcquireFence();
+  const uint64_t before = Word(reader, 0, area + kBeforeAt);
+  return after <= last && after <= first && last <= before && first <= before;
+}
+
+TEST(writers_in_other_processes_are_killed_in_the_middle) {
+  const TestDirectory directory;
+  const std::unique_ptr<Fabric> fabric = MakeMember(directory.path(), 0);
+  REQUIRE(fabric != nullptr);
+  for (int round = 0; round < 12; ++round) {
+    std::vector<std::unique_ptr<Child>> children;
+    for (const int self : {1, 2}) {
+      const auto id = static_cast<PeerId>(self);
+      std::fill_n(fabric->region(0).begin() + id * 16384, 16384, std::byte{0});
+      children.push_back(std::make_unique<Child>([&](int from, int to) {
+        return WriteBlocksForEver(directory.path(), id, from, to);
+      }));
+      const std::string descriptor = Hear(children.back()->from());
+      REQUIRE(fabric->Connect(id, static_cast<uint64_t>(round), descriptor).ok());
+      REQUIRE(Tell(children.back()->to(), fabric->Descriptor()));
+    }
+    const falcon::Nanoseconds give_up = falcon::MonotonicNow() + kPatience;
+    uint64_t looks = 0;
+    const uint64_t enough = 1000 + 37 * static_cast<uint64_t>(round);
+    while (Word(*fabric, 0, 16384 + kAfterAt) < enough || Word(*fabric, 0, 32768 + kAfterAt) < enough) {
+      CHECK(BlockIsInOrder(*fabric, 1) && BlockIsInOrder(*fabric, 2));
+      REQUIRE(falcon::MonotonicNow() < give_up);
+      ++looks;
+    }
+    CHECK(looks > 0);
+    for (auto& child : children) child->Kill();
+    // What stands is a front of new words and a rest of words exactly one older.
+    for (const size_t area : {16384u, 32768u}) {
+      const uint64_t first = Word(*fabric, 0, area + kBlockAt);
+      bool old = false;
+      for (size_t at = 0; at < kBlockBytes; at += 8) {
+        const uint64_t word = Word(*fabric, 0, area + kBlockAt + at);
+        old = old || word == first - 1;
+        CHECK(word == (old ? first - 1 : first));
+      }
+    }
+    // The dead are still mapped: writing to them is harmless.
+    const uint64_t word = 5;
+    CHECK(WriteOne(*fabric, 1, {0, 0}, WordBytes(word)).ok());
+    fabric->Ring(1);
+    CHECK(fabric->State(1) == PeerState::kUp);
+  }
+  CHECK(directory.Files().size() == 4 + 2 * 4);  // the dead left theirs, of the last round only
+  CHECK(MakeMember(directory.path(), 1) != nullptr);
+  CHECK(MakeMember(directory.path(), 2) != nullptr);
+  CHECK(directory.Files().size() == 4);
+}
+
+TEST(a_sleeper_is_woken_from_another_process) {
+  const TestDirectory directory;
+  const std::unique_ptr<Fabric> fabric = MakeMember(directory.path(), 0);
+  REQUIRE(fabric != nullptr);
+  constexpr uint64_t kRounds = 3000;
+  Child child([&](int from, int to) {
+    const std::unique_ptr<Fabric> own = MakeMember(directory.path(), 1);
+    if (own == nullptr || !Tell(to, own->Descriptor())) return 1;
+    if (!own->Connect(0, 1, Hear(from)).ok()) return 2;
+    for (uint64_t i = 1; i <= kRounds; ++i) {
+      if (!falcon::test::conformance::AwaitWord(*own, 64, i, i % 32)) return 3;
+      if (!WriteOne(*own, 0, {0, 64}, WordBytes(i)).ok()) return 4;
+      own->Ring(0);
+    }
+    return 0;
+  });
+  REQUIRE(fabric->Connect(1, 1, Hear(child.from())).ok());
+  REQUIRE(Tell(child.to(), fabric->Descriptor()));
+  for (uint64_t i = 1; i <= kRounds; ++i) {
+    CHECK(WriteOne(*fabric, 1, {0, 64}, WordBytes(i)).ok());
+    fabric->Ring(1);
+    REQUIRE(falcon::test::conformance::AwaitWord(*fabric, 64, i, i % 16));
+  }
+  CHECK(child.Wait() == 0);
+  CHECK(fabric->counters().wakes_sent > 0);
+  CHECK(directory.Files().size() == 4);  // the child closed in order
+}
+
+TEST(a_member_has_one_owner) {
+  const TestDirectory directory;
+  Child child([&](int from, int to) {
+    const std::unique_ptr<Fabric> own = MakeMember(directory.path(), 3);
+    if (own == nullptr || !Tell(to, own->Descriptor())) return 1;
+    return Hear(from).empty() ? 0 : 2;
+  });
+  const std::string descriptor = Hear(child.from());
+  REQUIRE(!descriptor.empty());
+  std::unique_ptr<Fabric> fabric;
+  CHECK(Is(MakeShmFabric({directory.path(), "member3", 3}, &fabric), "SHM_BUSY"));
+  CHECK(fabric == nullptr && directory.Files().size() == 4);
+  const std::unique_ptr<Fabric> reader = MakeMember(directory.path(), 0);
+  REQUIRE(reader != nullptr);
+  CHECK(reader->Connect(3, 1, descriptor).ok());
+  child.Kill();
+  CHECK(MakeShmFabric({directory.path(), "member3", 3}, &fabric).ok());
+  CHECK(directory.Files().size() == 4 + 3);
+  CHECK(Is(MakeShmFabric({directory.path(), "member3", 3}, &fabric), "SHM_BUSY"));  // in one process, too
+  CHECK(Is(reader->Connect(3, 2, descriptor), "FABRIC_CONNECT"));
+  fabric.reset();
+  CHECK(directory.Files().size() == 4);
+}
+
+TEST(only_files_of_the_same_member_are_removed) {
+  const TestDirectory directory;
+  const std::vector<std::string> keep = {"a.page",           "a.0123456789abcdef",      "ab.0123456789abcdef.page",
+                                         "a.0123456789abcde.page", "a.0123456789abcdeg.page", "b.lock"};
+  const std::vector<std::string> gone = {"a.0123456789abcdef.page", "a.0123456789abcdef.region0",
+                                         "a.ffffffffffffffff.bell"};
+  for (const auto* names : {&keep, &gone}) {
+    for (const std::string& file : *names)
+      close(open((directory.path() + "/" + file).c_str(), O_CREAT | O_WRONLY, 0600));
+  }
+  std::unique_ptr<Fabric> fabric;
+  CHECK(MakeShmFabric({directory.path(), "a", 0}, &fabric).ok());
+  fabric.reset();
+  std::vector<std::string> left = directory.Files();
+  std::sort(left.begin(), left.end());
+  std::vector<std::string> expected = keep;
+  std::sort(expected.begin(), expected.end());
+  CHECK(left == expected);
+}
+
+TEST(names_and_directories_are_checked) {
+  const TestDirectory directory;
+  std::unique_ptr<Fabric> fabric;
+  for (const char* name : {"", "../a", "a/b", "a.b", "a b", "a\n", "\xc3\xa4"})
+    CHECK(Is(MakeShmFabric({directory.path(), name, 0}, &fabric), "SHM_OPEN"));
+  CHECK(Is(MakeShmFabric({directory.path(), std::string(65, 'a'), 0}, &fabric), "SHM_OPEN"));
+  CHECK(Is(MakeShmFabric({"relative", "a", 0}, &fabric), "SHM_OPEN"));
+  CHECK(Is(MakeShmFabric({"/no/such/parent", "a", 0}, &fabric), "SHM_OPEN"));
+  CHECK(chmod(directory.path().c_str(), 0777) == 0);
+  CHECK(Is(MakeShmFabric({directory.path(), "a", 0}, &fabric), "SHM_OPEN"));
+  CHECK(chmod(directory.path().c_str(), 0700) == 0);
+  CHECK(symlink(directory.path().c_str(), (directory.path() + "/link").c_str()) == 0);
+  CHECK(Is(MakeShmFabric({directory.path() + "/link", "a", 0}, &fabric), "SHM_OPEN"));
+}
+
+std::string Replaced(std::string text, const std::string& what, const std::string& with) {
+  const size_t at = text.find(what);
+  CHECK(at != std::string::npos);
+  return at == std::string::npos ? text : text.replace(at, what.size(), with);
+}
+
+TEST(descriptors_lead_nowhere_else) {
+  const TestDirectory directory;
+  const TestDirectory outside;
+  const std::unique_ptr<Fabric> fabric = MakeMember(directory.path(), 0);
+  const std::unique_ptr<Fabric> peer = MakeMember(directory.path(), 1);
+  const std::unique_ptr<Fabric> stranger = MakeMember(outside.path(), 1);
+  REQUIRE(fabric != nullptr && peer != nullptr && stranger != nullptr);
+  const std::string good = peer->Descriptor();
+  const auto refused = [&](const std::string& text) {
+    return Is(fabric->Connect(1, 1, text), "FABRIC_CONNECT") && fabric->State(1) == PeerState::kDown;
+  };
+  CHECK(refused(stranger->Descriptor()));
+  CHECK(refused(Replaced(stranger->Descriptor(), outside.path(), directory.path())));
+  CHECK(refused(Replaced(good, "member member1", "member ../x/member1")));
+  CHECK(refused(Replaced(good, "region 65536", "region 65537")));
+  CHECK(refused(Replaced(good, "region 65536", "region 18446744073709551615")));
+  CHECK(refused(Replaced(good, "region 65536", "region 065536")));
+  CHECK(refused(Replaced(good, "region 65536", "region -1")));
+  CHECK(refused(Replaced(good, "self 1", "self 9")));
+  CHECK(refused(Replaced(good, "self 1", "self 2")));
+  for (size_t bit = 0; bit < good.size() * 8; ++bit) {
+    std::string flipped = good;
+    flipped[bit / 8] = static_cast<char>(flipped[bit / 8] ^ (1 << (bit % 8)));
+    CHECK(refused(flipped));
+  }
+  CHECK(fabric->Connect(1, 1, good).ok());
+}
+
+// Puts something else where a member's file was, and sees that nobody maps it.
+TEST(files_are_checked_before_they_are_used) {
+  const TestDirectory directory;
+  const std::unique_ptr<Fabric> fabric = MakeMember(directory.path(), 0);
+  REQUIRE(fabric != nullptr);
+  for (const std::string ending : {"page", "region0", "bell"}) {
+    for (int trick = 0; trick < 5; ++trick) {
+      const std::unique_ptr<Fabric> peer = MakeMember(directory.path(), 1);
+      REQUIRE(peer != nullptr);
+      std::string path;
+      for (const std::string& file : directory.Files()) {
+        if (file.starts_with("member1.") && file.ends_with(ending)) path = directory.path() + "/" + file;
+      }
+      REQUIRE(!path.empty());
+      if (trick == 0) CHECK(unlink(path.c_str()) == 0);
+      if (trick == 1) CHECK(chmod(path.c_str(), 0644) == 0);
+      if (trick == 2 && ending != "bell") CHECK(truncate(path.c_str(), 8192 + 1) == 0);
+      if (trick == 3 && ending != "bell") {  // the right size, but the header of nobody
+        const int fd = open(path.c_str(), O_WRONLY);
+        CHECK(pwrite(fd, "FLONSHM2", 8, 0) == 8);
+        close(fd);
+      }
+      if (trick == 4) {
+        CHECK(rename(path.c_str(), (path + "x").c_str()) == 0);
+        CHECK(symlink((path + "x").c_str(), path.c_str()) == 0);
+      }
+      const bool untouched = ending == "bell" && (trick == 2 || trick == 3);
+      CHECK(fabric->Connect(1, 1, peer->Descriptor()).ok() == untouched);
+      unlink((path + "x").c_str());
+    }
+  }
+}
+
+TEST(no_space_is_an_error_not_a_signal) {
+  const TestDirectory directory;
+  std::unique_ptr<Fabric> fabric;
+  REQUIRE(MakeShmFabric({directory.path(), "a", 0}, &fabric).ok());
+  CHECK(Is(fabric->AddRegion(0, size_t{1} << 40), "FABRIC_REGION"));
+  CHECK(directory.Files().size() == 3);
+  CHECK(fabric->AddRegion(0, 4096).ok());
+}
+
+// Not a limit, a number to look at: the microsecond path begins here.
+TEST(cost_of_a_small_write) {
+  const TestDirectory directory;
+  const std::unique_ptr<Fabric> a = MakeMember(directory.path(), 0);
+  const std::unique_ptr<Fabric> b = MakeMember(directory.path(), 1);
+  REQUIRE(a != nullptr && b != nullptr);
+  REQUIRE(a->Connect(1, 1, b->Descriptor()).ok());
+  const Bytes data = Pattern(1, 128);
+  for (const size_t bytes : {8u, 64u, 128u}) {
+    constexpr int kWrites = 200000;
+    const Span pieces[] = {Span(data).first(bytes / 2), Span(data).subspan(bytes / 2, bytes / 2)};
+    const falcon::Nanoseconds start = falcon::MonotonicNow();
+    for (int i = 0; i < kWrites; ++i)
+      CHECK(a->Write(1, {0, static_cast<uint64_t>(i % 128) * 128}, pieces).ok());
+    const falcon::Nanoseconds spent = falcon::MonotonicNow() - start;
+    std::printf("# %zu bytes in two pieces: %.1f ns a write\n", bytes,
+                static_cast<double>(spent) / kWrites);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  falcon::test::AddConformanceCases<ShmBed>();
+  return falcon::test::Main(argc, argv);
+}

@@ -1,0 +1,456 @@
+// The record ring: a writer and a reader over the sim fabric, where every write can be torn, and over shm.
+#include "log/record_ring.h"
+
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "fabric/shared_copy.h"
+#include "fabric/shm.h"
+#include "fabric/sim.h"
+#include "os/clock.h"
+#include "os/crc32c.h"
+
+namespace {
+
+using falcon::RecordBytes;
+using falcon::RecordHeader;
+using falcon::RecordRingReader;
+using falcon::RecordRingWriter;
+using falcon::RecordStart;
+using falcon::Status;
+using falcon::Tear;
+using Bytes = std::vector<std::byte>;
+using Span = std::span<const std::byte>;
+
+constexpr uint64_t kConnection = 77;
+constexpr uint64_t kStream = 5;
+constexpr uint64_t kRingAt = 64;  // the ring is not at the start of its region
+constexpr size_t kHeader = falcon::kRecordHeaderBytes;
+
+// xorshift64*: the same numbers for the same seed everywhere.
+struct Random {
+  uint64_t state;
+  uint64_t Next() {
+    state ^= state >> 12;
+    state ^= state << 25;
+    state ^= state >> 27;
+    return state * 0x2545F4914F6CDD1Dull;
+  }
+  size_t Below(size_t bound) { return static_cast<size_t>(Next() % bound); }
+};
+
+Bytes Payload(uint64_t seed, size_t length) {
+  Random random{seed * 0x9E3779B97F4A7C15ull + 1};
+  Bytes bytes(length);
+  for (std::byte& b : bytes) b = static_cast<std::byte>(random.Next() >> 56);
+  return bytes;
+}
+
+// Node 0 writes into a ring in node 1's region 0.
+struct SimBed {
+  explicit SimBed(size_t ring, falcon::SimOptions options = {}, bool checksums = true)
+      : ring_bytes(ring), network(options), a(network.MakeFabric(0)), b(network.MakeFabric(1)) {
+    CHECK(b->AddRegion(0, kRingAt + ring).ok());
+    CHECK(a->Connect(1, kConnection, b->Descriptor()).ok());
+    writer.Reset(kConnection, kStream, ring, {0, kRingAt}, checksums);
+    reader.Reset(kConnection, kStream, Ring(), checksums);
+  }
+  std::span<std::byte> Ring() { return b->region(0).subspan(kRingAt); }
+  Status Post(Span payload) { return writer.Post(*a, 1, payload); }
+  bool Send(Span payload) {
+    if (!Post(payload).ok()) return false;
+    network.DeliverAll(0, 1);
+    return true;
+  }
+  // The next record in both ways of reading, which must agree; empty if there is none.
+  Bytes Take() {
+    Span first, second;
+    Bytes by_spans;
+    const bool there = reader.Next(&first, &second);
+    if (there) {
+      by_spans.assign(first.begin(), first.end());
+      by_spans.insert(by_spans.end(), second.begin(), second.end());
+      CHECK(second.empty() || second.data() == Ring().data());
+    }
+    Bytes copied;
+    CHECK(reader.NextInto(&copied) == there);
+    if (there) CHECK(copied == by_spans);
+    return by_spans;
+  }
+  bool Empty() {
+    Span first, second;
+    return !reader.Next(&first, &second);
+  }
+  void Credit() { CHECK(writer.SetConsumed(reader.consumed())); }
+  // Brings an empty ring to `offset`, a multiple of 8 at which a header still fits.
+  bool MoveTo(size_t offset) {
+    Random random{offset + 1};
+    for (int rounds = 0; rounds < 100000; ++rounds) {
+      if (RecordStart(writer.position(), ring_bytes) % ring_bytes == offset) return true;
+      if (!Send(Payload(3, 8 + 8 * random.Below(5))) || Take().empty()) return false;
+      Credit();
+    }
+    return false;
+  }
+
+  size_t ring_bytes;
+  falcon::SimNetwork network;
+  std::unique_ptr<falcon::Fabric> a, b;
+  RecordRingWriter writer;
+  RecordRingReader reader;
+};
+
+TEST(record_sizes_and_starts) {
+  CHECK(RecordBytes(1) == 48 && RecordBytes(8) == 48 && RecordBytes(9) == 56);
+  CHECK(RecordStart(0, 128) == 0);
+  CHECK(RecordStart(128, 128) == 128);      // nothing left is the same as all left
+  CHECK(RecordStart(88, 128) == 88);        // exactly one header left
+  CHECK(RecordStart(96, 128) == 128);       // one word less: skipped
+  CHECK(RecordStart(128 + 120, 128) == 256);
+}
+
+TEST(wraps_at_each_offset_with_each_length) {
+  constexpr size_t kRing = 160;
+  for (size_t offset = 0; offset + kHeader <= kRing; offset += 8) {
+    SimBed bed(kRing);
+    for (size_t length = 1; length <= kRing - kHeader; ++length) {
+      REQUIRE(bed.MoveTo(offset));
+      const Bytes payload = Payload(length, length);
+      REQUIRE(bed.Send(payload));
+      CHECK(bed.Take() == payload);
+      CHECK(bed.Empty());
+      bed.Credit();
+    }
+  }
+}
+
+TEST(one_record_from_two_places) {
+  constexpr size_t kRing = 160;
+  const Bytes payload = Payload(9, 100);
+  for (size_t cut = 0; cut <= payload.size(); ++cut) {
+    SimBed bed(kRing);
+    REQUIRE(bed.MoveTo(80));  // wraps after 40 bytes of payload
+    REQUIRE(bed.writer.PostMany(*bed.a, 1, Span(payload).first(cut), Span(payload).subspan(cut)).ok());
+    bed.network.DeliverAll(0, 1);
+    CHECK(bed.Take() == payload);
+  }
+}
+
+TEST(full_is_not_empty) {
+  constexpr size_t kRing = 192;  // exactly four records of 48
+  SimBed bed(kRing);
+  CHECK(bed.writer.Space() == kRing - kHeader);
+  for (uint64_t i = 0; i < 4; ++i) REQUIRE(bed.Send(Payload(i, 8)));
+  CHECK(bed.writer.Space() == 0);
+  CHECK(bed.writer.Unconsumed() == kRing);
+  CHECK(std::string(bed.Post(Payload(4, 1)).code()) == "RECORD_RING_FULL");
+  CHECK(bed.network.Pending(0, 1) == 0);
+  for (uint64_t i = 0; i < 4; ++i) CHECK(bed.Take() == Payload(i, 8));
+  CHECK(bed.Empty());
+  CHECK(bed.writer.Space() == 0);  // nothing is free before the credit came
+  bed.Credit();
+  CHECK(bed.writer.Space() == kRing - kHeader);
+  REQUIRE(bed.Send(Payload(5, kRing - kHeader)));  // one record fills it
+  CHECK(bed.writer.Space() == 0);
+  CHECK(bed.Take() == Payload(5, kRing - kHeader));
+}
+
+TEST(what_is_skipped_at_the_end_is_free_again) {
+  SimBed bed(128);
+  REQUIRE(bed.Send(Payload(1, 56)));  // 96 bytes: 32 left, less than a header
+  CHECK(bed.Take() == Payload(1, 56));
+  CHECK(bed.writer.Space() == 0);
+  bed.Credit();
+  CHECK(bed.writer.Space() == 88);
+  REQUIRE(bed.Send(Payload(2, 88)));
+  CHECK(bed.Take() == Payload(2, 88));
+}
+
+TEST(credit_is_checked) {
+  SimBed bed(256);
+  REQUIRE(bed.Send(Payload(1, 8)));
+  REQUIRE(bed.Send(Payload(2, 8)));
+  CHECK(!bed.writer.SetConsumed(97));
+  CHECK(!bed.writer.SetConsumed(~uint64_t{0}));
+  CHECK(bed.writer.SetConsumed(48));
+  CHECK(bed.writer.SetConsumed(48));
+  CHECK(!bed.writer.SetConsumed(0));
+  CHECK(bed.writer.consumed() == 48);
+}
+
+// Delivers one record byte by byte: before its last byte it is not there.
+void CheckTornPrefixes(SimBed& bed, const Bytes& payload) {
+  REQUIRE(bed.Post(payload).ok());
+  while (bed.network.Pending(0, 1) > 0) {
+    CHECK(bed.Empty());
+    CHECK(bed.network.DeliverPart(0, 1, 1, Tear::kBytes) == 1);
+  }
+  CHECK(bed.Take() == payload);
+  CHECK(bed.Empty());
+  bed.Credit();
+}
+
+TEST(every_torn_prefix_is_not_there) {
+  SimBed bed(256);
+  // Several laps, so that the bytes of an earlier record stand where the new one comes.
+  for (uint64_t i = 0; i < 60; ++i) CheckTornPrefixes(bed, Payload(i, 1 + (i * 37) % 200));
+  // The same payload length again and again: each header overwrites one that differs in few bytes.
+  SimBed same(96);
+  for (uint64_t i = 0; i < 20; ++i) CheckTornPrefixes(same, Payload(i, 56));
+}
+
+TEST(every_hole_is_not_there) {
+  SimBed bed(256);
+  const Bytes payload = Payload(4, 120);
+  REQUIRE(bed.Send(payload));
+  const std::span<std::byte> ring = bed.Ring();
+  const Bytes good(ring.begin(), ring.end());
+  for (size_t hole = 0; hole < RecordBytes(payload.size()); hole += 8) {
+    std::fill_n(ring.begin() + static_cast<ptrdiff_t>(hole), 8, std::byte{0});
+    const bool changed = !std::equal(good.begin(), good.end(), ring.begin());
+    if (changed) CHECK(bed.Empty());
+    std::copy(good.begin(), good.end(), ring.begin());
+  }
+  CHECK(bed.Take() == payload);
+}
+
+TEST(every_flipped_bit_is_found) {
+  SimBed bed(256);
+  const Bytes payload = Payload(6, 63);
+  REQUIRE(bed.Send(payload));
+  const std::span<std::byte> ring = bed.Ring();
+  for (size_t bit = 0; bit < (kHeader + payload.size()) * 8; ++bit) {
+    const std::byte mask{static_cast<unsigned char>(1u << (bit % 8))};
+    ring[bit / 8] ^= mask;
+    CHECK(bed.Empty());
+    ring[bit / 8] ^= mask;
+  }
+  CHECK(bed.Take() == payload);
+}
+
+TEST(without_payload_checksum_the_payload_is_the_readers_business) {
+  SimBed bed(256, {}, false);
+  const Bytes payload = Payload(6, 64);
+  REQUIRE(bed.Send(payload));
+  bed.Ring()[kHeader] ^= std::byte{1};
+  Span first, second;
+  REQUIRE(bed.reader.Next(&first, &second));
+  CHECK(first.size() == 64 && second.empty() && first[0] != payload[0]);
+  bed.Ring()[0] ^= std::byte{1};
+  CHECK(bed.Empty());  // the header is checked all the same
+}
+
+TEST(records_of_other_connections_streams_and_positions_are_not_there) {
+  SimBed bed(256);
+  REQUIRE(bed.Send(Payload(1, 20)));
+  RecordRingReader other;
+  Span first, second;
+  other.Reset(kConnection + 1, kStream, bed.Ring());
+  CHECK(!other.Next(&first, &second));
+  other.Reset(kConnection, kStream + 1, bed.Ring());
+  CHECK(!other.Next(&first, &second));
+  other.Reset(kConnection, kStream, bed.Ring());
+  CHECK(other.Next(&first, &second));
+  // A whole record of the lap before, at the very place where the next one is expected.
+  SimBed laps(96);
+  REQUIRE(laps.Send(Payload(1, 56)));
+  CHECK(laps.Take() == Payload(1, 56));
+  CHECK(laps.Empty());
+  // A new stream begins at 0 over the old bytes, on the same connection.
+  laps.writer.Reset(kConnection, kStream + 1, 96, {0, kRingAt});
+  laps.reader.Reset(kConnection, kStream + 1, laps.Ring());
+  CHECK(laps.Empty());
+  REQUIRE(laps.Send(Payload(2, 56)));
+  CHECK(laps.Take() == Payload(2, 56));
+}
+
+TEST(lengths_that_cannot_be_are_refused) {
+  SimBed bed(256);
+  Span first, second;
+  // 216 is the largest that fits: it shows that the checksum made here is the one that a reader wants.
+  for (const uint32_t length : {0u, 216u, 217u, 256u, 0x7FFFFFFFu, 0xFFFFFFFFu}) {
+    RecordHeader header{kConnection, kStream, 0, length, 0, 0, 0};
+    const Span raw = std::as_bytes(std::span(&header, 1));
+    header.header_checksum = falcon::Crc32c(raw.first(36));
+    std::copy(raw.begin(), raw.end(), bed.Ring().begin());
+    RecordRingReader reader;
+    reader.Reset(kConnection, kStream, bed.Ring(), false);
+    CHECK(reader.Next(&first, &second) == (length == 216));
+  }
+}
+
+TEST(headers_are_not_reused_before_they_are_sent) {
+  SimBed bed(1 << 20, {.queue_bound = 4096, .capture_at_post = false});
+  const Bytes payload = Payload(1, 8);
+  int posted = 0;
+  while (bed.Post(payload).ok()) ++posted;
+  CHECK(posted == 512);
+  CHECK(std::string(bed.Post(payload).code()) == "FABRIC_BUSY");
+  REQUIRE(bed.network.DeliverNext(0, 1));
+  CHECK(bed.Post(payload).ok());
+  CHECK(!bed.Post(payload).ok());
+  bed.network.DeliverAll(0, 1);
+  for (int i = 0; i < posted + 1; ++i) CHECK(bed.Take() == payload);
+  CHECK(bed.Empty());
+}
+
+TEST(a_queue_that_fills_inside_a_wrapped_record_loses_nothing) {
+  SimBed bed(160, {.queue_bound = 1, .capture_at_post = false});
+  REQUIRE(bed.Send(Payload(3, 40)) && !bed.Take().empty());
+  bed.Credit();
+  const uint64_t before = bed.writer.position();
+  const Bytes payload = Payload(7, 100);
+  CHECK(std::string(bed.Post(payload).code()) == "FABRIC_BUSY");
+  CHECK(bed.writer.position() == before);
+  bed.network.DeliverAll(0, 1);
+  CHECK(bed.Empty());
+  CHECK(std::string(bed.Post(payload).code()) == "FABRIC_BUSY");  // a queue of one never takes both
+  SimBed two(160, {.queue_bound = 2, .capture_at_post = false});
+  REQUIRE(two.MoveTo(80));
+  REQUIRE(two.Post(payload).ok());
+  CHECK(two.Empty());
+  two.network.DeliverAll(0, 1);
+  CHECK(two.Take() == payload);
+}
+
+TEST(a_broken_connection_is_said) {
+  SimBed bed(256);
+  REQUIRE(bed.Post(Payload(1, 8)).ok());
+  bed.network.Break(0, 1);
+  CHECK(std::string(bed.Post(Payload(2, 8)).code()) == "FABRIC_DOWN");
+  // A new connection starts from the beginning, and what the old one left behind is not believed.
+  REQUIRE(bed.a->Connect(1, kConnection + 1, bed.b->Descriptor()).ok());
+  bed.writer.Reset(kConnection + 1, kStream, 256, {0, kRingAt});
+  bed.reader.Reset(kConnection + 1, kStream, bed.Ring());
+  CHECK(bed.Empty());
+  REQUIRE(bed.Send(Payload(3, 8)));
+  CHECK(bed.Take() == Payload(3, 8));
+}
+
+TEST(late_writes_of_an_old_connection_never_make_a_record) {
+  for (size_t late_bytes = 0; late_bytes <= 48; ++late_bytes) {
+    SimBed bed(256);
+    const Bytes old_payload = Payload(1, 8);
+    REQUIRE(bed.Post(old_payload).ok());
+    REQUIRE(bed.network.KeepStale(0, 1) == 1);
+    bed.network.Break(0, 1);
+    REQUIRE(bed.a->Connect(1, kConnection + 1, bed.b->Descriptor()).ok());
+    bed.writer.Reset(kConnection + 1, kStream, 256, {0, kRingAt});
+    bed.reader.Reset(kConnection + 1, kStream, bed.Ring());
+    const Bytes fresh = Payload(2, 8);
+    REQUIRE(bed.Send(fresh));
+    bed.network.DeliverStalePart(0, 1, late_bytes, Tear::kBytes);
+    // Either the new record is still whole, or nothing is there.
+    Bytes got;
+    if (bed.reader.NextInto(&got)) CHECK(got == fresh);
+    CHECK((late_bytes == 0) == (got == fresh));
+  }
+}
+
+// Posts, deliveries in pieces, reads and credits in random order against a queue of what was posted.
+void CheckAgainstModel(uint64_t seed, size_t ring_bytes, int steps) {
+  Random random{seed};
+  SimBed bed(ring_bytes, {.queue_bound = 1 + random.Below(8), .capture_at_post = false});
+  std::deque<Bytes> posted;   // not read yet, oldest first
+  std::deque<Bytes> sources;  // memory of what may still be in flight
+  uint64_t number = 0;
+  uint64_t read = 0;
+  for (int step = 0; step < steps; ++step) {
+    switch (random.Below(4)) {
+      case 0: {
+        sources.push_back(Payload(++number, 1 + random.Below(ring_bytes - kHeader)));
+        const size_t space = bed.writer.Space();
+        const Status status = bed.Post(sources.back());
+        if (sources.back().size() > space) CHECK(std::string(status.code()) == "RECORD_RING_FULL");
+        if (status.ok()) posted.push_back(sources.back());
+        break;
+      }
+      case 1:
+        bed.network.DeliverPart(0, 1, random.Below(ring_bytes), Tear::kBytes);
+        break;
+      case 2: {
+        const Bytes got = bed.Take();
+        if (got.empty()) break;
+        REQUIRE(!posted.empty());
+        REQUIRE(got == posted.front());
+        posted.pop_front();
+        ++read;
+        break;
+      }
+      default:
+        if (random.Below(2) == 0) bed.Credit();
+    }
+    if (bed.network.Pending(0, 1) == 0) sources.clear();
+  }
+  bed.network.DeliverAll(0, 1);
+  for (; !posted.empty(); posted.pop_front(), ++read) REQUIRE(bed.Take() == posted.front());
+  CHECK(bed.Empty());
+  CHECK(read > 0);
+}
+
+TEST(random_work_equals_a_queue) {
+  for (uint64_t seed = 1; seed <= 40; ++seed)
+    CheckAgainstModel(seed, 80 + 8 * (seed * 13 % 60), 3000);
+}
+
+TEST(a_writer_thread_over_shared_memory) {
+  const std::string directory = "/dev/shm/falcon-record-ring-test-" + std::to_string(getpid());
+  constexpr size_t kRing = 4096;
+  constexpr uint64_t kRecords = 20000;
+  {
+    std::unique_ptr<falcon::Fabric> a, b;
+    REQUIRE(falcon::MakeShmFabric({directory, "a", 0}, &a).ok());
+    REQUIRE(falcon::MakeShmFabric({directory, "b", 1}, &b).ok());
+    REQUIRE(a->AddRegion(0, 64).ok() && b->AddRegion(0, kRing).ok());
+    REQUIRE(a->Connect(1, kConnection, b->Descriptor()).ok());
+    REQUIRE(b->Connect(0, kConnection, a->Descriptor()).ok());
+    const falcon::Nanoseconds deadline = falcon::MonotonicNow() + 30 * falcon::kSecond;
+    std::atomic<bool> failed{false};
+    std::thread sender([&] {
+      RecordRingWriter writer;
+      writer.Reset(kConnection, kStream, kRing, {0, 0});
+      for (uint64_t i = 0; i < kRecords && !failed;) {
+        const Bytes payload = Payload(i, 1 + i * 31 % 700);
+        if (writer.Post(*a, 1, payload).ok()) {
+          ++i;
+          continue;
+        }
+        if (!writer.SetConsumed(falcon::LoadSharedWord(a->region(0).data()))) failed = true;
+        if (falcon::MonotonicNow() > deadline) failed = true;
+        std::this_thread::yield();
+      }
+    });
+    RecordRingReader reader;
+    reader.Reset(kConnection, kStream, b->region(0));
+    Bytes got;
+    uint64_t next = 0;
+    while (next < kRecords && !failed) {
+      if (!reader.NextInto(&got)) {
+        if (falcon::MonotonicNow() > deadline) failed = true;
+        std::this_thread::yield();
+        continue;
+      }
+      if (got != Payload(next, 1 + next * 31 % 700)) failed = true;
+      ++next;
+      const uint64_t consumed = reader.consumed();
+      const Span words[] = {std::as_bytes(std::span(&consumed, 1))};
+      if (!b->Write(0, {0, 0}, words).ok()) failed = true;
+    }
+    sender.join();
+    CHECK(!failed);
+    CHECK(next == kRecords);
+  }
+  CHECK(rmdir(directory.c_str()) == 0);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) { return falcon::test::Main(argc, argv); }

@@ -1,0 +1,597 @@
+// The write-ahead log: what it keeps, what it tells apart, and that it never lies about either.
+#include "log/wal.h"
+
+#include <poll.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <thread>
+
+#include "log/log_index.h"
+#include "os/spsc_queue.h"
+#include "wal_fixture.h"
+
+namespace falcon::test {
+namespace {
+
+bool Is(const Status& status, const char* code) { return std::strcmp(status.code(), code) == 0; }
+
+// Ten batches of one entry, all forced and marked, and the files as they are then.
+struct SmallLog {
+  explicit SmallLog(size_t batches) : harness(3) {
+    CHECK(harness.Open().ok());
+    for (size_t i = 0; i < batches; ++i) CHECK(harness.AppendAlone(1 + i / 4, 40 + i * 30));
+    harness.wal.reset();
+    harness.storage.KillProcess();
+    path = LastSegment(harness.storage);
+    image = harness.storage.Contents(path);
+    history = harness.history;
+    used = image.size();
+    while (used > 0 && image[used - 1] == std::byte{0}) --used;
+  }
+  void Restore() {
+    harness.wal.reset();
+    harness.storage.KillProcess();
+    for (const std::string& each : harness.storage.Paths()) {
+      if (each != path) harness.storage.Delete(each);
+    }
+    harness.storage.SetContents(path, image);
+    harness.history = history;
+    harness.TruncateHistory(history.size());
+  }
+
+  Harness harness;
+  std::string path;
+  Bytes image;
+  std::deque<Bytes> history;
+  size_t used = 0;  // bytes up to the last one that is not zero
+};
+
+TEST(QueueIsBoundedAndShowsOnlyWhatWasPublished) {
+  SpscQueue<int> queue(4);
+  for (int round = 0; round < 10; ++round) {
+    for (int i = 0; i < 4; ++i) CHECK(queue.Push(round * 4 + i));
+    CHECK(!queue.Push(99));
+    CHECK(queue.Readable() == 0);
+    queue.Publish();
+    CHECK(queue.Readable() == 4);
+    for (size_t i = 0; i < 4; ++i) CHECK(queue.Peek(i) == round * 4 + static_cast<int>(i));
+    queue.Pop(3);
+    CHECK(queue.Push(7) && queue.Push(8) && queue.Push(9) && !queue.Push(10));
+    queue.Publish();
+    CHECK(queue.Peek(1) == 7 && queue.Peek(3) == 9);
+    queue.Pop(4);
+  }
+}
+
+TEST(EmptyLogOpensAndReopens) {
+  Harness h;
+  REQUIRE(h.Open().ok());
+  CHECK(h.recovered.last_op == 0 && h.recovered.first_op == 1 && !h.recovered.damaged);
+  CHECK(h.wal->Step() == 0 && h.wal->durable() == 0 && h.wal->wake_fd() == -1);
+  Bytes none;
+  CHECK(h.wal->Read(1, 10, 1000, &none).ok() && none.empty());
+  CHECK(Is(h.wal->Read(0, 10, 1000, &none), "WAL_RELEASED"));
+  REQUIRE(h.Open().ok());
+  CHECK(h.Holds({}));
+}
+
+TEST(WhatArrivesDuringAForceGoesOutTogether) {
+  Harness h;
+  REQUIRE(h.Open().ok());
+  for (int i = 0; i < 50; ++i) CHECK(h.Append(1));
+  CHECK(h.wal->Step() == 0);  // not flushed yet
+  h.wal->Flush();
+  CHECK(h.wal->Step() == 50);
+  CHECK(h.wal->durable() == 50);
+  CHECK(h.wal->counters().batches == 1 && h.wal->counters().forces == 1);
+  CHECK(h.wal->counters().entries == 50 && h.wal->counters().bytes % kWalAlignment == 0);
+  REQUIRE(h.Open().ok());
+  CHECK(h.Holds(h.log));
+}
+
+TEST(BatchesAreBounded) {
+  Harness h;
+  REQUIRE(h.Open().ok());
+  for (int i = 0; i < 5; ++i) CHECK(h.Append(1, kMaxPayloadBytes));
+  CHECK(h.Append(1, 3000) && h.Append(1, 3000));
+  CHECK(h.Drain());
+  CHECK(h.wal->counters().batches == 6);
+  CHECK(h.wal->counters().segments == 5);
+  REQUIRE(h.Open().ok());
+  CHECK(h.Holds(h.log));
+}
+
+TEST(FullQueueRefuses) {
+  WalOptions options = SmallOptions();
+  options.queue_entries = 8;
+  Harness h(1, options);
+  REQUIRE(h.Open().ok());
+  for (int i = 0; i < 8; ++i) CHECK(h.Append(1));
+  CHECK(!h.Append(1));
+  CHECK(h.Drain());
+  CHECK(h.Append(1));
+}
+
+TEST(SegmentsRollAndReadCrossesThem) {
+  Harness h;
+  REQUIRE(h.Open().ok());
+  for (int i = 0; i < 400; ++i) CHECK(h.AppendAlone(1 + static_cast<View>(i) / 90, 900 + (i % 5) * 300));
+  CHECK(h.wal->counters().segments > 3);
+  for (Op from = 1; from <= 400; from += 37) CHECK(h.Reads(h.log, from, 401, 5000));
+  CHECK(h.Reads(h.log, 100, 101));
+  Bytes one;
+  CHECK(h.wal->Read(5, 400, 1, &one).ok());  // the first entry even if it is larger
+  CHECK(one == *h.log.live()[4]);
+  CHECK(h.wal->Read(401, 500, 1000, &one).ok() && one.empty());
+  REQUIRE(h.Open().ok());
+  CHECK(h.Holds(h.log));
+  CHECK(h.AppendAlone(9));
+  REQUIRE(h.Open().ok());
+  CHECK(h.Holds(h.log));
+}
+
+TEST(LaterEntryWinsAfterACut) {
+  Harness h;
+  REQUIRE(h.Open().ok());
+  for (int i = 0; i < 20; ++i) CHECK(h.AppendAlone(1));
+  for (int i = 0; i < 5; ++i) CHECK(h.AppendAlone(3));
+  // A primary of view 4 that never saw view 3 feeds its entries of view 2: lower than those they replace.
+  CHECK(h.AppendAfter(20, 2, 50) && h.Append(4) && h.Drain());
+  CHECK(h.wal->counters().batches == 26);
+  CHECK(h.Reads(h.log, 1, 23));
+  REQUIRE(h.Open().ok());
+  CHECK(h.Holds(h.log));
+  // Two cuts in one flush, the second one back to the start.
+  CHECK(h.Append(4) && h.AppendAfter(10, 5, 10) && h.Append(5) && h.AppendAfter(0, 6, 10) && h.Drain());
+  CHECK(h.log.last_op() == 1);
+  REQUIRE(h.Open().ok());
+  CHECK(h.Holds(h.log));
+  for (int i = 0; i < 300; ++i) CHECK(h.AppendAlone(7, 1000));
+  CHECK(h.AppendAfter(3, 8, 10) && h.Drain());  // a cut across segments
+  REQUIRE(h.Open().ok());
+  CHECK(h.Holds(h.log));
+}
+
+TEST(AnotherNodesOrClustersLogIsRefused) {
+  Harness h;
+  REQUIRE(h.Open().ok());
+  CHECK(h.AppendAlone(1));
+  h.options.node = 1;
+  CHECK(Is(h.Open(), "WAL_FOREIGN"));
+  h.options.node = 2;
+  h.options.cluster = "another";
+  CHECK(Is(h.Open(), "WAL_FOREIGN"));
+  h.options.cluster = "test cluster";
+  CHECK(h.Open().ok());
+}
+
+TEST(ImpossibleOptionsAreRefused) {
+  Harness h;
+  h.options.queue_entries = 1000;
+  CHECK(Is(h.Open(), "WAL_OPEN"));
+  h.options = SmallOptions();
+  h.options.batch_bytes = 1000;
+  CHECK(Is(h.Open(), "WAL_OPEN"));
+  h.options = SmallOptions();
+  h.options.segment_bytes = 64 * 1024;
+  CHECK(Is(h.Open(), "WAL_OPEN"));
+}
+
+TEST(EveryTruncationIsNoticed) {
+  SmallLog small(8);
+  Harness& h = small.harness;
+  const NaiveLog whole = h.log;
+  std::vector<size_t> lengths;
+  for (size_t length = 0; length <= small.used + 600; ++length) lengths.push_back(length);
+  for (size_t length = small.used; length < small.image.size(); length += 1009) lengths.push_back(length);
+  for (const size_t length : lengths) {
+    small.Restore();
+    h.storage.SetContents(small.path, Bytes(small.image.begin(), small.image.begin() + static_cast<ptrdiff_t>(length)));
+    REQUIRE(h.Open().ok());
+    if (!h.recovered.damaged) Fail(__FILE__, __LINE__, "not noticed: length " + std::to_string(length));
+    CHECK(h.recovered.damaged_after_op == h.recovered.last_op);
+    const size_t left = h.recovered.last_op;
+    CHECK(left == 8 || length < small.used + 8);  // an entry may end with zeros
+    CHECK(h.Holds(h.Replay(left)));
+  }
+}
+
+TEST(EverySingleBitFlipIsNoticedOrHarmless) {
+  SmallLog small(5);
+  Harness& h = small.harness;
+  size_t whole = 0;
+  size_t damaged = 0;
+  for (uint64_t bit = 0; bit < (small.used + 1024) * 8; ++bit) {
+    const uint64_t byte = bit / 8;
+    const bool quiet = byte >= 1600 && byte < kSegmentHeaderBytes;  // zeros that nobody looks at
+    if (quiet && bit % 64 != 0) continue;
+    small.Restore();
+    h.storage.FlipBit(small.path, bit);
+    REQUIRE(h.Open().ok());
+    if (h.recovered.damaged) {
+      ++damaged;
+      CHECK(h.Holds(h.Replay(h.recovered.last_op)));
+      CHECK(h.storage.Contents(small.path).size() == small.image.size());
+      continue;
+    }
+    ++whole;
+    if (!h.Holds(h.log)) Fail(__FILE__, __LINE__, "shortened: bit " + std::to_string(bit));
+  }
+  CHECK(whole > 1000 && damaged > 1000);
+}
+
+TEST(ATornTailIsIgnoredAndNeverComesBack) {
+  SmallLog small(6);
+  Harness& h = small.harness;
+  REQUIRE(h.Open().ok());
+  // The seventh batch is written and not forced: its force stops the machine, some sectors survive.
+  for (uint64_t seed = 0; seed < 60; ++seed) {
+    small.Restore();
+    REQUIRE(h.Open().ok());
+    CHECK(h.Append(3, 3000));
+    h.storage.StopAfter(2);
+    CHECK(!h.Drain() && h.wal->failed() && h.wal->durable() == 0);
+    h.wal.reset();
+    h.storage.LosePower();
+    REQUIRE(h.Open().ok());
+    CHECK(!h.recovered.damaged);
+    const int64_t survived = h.Matches(6);
+    REQUIRE(survived >= 6);
+    h.TruncateHistory(static_cast<size_t>(survived));
+    // Another entry with the same op: the torn one must never win over it.
+    CHECK(h.AppendAlone(4, 20) && h.AppendAlone(4, 20));
+    for (int again = 0; again < 2; ++again) {
+      REQUIRE(h.Open().ok());
+      CHECK(!h.recovered.damaged && h.recovered.torn_bytes == 0);
+      CHECK(h.Holds(h.log));
+    }
+  }
+}
+
+TEST(DamageKeepsItsBytesAndTheLogGoesOn) {
+  SmallLog small(8);
+  Harness& h = small.harness;
+  for (int place = 0; place < 8; ++place) {
+    small.Restore();
+    h.storage.FlipBit(small.path, (kSegmentHeaderBytes + static_cast<uint64_t>(place) * 512 + 60) * 8);
+    REQUIRE(h.Open().ok());
+    CHECK(h.recovered.damaged && h.recovered.damaged_after_op == static_cast<Op>(place));
+    CHECK(!h.recovered.damage_detail.empty());
+    REQUIRE(h.Open().ok());
+    CHECK(h.recovered.damaged);  // said again until something is appended
+    h.TruncateHistory(static_cast<size_t>(place));
+    const Bytes before = h.storage.Contents(small.path);
+    for (int i = 0; i < 3; ++i) CHECK(h.AppendAlone(9, 77));
+    CHECK(h.storage.Contents(small.path) == before);
+    REQUIRE(h.Open().ok());
+    CHECK(!h.recovered.damaged);
+    CHECK(h.Holds(h.log));
+    // Damage again, in the new segment and before the old place.
+    h.wal.reset();
+    h.storage.FlipBit(LastSegment(h.storage), (kSegmentHeaderBytes + 60) * 8);
+    REQUIRE(h.Open().ok());
+    CHECK(h.recovered.damaged && h.recovered.damaged_after_op == static_cast<Op>(place));
+    if (place < 2) continue;
+    h.wal.reset();
+    h.storage.FlipBit(small.path, (kSegmentHeaderBytes + 512 + 60) * 8);
+    REQUIRE(h.Open().ok());
+    CHECK(h.recovered.damaged && h.recovered.damaged_after_op == 1);
+    h.TruncateHistory(1);
+    CHECK(h.AppendAlone(12));
+    REQUIRE(h.Open().ok());
+    CHECK(!h.recovered.damaged && h.Holds(h.log));
+  }
+}
+
+TEST(AMissingSegmentIsDamage) {
+  Harness h;
+  REQUIRE(h.Open().ok());
+  for (int i = 0; i < 500; ++i) CHECK(h.AppendAlone(1, 900));
+  h.wal.reset();
+  const auto paths = h.storage.Paths();
+  REQUIRE(paths.size() >= 4);
+  const Bytes kept = h.storage.Contents(paths[1]);
+  h.storage.Delete(paths[1]);
+  REQUIRE(h.Open().ok());
+  CHECK(h.recovered.damaged && h.recovered.last_op > 0 && h.recovered.last_op < 400);
+  CHECK(h.Holds(h.Replay(h.recovered.last_op)));
+  h.TruncateHistory(h.recovered.last_op);
+  CHECK(h.AppendAlone(2));
+  REQUIRE(h.Open().ok());
+  CHECK(!h.recovered.damaged && h.Holds(h.log));
+}
+
+TEST(AFullDiskStopsTheLog) {
+  Harness h;
+  REQUIRE(h.Open().ok());
+  h.storage.SetCapacity(300 * 1024);
+  while (h.AppendAlone(1, 2000)) continue;
+  CHECK(h.wal->failed() && Is(h.wal->failure(), "WAL_FULL"));
+  const size_t durable = h.durable();
+  CHECK(durable > 50);
+  CHECK(!h.Append(1));
+  CHECK(h.wal->Step() == 0);
+  h.storage.SetCapacity(UINT64_MAX);
+  CHECK(!h.Drain() && h.durable() == durable);  // for ever
+  REQUIRE(h.Open().ok());
+  CHECK(h.Holds(h.Replay(durable)));
+}
+
+TEST(AFailedForceIsNeverRetriedAndNeverDurable) {
+  Harness h;
+  REQUIRE(h.Open().ok());
+  for (int i = 0; i < 4; ++i) CHECK(h.AppendAlone(1));
+  h.storage.FailForces(EIO);
+  CHECK(!h.AppendAlone(1));
+  CHECK(h.wal->failed() && Is(h.wal->failure(), "WAL_FAILED") && h.wal->durable() == 4);
+  h.storage.FailForces(0);
+  CHECK(h.wal->Step() == 0 && h.wal->durable() == 4);
+  CHECK(!h.Append(1));
+  // The next start reads the entry out of the page cache. It is not on disk, and no force would write it:
+  // the log must make it durable before it counts.
+  h.wal.reset();
+  h.storage.KillProcess();
+  REQUIRE(h.Open().ok());
+  CHECK(h.recovered.last_op == 5);
+  h.wal.reset();
+  h.storage.LosePower();
+  REQUIRE(h.Open().ok());
+  CHECK(h.recovered.last_op == 5 && !h.recovered.damaged);
+}
+
+TEST(FailuresOfWriteAndRead) {
+  for (const bool nothing : {false, true}) {
+    Harness h;
+    REQUIRE(h.Open().ok());
+    CHECK(h.AppendAlone(1));
+    if (nothing) h.storage.WriteNothing(true);
+    else h.storage.FailWrites(EIO);
+    CHECK(!h.AppendAlone(1));
+    CHECK(Is(h.wal->failure(), "WAL_FAILED") && h.wal->durable() == 1);
+  }
+  Harness h;
+  REQUIRE(h.Open().ok());
+  CHECK(h.AppendAlone(1));
+  h.storage.FailReads(EIO);
+  Bytes into;
+  CHECK(Is(h.wal->Read(1, 2, 1000, &into), "WAL_READ"));
+  CHECK(Is(h.Open(), "WAL_READ"));
+  h.storage.FailReads(0);
+  REQUIRE(h.Open().ok());
+  CHECK(h.Holds(h.log));
+  h.storage.FlipBit(LastSegment(h.storage), (kSegmentHeaderBytes + 100) * 8);
+  CHECK(Is(h.wal->Read(1, 2, 1000, &into), "WAL_READ"));
+}
+
+TEST(MemoryDurabilityNeverForces) {
+  WalOptions options = SmallOptions();
+  options.force = false;
+  Harness h(1, options);
+  REQUIRE(h.Open().ok());
+  h.storage.FailForces(EIO);
+  for (int i = 0; i < 300; ++i) CHECK(h.AppendAlone(1, 900));
+  CHECK(h.wal->durable() == 300 && h.wal->counters().forces == 0);
+  h.storage.KillProcess();
+  h.wal.reset();
+  REQUIRE(h.Open().ok());
+  CHECK(h.Holds(h.log));
+}
+
+TEST(ReleaseRemovesWholeSegmentsAndKeepsTheRest) {
+  WalOptions options = SmallOptions();
+  options.retain_bytes = 3 * options.segment_bytes;
+  Harness h(1, options);
+  REQUIRE(h.Open().ok());
+  for (int i = 0; i < 1000; ++i) CHECK(h.AppendAlone(1 + static_cast<View>(i) / 300, 1000));
+  const uint64_t before = h.wal->counters().segments;
+  CHECK(before > 8);
+  h.wal->Release(0, 900);
+  h.wal->Step();
+  CHECK(h.wal->counters().segments == before);
+  h.wal->Release(900, 200);  // the hard floor wins
+  h.wal->Step();
+  CHECK(h.wal->counters().segments < before && h.Reads(h.log, 200, 1001));
+  h.wal->Release(900, 900);
+  h.wal->Step();
+  CHECK(h.wal->counters().segments == 3);
+  Bytes into;
+  CHECK(Is(h.wal->Read(1, 2, 1000, &into), "WAL_RELEASED"));
+  REQUIRE(h.Open().ok());
+  CHECK(h.recovered.first_op > 500 && h.recovered.first_op <= 900);
+  CHECK(h.Holds(h.log));
+  CHECK(h.AppendAfter(h.recovered.first_op - 1, 8, 30) && h.Drain());  // cut to the very start
+  REQUIRE(h.Open().ok());
+  CHECK(h.Holds(h.log));
+}
+
+// Where the machine stops does not matter: for every stopping point and both ways to go down, what was
+// durable is there, and what is there was appended.
+TEST(EveryStoppingPointInARollAndARelease) {
+  WalOptions options = SmallOptions();
+  options.retain_bytes = options.segment_bytes;
+  size_t stops = 0;
+  for (uint64_t stop = 1; stop < 80; ++stop) {
+    for (const bool power : {false, true}) {
+      Harness h(stop, options);
+      REQUIRE(h.Open().ok());
+      for (int i = 0; i < 60; ++i) CHECK(h.AppendAlone(1, 2000));
+      CHECK(h.AppendAfter(40, 2, 10) && h.Drain());
+      h.storage.StopAfter(stop);
+      h.wal->Release(40, 40);
+      for (int i = 0; i < 30 && !h.wal->failed(); ++i) h.AppendAlone(3, 5000);
+      stops += h.storage.stopped() ? 1 : 0;
+      const size_t durable = h.durable();
+      h.wal.reset();
+      if (power) h.storage.LosePower();
+      else h.storage.KillProcess();
+      REQUIRE(h.Open().ok());
+      CHECK(!h.recovered.damaged);
+      const int64_t survived = h.Matches(durable);
+      CHECK(survived >= 0);
+      if (survived < 0) continue;
+      h.TruncateHistory(static_cast<size_t>(survived));
+      CHECK(h.AppendAlone(7));
+      REQUIRE(h.Open().ok());
+      CHECK(!h.recovered.damaged && h.Holds(h.log));
+    }
+  }
+  CHECK(stops > 100);
+}
+
+// One random life of a log with everything that may happen to it.
+void RandomLife(uint64_t seed) {
+  Random random(seed);
+  WalOptions options = SmallOptions();
+  options.retain_bytes = options.segment_bytes * (1 + random.Below(4));
+  Harness h(seed, options);
+  h.storage.SetShortIo(random.Chance(1, 2));
+  if (!h.Open().ok()) return Fail(__FILE__, __LINE__, "open");
+  View view = 1;
+  Op floor = 0;
+  for (int round = 0; round < 12; ++round) {
+    const uint64_t steps = random.Below(40);
+    if (random.Chance(2, 3)) h.storage.StopAfter(1 + random.Below(3 * steps + 2));
+    for (uint64_t step = 0; step < steps && !h.wal->failed(); ++step) {
+      const uint64_t burst = 1 + random.Below(6);
+      for (uint64_t i = 0; i < burst; ++i) {
+        const size_t payload = random.Chance(1, 20) ? random.Below(kMaxPayloadBytes) : random.Below(1500);
+        Op after = h.log.last_op();
+        if (random.Chance(1, 12) && after > floor) after = floor + random.Below(after - floor + 1);
+        view = std::max<View>(h.log.view_at(after), random.Chance(1, 6) ? view + 1 : 1);
+        // The same viewstamp is the same entry: a replaced entry gets another view.
+        if (after < h.log.last_op()) view = std::max(view, h.log.view_at(h.log.last_op()) + 1);
+        h.AppendAfter(after, view, payload);
+      }
+      if (random.Chance(3, 4)) h.wal->Flush();
+      if (random.Chance(1, 2)) h.wal->Step();
+      if (random.Chance(1, 4)) {
+        h.Drain();
+        const Op last = h.log.last_op();
+        if (!h.wal->failed() && last > floor + 5) {
+          floor += random.Below(3);
+          h.wal->Release(floor, last);
+          CHECK(h.Reads(h.log, floor + 1, last + 1, 1 + random.Below(20000)));
+        }
+      }
+    }
+    const size_t durable = h.durable();
+    h.wal.reset();
+    if (random.Chance(1, 2)) h.storage.LosePower();
+    else h.storage.KillProcess();
+    const Status opened = h.Open();
+    if (!opened.ok()) return Fail(__FILE__, __LINE__, opened.detail());
+    if (h.recovered.damaged) return Fail(__FILE__, __LINE__, h.recovered.damage_detail);
+    const int64_t survived = h.Matches(durable);
+    if (survived < 0) return Fail(__FILE__, __LINE__, "lost or invented entries");
+    h.TruncateHistory(static_cast<size_t>(survived));
+    floor = std::max(floor, h.recovered.first_op - 1);
+  }
+}
+
+TEST(RandomLivesAgainstANaiveLog) {
+  uint64_t first = 1;
+  uint64_t count = 150;
+  if (const char* seed = std::getenv("WAL_SEED")) {
+    first = std::strtoull(seed, nullptr, 10);
+    count = 1;
+  }
+  for (uint64_t seed = first; seed < first + count; ++seed) {
+    RandomLife(seed);
+    if (Failures() > 0) {
+      std::printf("# failing seed: WAL_SEED=%llu\n", static_cast<unsigned long long>(seed));
+      return;
+    }
+  }
+}
+
+// A directory that is removed at the end.
+struct TemporaryDirectory {
+  TemporaryDirectory() { REQUIRE(::mkdtemp(path) != nullptr); }
+  ~TemporaryDirectory() {
+    const auto storage = MakePosixStorage();
+    std::vector<std::string> names;
+    const std::string log = std::string(path) + "/log";
+    if (storage->List(log, &names) == 0) {
+      for (const std::string& name : names) storage->Remove(log + "/" + name);
+      ::rmdir(log.c_str());
+    }
+    ::rmdir(path);
+  }
+  char path[32] = "/tmp/falcon-wal-XXXXXX";
+};
+
+TEST(AThreadWritesToARealDisk) {
+  TemporaryDirectory directory;
+  const auto storage = MakePosixStorage();
+  WalOptions options = SmallOptions();
+  options.directory = std::string(directory.path) + "/log";
+  options.queue_entries = 64;
+  constexpr Op kEntries = 3000;
+  std::vector<Bytes> entries;
+  uint32_t previous = 0;
+  for (Op op = 1; op <= kEntries; ++op) {
+    entries.push_back(MakeEntry(1, op, previous, op % 700));
+    previous = ReadEntryHeader(entries.back()).checksum;
+  }
+  for (const Nanoseconds spin : {Nanoseconds{0}, 20 * kMicrosecond}) {
+    options.writer_spin = spin;
+    RecoveredLog recovered;
+    std::unique_ptr<Wal> wal;
+    REQUIRE(OpenWal(*storage, options, &recovered, &wal).ok());
+    const Op start = recovered.last_op;
+    const Op end = start + kEntries / 2;
+    REQUIRE(wal->StartThread().ok());
+    REQUIRE(wal->wake_fd() >= 0);
+    Op next = start;
+    uint64_t slept = 0;
+    while (wal->durable() < end - start) {
+      uint64_t taken = 0;
+      while (next < end && taken < 7 && wal->Append(entries[next]) != 0) ++next, ++taken;
+      wal->Flush();
+      if (taken > 0 && next < end) {
+        Bytes some;
+        CHECK(wal->Read(1, next, 3000, &some).ok());
+        continue;
+      }
+      wal->ArmWake();
+      if (wal->durable() < end - start && (next == end || taken == 0)) {
+        pollfd wake{.fd = wal->wake_fd(), .events = POLLIN, .revents = 0};
+        CHECK(::poll(&wake, 1, 5000) == 1);
+        ++slept;
+      }
+      wal->DisarmWake();
+    }
+    CHECK(slept > 0);
+    wal->StopThread();
+    CHECK(!wal->failed() && wal->durable() == end - start);
+    wal.reset();
+    REQUIRE(OpenWal(*storage, options, &recovered, &wal).ok());
+    CHECK(recovered.last_op == end && !recovered.damaged && recovered.torn_bytes == 0);
+    Bytes first;
+    CHECK(wal->Read(end, end + 1, 1, &first).ok() && first == entries[end - 1]);
+  }
+}
+
+TEST(StoppingTheThreadDrainsTheQueue) {
+  Harness h;
+  REQUIRE(h.Open().ok());
+  REQUIRE(h.wal->StartThread().ok());
+  for (int i = 0; i < 200; ++i) CHECK(h.Append(1));
+  h.wal->StopThread();
+  CHECK(h.wal->durable() == 200);
+  REQUIRE(h.wal->StartThread().ok());
+  h.storage.FailForces(EIO);
+  CHECK(h.Append(1));
+  h.wal->ArmWake();
+  h.wal->Flush();
+  pollfd wake{.fd = h.wal->wake_fd(), .events = POLLIN, .revents = 0};
+  CHECK(::poll(&wake, 1, 5000) == 1);  // a failure wakes the owner too
+  CHECK(h.wal->failed() && h.wal->durable() == 200);
+  h.wal->StopThread();
+}
+
+}  // namespace
+}  // namespace falcon::test
+
+int main(int argc, char** argv) { return falcon::test::Main(argc, argv); }

@@ -1,0 +1,93 @@
+/**
+ * A daemon that only keeps up appearances: it takes falcond's options, writes its pid file, and answers on
+ * the admin socket. FAKE_DAEMON says how it is to behave, as JSON: FakeBehaviour by node name.
+ */
+import { rmSync, writeFileSync } from 'node:fs';
+import { parseArgs } from 'node:util';
+
+import { loadCluster, nodePaths } from '../../src/api/cluster.js';
+import { startAdminServer } from '../../src/api/server.js';
+import type { ReplicaStatus } from '../../src/api/status.js';
+import { formatError } from '../../src/lib/errors.js';
+
+export interface FakeBehaviour {
+  /** Ends at once with this record as the last line of its log. */
+  readonly failWith?: { readonly code: string; readonly msg: string };
+  /** Ends with `failWith` after this time. */
+  readonly failAfterMs?: number;
+  /** Is never primary, and its gate stays closed. */
+  readonly passive?: boolean;
+  /** Takes no notice of `shutdown` and SIGTERM. */
+  readonly stubborn?: boolean;
+}
+
+function fail(behaviour: FakeBehaviour): never {
+  process.stdout.write(`${JSON.stringify({ level: 60, ...behaviour.failWith })}\n`);
+  process.exit(1);
+}
+
+async function main(): Promise<void> {
+  const { values } = parseArgs({ options: { dir: { type: 'string' }, node: { type: 'string' } } });
+  const { dir = '', node: name = '' } = values;
+  const behaviours = JSON.parse(process.env['FAKE_DAEMON'] ?? '{}') as Record<string, FakeBehaviour>;
+  const behaviour = behaviours[name] ?? {};
+  if (behaviour.failWith !== undefined && behaviour.failAfterMs === undefined) fail(behaviour);
+  const { config } = loadCluster(dir);
+  const paths = nodePaths(dir, name);
+  const index = config.nodes.findIndex((node) => node.name === name);
+  const primary = index === 0 && behaviour.passive !== true;
+  const started = performance.now();
+
+  const status = (): ReplicaStatus => ({
+    node: name,
+    index,
+    pid: process.pid,
+    uptimeMs: performance.now() - started,
+    version: '0.0.0',
+    cluster: config.cluster,
+    role: primary ? 'primary' : 'backup',
+    view: 3,
+    primary: behaviour.passive === true ? null : (config.nodes[0]?.name ?? null),
+    lastOp: 120,
+    durableOp: 120,
+    commitOp: 119,
+    deliveredOp: 118,
+    lagOps: 1,
+    lease: { held: primary, remainingMs: primary ? 38 : null },
+    gate: primary ? 'open' : 'closed',
+    guest: { state: config.vm.kind === 'none' ? 'none' : 'ready', epoch: 1, pid: null },
+    durability: config.durability,
+    fabric: config.fabric,
+    lan: config.lan,
+    recovering: false,
+    peers: config.nodes
+      .filter((node) => node.name !== name)
+      .map((node) => ({ name: node.name, connected: true, ackedOp: 119, guest: true })),
+    counters: { frames: 7 },
+  });
+  const server = await startAdminServer(paths.adminSocket, {
+    status,
+    shutdown: () => {
+      if (behaviour.stubborn !== true) setTimeout(stop, 10);
+    },
+    'transfer-leader': (params) => params,
+  });
+  writeFileSync(paths.pidFile, `${process.pid}\n`);
+  if (behaviour.failAfterMs !== undefined) setTimeout(() => fail(behaviour), behaviour.failAfterMs);
+
+  function stop(): void {
+    if (behaviour.stubborn === true) return;
+    void server.close().then(() => {
+      rmSync(paths.pidFile, { force: true });
+      process.exit(0);
+    });
+  }
+  process.on('SIGTERM', stop);
+}
+
+try {
+  await main();
+} catch (error) {
+  process.stdout.write(`${formatError(error, 'falcond')}\n`);
+  process.exit(1);
+}
