@@ -65,7 +65,9 @@ class Demo {
   /** Errors: what the cluster reports, INTERRUPTED, START_FAILED when the time is up. */
   async run(): Promise<DemoReport> {
     const { options } = this;
-    say(`seed ${options.seed}: ${options.hosts} hosts, ${options.kills} kill${options.kills === 1 ? '' : 's'}, lan ${options.lan}`);
+    say(
+      `seed ${options.seed}: ${options.hosts} hosts, ${options.kills} kill${options.kills === 1 ? '' : 's'}, lan ${options.lan}`,
+    );
     const place = await this.start();
     this.client = await this.connect(place);
     for (let i = 0; i < options.kills; i++) await this.killOne(place, this.client);
@@ -91,7 +93,19 @@ class Demo {
 
   private async start(): Promise<ClusterPlace> {
     const { hosts, lan, durability } = this.options;
-    await this.checked(['init', this.cluster, '--nodes', String(hosts), '--name', 'demo', '--lan', lan, '--durability', durability, ...guestArguments()]);
+    await this.checked([
+      'init',
+      this.cluster,
+      '--nodes',
+      String(hosts),
+      '--name',
+      'demo',
+      '--lan',
+      lan,
+      '--durability',
+      durability,
+      ...guestArguments(),
+    ]);
     this.made = true;
     say('starting the cluster');
     const started = monotonicMs();
@@ -140,7 +154,10 @@ class Demo {
       if (primary !== null && primary.view > view && primary.gate === 'open') return primary;
       await this.pause(limits.statusEveryMs, 'waiting for a primary');
     }
-    throw new FalconError('START_FAILED', `no primary above view ${view} after ${limits.takeoverMs / second} s`);
+    throw new FalconError(
+      'START_FAILED',
+      `no primary above view ${view} after ${limits.takeoverMs / second} s`,
+    );
   }
 
   /** Errors: INTERRUPTED, START_FAILED when the demo's time is up. */
@@ -165,7 +182,11 @@ class Demo {
   /** Runs the operator's command; returns how it ended. */
   private falcon(args: readonly string[], timeoutMs: number): Promise<number | string> {
     const program = join(repositoryRoot, 'dist/src/cli/main.js');
-    const child = spawn(process.execPath, [program, ...args], { stdio: ['ignore', 2, 2], timeout: timeoutMs, killSignal: 'SIGTERM' });
+    const child = spawn(process.execPath, [program, ...args], {
+      stdio: ['ignore', 2, 2],
+      timeout: timeoutMs,
+      killSignal: 'SIGTERM',
+    });
     this.running = child;
     const ended = new Promise<number | string>((resolve, reject) => {
       child.once('error', reject);
@@ -210,8 +231,18 @@ function guestArguments(): string[] {
   const qemu = process.env['QEMU'] ?? '';
   const args = qemu === '' ? [] : ['--qemu', qemu];
   if (image === '') return args;
-  const manifest = JSON.parse(readFileSync(join(image, 'manifest.json'), 'utf8')) as { readonly append: string };
-  return [...args, '--kernel', join(image, 'vmlinux'), '--initrd', join(image, 'initrd'), '--append', manifest.append];
+  const manifest = JSON.parse(readFileSync(join(image, 'manifest.json'), 'utf8')) as {
+    readonly append: string;
+  };
+  return [
+    ...args,
+    '--kernel',
+    join(image, 'vmlinux'),
+    '--initrd',
+    join(image, 'initrd'),
+    '--append',
+    manifest.append,
+  ];
 }
 
 function seconds(milliseconds: number): string {

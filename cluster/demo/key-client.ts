@@ -101,7 +101,8 @@ export class KeyClient {
     socket.on('close', () => this.end('the connection was closed'));
     this.silence = setInterval(() => {
       const waitedMs = sharedClockMs() - this.dueMs;
-      if (this.pending.length > 0 && waitedMs > silenceMs) this.end(`no reply for ${Math.round(waitedMs)} ms`);
+      if (this.pending.length > 0 && waitedMs > silenceMs)
+        this.end(`no reply for ${Math.round(waitedMs)} ms`);
     }, 100);
   }
 
@@ -114,7 +115,9 @@ export class KeyClient {
         reject(error);
       };
       socket.once('error', fail);
-      socket.once('timeout', () => fail(new Error(`no connection to ${options.host}:${options.port} in ${timeoutMs} ms`)));
+      socket.once('timeout', () =>
+        fail(new Error(`no connection to ${options.host}:${options.port} in ${timeoutMs} ms`)),
+      );
       socket.once('connect', () => {
         socket.off('error', fail);
         socket.setTimeout(0);
@@ -148,7 +151,15 @@ export class KeyClient {
 
   tally(): Tally {
     const { readBack, wrong, lost, alive, trouble } = this;
-    return { acked: this.acked.length, readBack, wrong, lost, alive, trouble: [...trouble], gaps: [...this.gaps] };
+    return {
+      acked: this.acked.length,
+      readBack,
+      wrong,
+      lost,
+      alive,
+      trouble: [...trouble],
+      gaps: [...this.gaps],
+    };
   }
 
   close(): void {

@@ -66,7 +66,8 @@ function integer(env: Environment, name: string, fallback: number, min: number, 
   const value = given(env, name);
   if (value === undefined) return fallback;
   const number = Number(value);
-  if (!/^\d+$/.test(value) || number < min || number > max) wrong(name, `must be ${min} to ${max}, not ${value}`);
+  if (!/^\d+$/.test(value) || number < min || number > max)
+    wrong(name, `must be ${min} to ${max}, not ${value}`);
   return number;
 }
 

@@ -20,14 +20,18 @@ const startMs = 15_000;
 export class RemoteClient {
   private readonly child: ChildProcess;
   private readonly answers: Tally[] = [];
-  private waiter: { readonly resolve: (tally: Tally) => void; readonly reject: (error: Error) => void } | null = null;
+  private waiter: {
+    readonly resolve: (tally: Tally) => void;
+    readonly reject: (error: Error) => void;
+  } | null = null;
   private ended: string | null = null;
 
   private constructor(options: RemoteClientOptions) {
     const program = fileURLToPath(new URL('client.js', import.meta.url));
     const { host, port, seed, depth } = options;
     const node = [process.execPath, program, host, String(port), String(seed), String(depth)];
-    const [file = '', ...args] = options.netns === null ? node : ['ip', 'netns', 'exec', options.netns, ...node];
+    const [file = '', ...args] =
+      options.netns === null ? node : ['ip', 'netns', 'exec', options.netns, ...node];
     // A session of its own: ctrl-C is the driver's affair.
     this.child = spawn(file, args, { stdio: ['pipe', 'pipe', 'inherit'], detached: true });
     this.child.once('error', (error) => this.end(error.message));

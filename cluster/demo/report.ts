@@ -16,7 +16,9 @@ export interface KillReport {
   readonly old_primary: string;
   readonly new_primary: string;
   readonly outage_ms: number;
-  readonly split_ms: Readonly<Record<'detect' | 'elect' | 'catch_up' | 'gate' | 'first_reply', number>> | null;
+  readonly split_ms: Readonly<
+    Record<'detect' | 'elect' | 'catch_up' | 'gate' | 'first_reply', number>
+  > | null;
 }
 
 export interface DemoReport {
@@ -50,7 +52,13 @@ export function makeReport(options: DemoOptions, kills: readonly Kill[], tally: 
     old_primary: reports[0]?.old_primary ?? '',
     new_primary: reports.at(-1)?.new_primary ?? '',
     replicas: options.hosts,
-    ok: whole && tally.acked > 0 && tally.lost === 0 && tally.wrong === 0 && tally.alive && tally.readBack >= tally.acked,
+    ok:
+      whole &&
+      tally.acked > 0 &&
+      tally.lost === 0 &&
+      tally.wrong === 0 &&
+      tally.alive &&
+      tally.readBack >= tally.acked,
     read_back: tally.readBack,
     seed: options.seed,
     kills: reports,
@@ -59,7 +67,9 @@ export function makeReport(options: DemoOptions, kills: readonly Kill[], tally: 
 }
 
 function describeKill(kill: Kill, nextMs: number, gaps: readonly Gap[]): KillReport {
-  const own = gaps.filter((gap) => gap.endMs > kill.atMs && gap.startMs < Math.min(kill.atMs + causeMs, nextMs));
+  const own = gaps.filter(
+    (gap) => gap.endMs > kill.atMs && gap.startMs < Math.min(kill.atMs + causeMs, nextMs),
+  );
   const outage = Math.max(0, ...own.map((gap) => gap.endMs - gap.startMs));
   const { takeover } = kill;
   const split = takeover && {
@@ -67,7 +77,10 @@ function describeKill(kill: Kill, nextMs: number, gaps: readonly Gap[]): KillRep
     elect: takeover.electMs,
     catch_up: takeover.catchUpMs,
     gate: takeover.gateMs,
-    first_reply: Math.max(0, outage - takeover.detectMs - takeover.electMs - takeover.catchUpMs - takeover.gateMs),
+    first_reply: Math.max(
+      0,
+      outage - takeover.detectMs - takeover.electMs - takeover.catchUpMs - takeover.gateMs,
+    ),
   };
   return {
     old_primary: kill.old,

@@ -62,12 +62,20 @@ function parseOne(bytes: Buffer): { readonly reply: Reply; readonly length: numb
   }
 }
 
-function parseBulk(bytes: Buffer, size: number, start: number): { readonly reply: Reply; readonly length: number } | null {
+function parseBulk(
+  bytes: Buffer,
+  size: number,
+  start: number,
+): { readonly reply: Reply; readonly length: number } | null {
   if (size === -1) return { reply: { kind: 'bulk', value: null }, length: start };
   if (size < 0 || size > bulkMaxBytes) throw new Error(`a bulk reply of ${size} bytes`);
   if (bytes.length < start + size + 2) return null;
-  if (bytes.toString('latin1', start + size, start + size + 2) !== '\r\n') throw new Error('a bulk reply without end');
-  return { reply: { kind: 'bulk', value: bytes.toString('utf8', start, start + size) }, length: start + size + 2 };
+  if (bytes.toString('latin1', start + size, start + size + 2) !== '\r\n')
+    throw new Error('a bulk reply without end');
+  return {
+    reply: { kind: 'bulk', value: bytes.toString('utf8', start, start + size) },
+    length: start + size + 2,
+  };
 }
 
 function number(text: string): number {

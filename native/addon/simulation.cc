@@ -25,7 +25,7 @@ Napi::Function Simulation::Define(Napi::Env env) {
        InstanceMethod("events", &Simulation::Events), InstanceMethod("command", &Simulation::Command),
        InstanceMethod("connect", &Simulation::Connect), InstanceMethod("descriptor", &Simulation::Descriptor),
        InstanceMethod("tick", &Simulation::Tick), InstanceMethod("snapshot", &Simulation::Snapshot),
-       InstanceMethod("expectVm", &Simulation::ExpectVm), InstanceMethod("inject", &Simulation::Inject),
+       InstanceMethod("mayRelease", &Simulation::MayRelease), InstanceMethod("expectVm", &Simulation::ExpectVm), InstanceMethod("inject", &Simulation::Inject),
        InstanceMethod("outputs", &Simulation::Outputs), InstanceMethod("service", &Simulation::Service),
        InstanceMethod("entries", &Simulation::Entries), InstanceMethod("pending", &Simulation::Pending),
        InstanceMethod("deliver", &Simulation::Deliver),
@@ -162,6 +162,13 @@ Napi::Value Simulation::Snapshot(const Napi::CallbackInfo& info) {
   PlaneSnapshot snapshot;
   node.plane->FillSnapshot(&snapshot);
   return SnapshotObject(info.Env(), snapshot, members_);
+}
+
+Napi::Value Simulation::MayRelease(const Napi::CallbackInfo& info) {
+  Node& node = At(info);
+  if (node.plane == nullptr) return Napi::Boolean::New(info.Env(), false);
+  node.clock.now = static_cast<Nanoseconds>(info[1].ToNumber().DoubleValue());
+  return Napi::Boolean::New(info.Env(), node.plane->MayRelease());
 }
 
 Napi::Value Simulation::ExpectVm(const Napi::CallbackInfo& info) {

@@ -63,6 +63,7 @@ class Simulation : public Napi::ObjectWrap<Simulation> {
   Napi::Value Descriptor(const Napi::CallbackInfo& info);
   Napi::Value Tick(const Napi::CallbackInfo& info);       // (node, nowNs)
   Napi::Value Snapshot(const Napi::CallbackInfo& info);
+  Napi::Value MayRelease(const Napi::CallbackInfo& info);  // (node, nowNs)
   Napi::Value ExpectVm(const Napi::CallbackInfo& info);
   Napi::Value Inject(const Napi::CallbackInfo& info);     // (node, frame) -> taken by the tap
   Napi::Value Outputs(const Napi::CallbackInfo& info);    // (node) -> [{atNs, frame}], and forgets them

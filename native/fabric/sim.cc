@@ -275,14 +275,14 @@ size_t SimNetwork::NextBytes(PeerId from, PeerId to) const {
 // Moves up to `bytes` more of `operation` between the pieces and the target's memory.
 size_t SimNetwork::Deliver(Channel& channel, Operation& operation, size_t bytes, Tear tear) {
   std::byte* at = channel.target->regions[operation.address.region].data() + operation.address.offset;
+  const size_t left = operation.bytes - operation.delivered;
   if (operation.is_read) {
     std::copy_n(at, operation.bytes, operation.into.begin());
     operation.delivered = operation.bytes;
     operation.done = true;
-    Retire(channel);
-    return operation.bytes;
+    Retire(channel);  // the operation may be gone now
+    return left;
   }
-  const size_t left = operation.bytes - operation.delivered;
   size_t count = std::min(bytes, left);
   if (tear == Tear::kWords && count < left) {
     const size_t excess = (operation.address.offset + operation.delivered + count) % 8;

@@ -168,6 +168,8 @@ class DataPlane final : private FlowSink {
   [[nodiscard]] bool leading() const { return role_ == PlaneRole::kLeading; }
   [[nodiscard]] Op last_op() const { return log_.last_op(); }
   [[nodiscard]] bool CanPropose() const;
+  // Output may leave at this very moment.
+  [[nodiscard]] bool MayRelease();
   // The whole entry, or nothing if it is not in memory.
   [[nodiscard]] std::span<const std::byte> EntryInMemory(Op op) const {
     return log_.Holds(op) ? log_.Entry(op) : std::span<const std::byte>{};
@@ -210,7 +212,6 @@ class DataPlane final : private FlowSink {
 
   // lease.cc
   void PollLease(Nanoseconds now);
-  [[nodiscard]] bool MayRelease();
 
   // guest.cc: frames between the guest, the log and the wire
   int PollIngress(Nanoseconds now);

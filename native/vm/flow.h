@@ -84,7 +84,6 @@ struct Flow {
   bool closed = false;         // both sides are through, or one has reset
   bool client_reset = false;   // the client's RST is in the log
   bool reset_offered = false;  // and the guest has been given it
-  bool blocked = false;        // waits in the line for GuestWritable
   bool ack_owed = false;       // the guest is to get an acknowledgement of our making
   FlowDivergence divergence = FlowDivergence::kNone;
   uint8_t syn_offers = 0;

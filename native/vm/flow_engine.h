@@ -109,6 +109,7 @@ class FlowEngine final : public FlowTable {
   void OweAck(Flow* flow);
   [[nodiscard]] Segment SegmentToGuest(const Flow& flow) const;
   [[nodiscard]] Segment SegmentToWire(const Flow& flow) const;
+  [[nodiscard]] size_t SegmentBytesForGuest(const Flow& flow) const;
   [[nodiscard]] uint16_t WindowForGuest(const Flow& flow, Seq ack) const;
   [[nodiscard]] uint16_t WindowForWire(const Flow& flow, uint16_t window) const;
   [[nodiscard]] bool PlausibleAck(const Flow& flow, Seq ack) const;
@@ -124,6 +125,7 @@ class FlowEngine final : public FlowTable {
   BlockPool held_, retained_;
   FlowCounters counters_;
   std::vector<uint32_t> blocked_;  // slots that wait for GuestWritable, a ring
+  std::vector<uint8_t> is_blocked_;  // per slot: it is in that ring
   size_t blocked_first_ = 0, blocked_count_ = 0;
   std::unique_ptr<std::byte[]> scratch_;
   [[nodiscard]] std::span<std::byte> scratch() { return {scratch_.get(), kMaxFrameBytes}; }

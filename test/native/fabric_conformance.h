@@ -219,7 +219,10 @@ inline void WritesOfOneConnectionKeepTheirOrder(FabricBed& bed) {
   for (uint64_t i = 1; i <= rounds; ++i) {
     for (const uint64_t offset : {8192, 64, 4096})
       CHECK(WriteOne(bed.at(0), 1, {0, offset}, WordBytes(i)).ok());
-    if (bed.concurrent()) continue;
+    if (bed.concurrent()) {
+      while (bed.at(0).Completed(1) < bed.at(0).Posted(1)) bed.at(0).Poll();
+      continue;
+    }
     do {
       if (!OrderHolds(bed.at(1))) ++wrong;
       ++looks;
@@ -234,14 +237,15 @@ inline void WritesOfOneConnectionKeepTheirOrder(FabricBed& bed) {
 }
 
 // Every word of the area holds eight times the same byte, whatever was written last.
-inline bool WordsAreWhole(Fabric& reader) {
-  for (size_t offset = 1024; offset < 1024 + 256; offset += 8) {
+inline bool WordsAreWhole(Fabric& reader, size_t bytes) {
+  for (size_t offset = 1024; offset < 1024 + bytes; offset += 8) {
     const uint64_t word = Word(reader, 0, offset);
     if (word != (word & 0xFF) * 0x0101010101010101ull) return false;
   }
   return true;
 }
 
+// Long writes, and short ones whose single word comes from four pieces.
 inline void AlignedWordsNeverTear(FabricBed& bed) {
   bed.StartAll(2);
   std::atomic<bool> done{false};
@@ -249,23 +253,26 @@ inline void AlignedWordsNeverTear(FabricBed& bed) {
   std::thread watcher;
   if (bed.concurrent()) {
     watcher = std::thread([&] {
-      while (!done) {
-        if (!WordsAreWhole(bed.at(1))) ++wrong;
+      for (uint64_t look = 0; !done; ++look) {
+        if (!WordsAreWhole(bed.at(1), look % 16 == 0 ? 256 : 8)) ++wrong;
       }
     });
   }
   std::vector<Bytes> sources;
   for (unsigned i = 0; i < 256; ++i) sources.emplace_back(256, static_cast<std::byte>(i));
-  const size_t rounds = bed.concurrent() ? 20000 : 100;
+  const size_t rounds = bed.concurrent() ? 300000 : 100;
   for (size_t i = 0; i < rounds; ++i) {
-    const Span whole(sources[i % 256]);
-    const size_t cut = 1 + i % 97;
-    const Span pieces[] = {whole.first(cut), whole.subspan(cut, 3), whole.subspan(cut + 3, 2),
-                           whole.subspan(cut + 5)};
+    const Span whole = i % 8 == 0 ? Span(sources[i % 256]) : Span(sources[i % 256]).first(8);
+    const size_t cut = whole.size() == 8 ? 1 + i % 5 : 1 + i % 97;
+    const Span pieces[] = {whole.first(cut), whole.subspan(cut, 1), whole.subspan(cut + 1, 1),
+                           whole.subspan(cut + 2)};
     CHECK(bed.at(0).Write(1, {0, 1024}, pieces).ok());
-    if (bed.concurrent()) continue;
+    if (bed.concurrent()) {
+      while (bed.at(0).Completed(1) < bed.at(0).Posted(1)) bed.at(0).Poll();
+      continue;
+    }
     while (bed.Step()) {
-      if (!WordsAreWhole(bed.at(1))) ++wrong;
+      if (!WordsAreWhole(bed.at(1), 256)) ++wrong;
     }
   }
   bed.Drive();
@@ -433,7 +440,14 @@ inline bool AwaitWord(Fabric& fabric, size_t offset, uint64_t value, uint64_t lo
   }
 }
 
-// Two members hand a number to and fro, each asleep or about to be when it comes.
+// A few nanoseconds each, not to be optimised away.
+inline void Linger(uint64_t turns) {
+  static std::atomic<uint64_t> anything{0};
+  for (uint64_t i = 0; i < turns; ++i) static_cast<void>(anything.load(std::memory_order_relaxed));
+}
+
+// Sleeper and writer meet, awake, before each round; then one goes to sleep while the other writes and
+// rings, at moments that wander past each other.
 inline void NoWakeIsLost(FabricBed& bed) {
   bed.StartAll(2);
   if (bed.at(0).wake_fd() < 0 || !bed.concurrent()) {
@@ -441,23 +455,30 @@ inline void NoWakeIsLost(FabricBed& bed) {
     return;
   }
   const uint64_t races = WakeRaces();
+  std::atomic<uint64_t> ready{0};
   std::atomic<bool> failed{false};
-  const auto play = [&](PeerId self, PeerId peer) {
-    Fabric& fabric = bed.at(self);
+  std::thread sleeper([&] {
     for (uint64_t i = 1; i <= races && !failed; ++i) {
-      if (self == 1 && !AwaitWord(fabric, 64, i, (i * 7) % 64)) failed = true;
-      if (!WriteOne(fabric, peer, {0, 64}, WordBytes(i)).ok()) failed = true;
-      fabric.Ring(peer);
-      if (self == 0 && !failed && !AwaitWord(fabric, 64, i, (i * 13) % 64)) failed = true;
+      ready.store(i, std::memory_order_release);
+      Linger(i * 31 % 509);
+      if (!AwaitWord(bed.at(1), 64, i, 0)) failed = true;
     }
-  };
-  std::thread other([&] { play(1, 0); });
-  play(0, 1);
-  other.join();
+  });
+  uint64_t word = 0;
+  for (uint64_t i = 1; i <= races && !failed; ++i) {
+    for (uint64_t looks = 1; ready.load(std::memory_order_acquire) < i && !failed; ++looks) {
+      if (looks % 4096 == 0) std::this_thread::yield();
+    }
+    Linger(i * 17 % 251);
+    word = i;
+    if (!WriteOne(bed.at(0), 1, {0, 64}, WordBytes(word)).ok()) failed = true;
+    bed.at(0).Ring(1);
+    while (bed.at(0).Completed(1) < bed.at(0).Posted(1) && !failed) bed.at(0).Poll();
+  }
+  sleeper.join();
   CHECK(!failed);
-  const FabricCounters counters = bed.at(0).counters();
-  CHECK(counters.wakes_sent <= races);
-  CHECK(counters.wakes_sent > 0 && counters.wakes_received > 0);
+  CHECK(bed.at(0).counters().wakes_sent <= races);
+  CHECK(bed.at(0).counters().wakes_sent > 0 && bed.at(1).counters().wakes_received > 0);
 }
 
 inline void NobodyIsRungWhoDoesNotSleep(FabricBed& bed) {

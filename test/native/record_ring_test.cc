@@ -78,6 +78,7 @@ struct SimBed {
     if (there) {
       by_spans.assign(first.begin(), first.end());
       by_spans.insert(by_spans.end(), second.begin(), second.end());
+      CHECK(!first.empty());
       CHECK(second.empty() || second.data() == Ring().data());
     }
     Bytes copied;

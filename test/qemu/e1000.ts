@@ -10,7 +10,15 @@ const TX_BUFFERS = 0x300000;
 const BUFFER_BYTES = 2048;
 const DESCRIPTOR_BYTES = 16;
 const TX_DESCRIPTORS = 128;
-const REG = { RCTL: 0x100, TCTL: 0x400, RDBAL: 0x2800, TDBAL: 0x3800, LEN: 8, HEAD: 0x10, TAIL: 0x18 } as const;
+const REG = {
+  RCTL: 0x100,
+  TCTL: 0x400,
+  RDBAL: 0x2800,
+  TDBAL: 0x3800,
+  LEN: 8,
+  HEAD: 0x10,
+  TAIL: 0x18,
+} as const;
 const RCTL_ON_PROMISCUOUS_STRIP_CRC = 0x0400801a;
 const TCTL_ON = 0x0a;
 const DESCRIPTOR_DONE = 1;

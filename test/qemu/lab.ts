@@ -1,11 +1,13 @@
 // A temporary network namespace with a tap, the compiled peer, and the patched QEMU: what each test here
 // stands on. Everything is taken away again when the test ends, however it ends.
 import { execFileSync } from 'node:child_process';
-import { accessSync, existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { accessSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { join } from 'node:path';
+
 import type { Test } from 'tap';
+
+import { repositoryRoot } from '../../src/lib/root.js';
 import { E1000 } from './e1000.js';
 import { Machine, type MachineOptions } from './machine.js';
 import { Peer } from './peer.js';
@@ -26,18 +28,9 @@ export function cannotRun(): string | false {
   return false;
 }
 
-function root(): string {
-  let folder = dirname(fileURLToPath(import.meta.url));
-  while (!existsSync(join(folder, 'cluster/qemu/build'))) {
-    if (folder === dirname(folder)) throw new Error('cluster/qemu/build was not found above this file');
-    folder = dirname(folder);
-  }
-  return folder;
-}
-
 /** Builds QEMU if the cache does not have it, which takes minutes. */
 export function qemuBinary(): string {
-  const build = join(root(), 'cluster/qemu/build');
+  const build = join(repositoryRoot, 'cluster/qemu/build');
   return execFileSync(build, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] }).trim();
 }
 
@@ -68,8 +61,8 @@ export function makeLab(t: Test): Lab {
   prepareTap(namespace);
 
   const binary = join(folder, 'peer');
-  const source = join(root(), 'test/qemu/peer.c');
-  execFileSync('gcc', ['-O1', '-Wall', `-I${join(root(), 'native/vm')}`, '-o', binary, source]);
+  const source = join(repositoryRoot, 'test/qemu/peer.c');
+  execFileSync('gcc', ['-O1', '-Wall', `-I${join(repositoryRoot, 'native/vm')}`, '-o', binary, source]);
 
   const socket = join(folder, 'falcond.sock');
   const plain = `tap,id=n0,ifname=${TAP},script=no,downscript=no,vnet_hdr=off`;

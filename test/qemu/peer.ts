@@ -72,7 +72,14 @@ export class Peer {
   async state(ring: Ring): Promise<RingState> {
     const words = (await this.lines.ask(`state ${ring}`)).split(' ').map(Number);
     const [tail = NaN, head = NaN, produced = NaN, consumed = NaN, producer, consumer] = words;
-    return { tail, head, produced, consumed, producerWaiting: producer === 1, consumerWaiting: consumer === 1 };
+    return {
+      tail,
+      head,
+      produced,
+      consumed,
+      producerWaiting: producer === 1,
+      consumerWaiting: consumer === 1,
+    };
   }
 
   async poke(ring: Ring, what: 'tail' | 'length', value: number): Promise<void> {

@@ -70,7 +70,17 @@ class Storm {
     if (!random.chance(0.012)) return;
     const node = random.below(this.members);
     const other = (node + 1 + random.below(this.members - 1)) % this.members;
-    switch (random.below(9)) {
+    switch (random.below(19)) {
+      default: return this.oneFault(random.below(9), node, other);
+      // The power fails everywhere at once.
+      case 0:
+        for (let i = 0; i < this.members; i++) this.crash(i, false);
+    }
+  }
+
+  private oneFault(kind: number, node: number, other: number): void {
+    const { world, random } = this;
+    switch (kind) {
       case 0:
       case 1: return this.crash(random.chance(0.6) ? (world.primary()?.id ?? node) : node);
       case 2: return world.cut(node, other, true);
@@ -99,12 +109,12 @@ class Storm {
     if (primary?.alive === true) primary.propose(`p${this.proposals++}`);
   }
 
-  private crash(node: number): void {
+  private crash(node: number, mayDamage = true): void {
     const { world, random } = this;
     const replica = world.replicas[node]!;
     if (!replica.alive || replica.pausedUntil > world.now) return;
     // One damaged log at a time: two can lose what both acknowledged, and nothing can help that.
-    const damage = random.chance(0.15) && world.replicas.every((r) => !r.hard.recovering);
+    const damage = mayDamage && random.chance(0.15) && world.replicas.every((r) => !r.hard.recovering);
     world.crash(node, damage ? random.below(replica.durable + 1) : undefined);
     this.downUntil.set(node, world.now + 1 + random.below(random.chance(0.5) ? 30 : 500));
   }

@@ -12,6 +12,7 @@ import {
 } from 'node:fs';
 import { join, resolve } from 'node:path';
 
+import { realFileSystem } from '../../adapters/file-system.js';
 import { createHardState } from '../../adapters/hard-state.js';
 import { loadCluster, nodePaths } from '../../api/cluster.js';
 import { clusterSizes, parseConfig } from '../../api/config.js';
@@ -146,10 +147,10 @@ function create(directory: string, config: ClusterConfig): void {
   const real = realpathSync(directory);
   const contents = [...config.nodes.map(({ name }) => name), 'secret', 'falcon.json'];
   try {
-    for (const [index, { name }] of config.nodes.entries()) {
+    for (const { name } of config.nodes) {
       const paths = nodePaths(real, name);
       mkdirSync(paths.wal, { recursive: true, mode: 0o700 });
-      createHardState(paths.directory, { cluster: config.cluster, node: index });
+      createHardState(realFileSystem, paths.directory, { cluster: config.cluster, node: name });
     }
     write(join(real, 'secret'), `${randomBytes(bounds.secretBytes).toString('hex')}\n`);
     write(join(real, 'falcon.json'), `${JSON.stringify(config, null, 2)}\n`);

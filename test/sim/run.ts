@@ -1,0 +1,173 @@
+/** One seeded run: a cluster under load and faults, then a time of peace in which it must serve again. */
+import { assert } from '../../src/lib/assert.js';
+import { Random } from '../../src/lib/random.js';
+import { Checkers } from './checkers.js';
+import { stepNs, vmMac, World } from './world.js';
+import type { SimNode } from './world.js';
+
+export interface RunResult {
+  readonly seed: number;
+  readonly members: number;
+  readonly commits: number;
+  readonly outputs: number;
+  readonly views: number;
+  readonly kills: number;
+}
+
+export class SeedFailure extends Error {
+  readonly seed: number;
+  readonly trace: readonly string[];
+  constructor(seed: number, cause: unknown, trace: readonly string[]) {
+    super(`seed ${seed}: ${cause instanceof Error ? cause.message : String(cause)}`, { cause });
+    this.seed = seed;
+    this.trace = trace;
+  }
+}
+
+const stepsPerMs = 1e6 / stepNs;
+const clientMac = [0x02, 0, 0, 0, 0, 1];
+
+/** A request frame of the built-in service. */
+export function requestFrame(id: number, bytes: number): Uint8Array {
+  const frame = new Uint8Array(Math.max(18, bytes));
+  frame.set(vmMac, 0);
+  frame.set(clientMac, 6);
+  frame.set([0x88, 0xb5], 12);
+  new DataView(frame.buffer).setUint32(14, id, true);
+  return frame;
+}
+
+interface Nemesis {
+  /** Undo whatever is going on. */
+  readonly undo: (() => void)[];
+}
+
+export function runSeed(seed: number): RunResult {
+  const random = new Random(seed);
+  const members = random.chance(0.6) ? 3 : 5;
+  const world = new World({ members, seed: random.uint32(), durability: random.chance(0.8) ? 'disk' : 'memory', drift: 0.01 });
+  const checkers = new Checkers(world);
+  const nemesis: Nemesis = { undo: [] };
+  let request = 0;
+  let kills = 0;
+  try {
+    const faultSteps = 1200 * stepsPerMs;
+    for (let i = 0; i < faultSteps; i++) {
+      world.step();
+      checkers.check();
+      if (random.chance(0.3)) inject(world, random, ++request);
+      if (random.chance(0.012)) kills += disturb(world, checkers, random, nemesis);
+      if (i % 200 === 0) checkers.checkLogs();
+    }
+    heal(world, checkers, nemesis);
+    const views = awaitService(world, checkers, random, request);
+    checkers.checkLogs();
+    return { seed, members, commits: checkers.commits, outputs: checkers.outputs, views, kills };
+  } catch (error) {
+    throw new SeedFailure(seed, error, world.trace);
+  }
+}
+
+/** The client's frame comes by every tap, or by most. */
+function inject(world: World, random: Random, id: number): void {
+  const frame = requestFrame(id, 18 + random.below(random.chance(0.05) ? 1400 : 100));
+  for (const node of world.nodes) {
+    if (node.alive && random.chance(0.97)) world.sim.inject(node.id, frame);
+  }
+}
+
+function disturb(world: World, checkers: Checkers, random: Random, nemesis: Nemesis): number {
+  const alive = world.nodes.filter((node) => node.alive);
+  const dead = world.nodes.filter((node) => !node.alive);
+  switch (random.below(9)) {
+    case 0:
+    case 1: {
+      if (alive.length <= 1) return 0;
+      world.kill(random.pick(alive), random.chance(0.5));
+      return 1;
+    }
+    case 2:
+    case 3: {
+      if (dead.length === 0) return 0;
+      restart(world, checkers, random.pick(dead));
+      return 0;
+    }
+    case 4: {
+      const node = random.pick(alive);
+      if (node.paused) return 0;
+      node.paused = true;
+      world.log(`pause ${node.id}`);
+      nemesis.undo.push(() => {
+        node.paused = false;
+      });
+      return 0;
+    }
+    case 5: {
+      for (const undo of nemesis.undo.splice(0)) undo();
+      return 0;
+    }
+    case 6: {
+      const from = random.pick(world.nodes);
+      for (const to of world.nodes) if (to !== from) partition(world, random, nemesis, from, to);
+      return 0;
+    }
+    case 7: {
+      const [from, to] = [random.pick(world.nodes), random.pick(world.nodes)];
+      if (from !== to && from.alive && to.alive) world.break(from.id, to.id, random.chance(0.7));
+      return 0;
+    }
+    default: {
+      world.deliveryChance = 0.3 + random.float() * 0.69;
+      world.tearChance = random.float() * 0.1;
+      for (const node of world.nodes) node.diskSpeed = 0.1 + random.float() * 0.9;
+      return 0;
+    }
+  }
+}
+
+/** Both ways, or one way only. */
+function partition(world: World, random: Random, nemesis: Nemesis, from: SimNode, to: SimNode): void {
+  const directions = random.chance(0.5) ? [[from, to], [to, from]] : [random.chance(0.5) ? [from, to] : [to, from]];
+  for (const [a, b] of directions) {
+    if (world.isCut(a!.id, b!.id)) continue;
+    world.cut(a!.id, b!.id, true);
+    nemesis.undo.push(() => world.cut(a!.id, b!.id, false));
+  }
+}
+
+function restart(world: World, checkers: Checkers, node: SimNode): void {
+  checkers.restarted(node);
+  world.start(node);
+}
+
+function heal(world: World, checkers: Checkers, nemesis: Nemesis): void {
+  world.log('peace');
+  for (const undo of nemesis.undo.splice(0)) undo();
+  for (const node of world.nodes) {
+    node.paused = false;
+    node.diskSpeed = 0.9;
+    if (!node.alive) restart(world, checkers, node);
+  }
+  world.deliveryChance = 0.98;
+  world.tearChance = 0.01;
+}
+
+/** A request that is repeated as a client would must be answered in bounded time. */
+function awaitService(world: World, checkers: Checkers, random: Random, request: number): number {
+  // Memory durability cannot come back by itself from the loss of a majority: that needs an operator.
+  const lost = world.nodes.filter((node) => node.hard.recovering).length > (world.nodes.length - 1) / 2;
+  const boundMs = 6000;
+  const probe = request + 1000;
+  for (let i = 0; i < boundMs * stepsPerMs; i++) {
+    world.step();
+    checkers.check();
+    if (i % (40 * stepsPerMs) === 0) inject(world, random, probe);
+    if (checkers.answered.has(probe)) {
+      const primary = world.nodes.find((node) => node.engine?.role === 'primary' && world.sim.mayRelease(node.id, world.localNs(node)));
+      if (primary !== undefined) checkers.nothingForgotten(primary);
+      return Math.max(...world.nodes.map((node) => node.hard.view));
+    }
+  }
+  assert(lost, `no answer within ${boundMs} ms of peace`);
+  return Math.max(...world.nodes.map((node) => node.hard.view));
+}

@@ -1,0 +1,355 @@
+/**
+ * A simulated world: whole replicas (the real engine, the real consensus core, the real native log, rings and
+ * gates) on a simulated network and simulated disks, all from one seed.
+ *
+ * Time moves in steps. In each step every process that is alive and not paused runs a little, by its own
+ * drifting clock, disks force when the seed says so, and the network delivers some of what is under way, whole or
+ * torn. The world itself injects no faults (nemesis.ts does) and judges nothing (checkers.ts does).
+ */
+import { convertEvent, NativePlane } from '../../src/adapters/native-plane.js';
+import { loadNative } from '../../src/adapters/native.js';
+import type { NativeEvent, NativePlaneOptions, NativeRecovered, NativeSnapshot } from '../../src/adapters/native.js';
+import type { HardState, NodeId } from '../../src/consensus/types.js';
+import { ReplicaEngine } from '../../src/engine/replica.js';
+import { assert } from '../../src/lib/assert.js';
+import { Random } from '../../src/lib/random.js';
+
+export const stepNs = 500_000;
+const nsPerMs = 1e6;
+const tickMs = 5;
+
+export interface SimOutput {
+  readonly atNs: number;
+  readonly frame: Uint8Array;
+}
+
+export interface SimEntry {
+  readonly view: number;
+  readonly op: number;
+  readonly kind: number;
+  readonly checksum: number;
+}
+
+export interface NativeSimulation {
+  start(node: number, options: NativePlaneOptions & { segmentBytes: number; retainBytes: number; vm: boolean }): NativeRecovered;
+  kill(node: number, losePower: boolean, keepWire: boolean): void;
+  poll(node: number, nowNs: number): number;
+  stepWal(node: number): number;
+  events(node: number): NativeEvent[];
+  command(node: number, name: string, ...args: (number | Uint8Array)[]): boolean;
+  connect(node: number, peer: number, connection: Uint8Array, descriptor: Uint8Array): void;
+  descriptor(node: number): Uint8Array;
+  tick(node: number, nowNs: number): void;
+  snapshot(node: number): NativeSnapshot | null;
+  mayRelease(node: number, nowNs: number): boolean;
+  expectVm(node: number): void;
+  inject(node: number, frame: Uint8Array): boolean;
+  outputs(node: number): SimOutput[];
+  service(node: number): { frames: number; digest: number };
+  entries(node: number, from: number, until: number): SimEntry[];
+  pending(from: number, to: number): number;
+  deliver(from: number, to: number, bytes: number): boolean;
+  deliverStale(from: number, to: number): boolean;
+  cut(from: number, to: number, cut: boolean): void;
+  break(from: number, to: number, known: boolean, keepStale: boolean): void;
+}
+
+export interface WorldOptions {
+  readonly members: number;
+  readonly seed: number;
+  readonly durability: 'disk' | 'memory';
+  /** Relative drift of each clock, at most. */
+  readonly drift: number;
+}
+
+export interface SimNode {
+  readonly id: NodeId;
+  alive: boolean;
+  paused: boolean;
+  /** Local time = offsetNs + rate * world time. */
+  readonly offsetNs: number;
+  readonly rate: number;
+  /** What survives the process. */
+  hard: HardState;
+  started: boolean;
+  engine: ReplicaEngine | null;
+  nextTickNs: number;
+  /** Probability that the disk finishes a force in a step. */
+  diskSpeed: number;
+  /** Op of the vm-boot that the running guest was started by; 0: none. */
+  bootOp: number;
+  guestReadyAtNs: number | null;
+  onGuestReady: (() => void) | null;
+  failure: string | null;
+}
+
+interface Link {
+  /** World time at which the two are connected (again); null: they are. */
+  connectAtNs: number | null;
+}
+
+export const vmMac = Uint8Array.from([0x52, 0x54, 0, 0xfa, 0x1c, 1]);
+
+export class World {
+  readonly options: WorldOptions;
+  readonly random: Random;
+  readonly sim: NativeSimulation;
+  readonly nodes: SimNode[] = [];
+  nowNs = 1_000_000_000;
+  /** Probability that a channel delivers its next operation in a step, and that it is torn when it does. */
+  deliveryChance = 0.9;
+  tearChance = 0.02;
+  readonly trace: string[] = [];
+  private readonly links = new Map<string, Link>();
+
+  constructor(options: WorldOptions) {
+    this.options = options;
+    this.random = new Random(options.seed);
+    const Simulation = loadNative().Simulation as unknown as new (members: number, seed: number) => NativeSimulation;
+    this.sim = new Simulation(options.members, this.random.uint32());
+    for (let id = 0; id < options.members; id++) {
+      this.nodes.push({
+        id,
+        alive: false,
+        paused: false,
+        offsetNs: this.random.below(1_000_000_000),
+        rate: 1 + (this.random.float() * 2 - 1) * options.drift,
+        hard: { view: 0, votedFor: null, recovering: false },
+        started: false,
+        engine: null,
+        nextTickNs: 0,
+        diskSpeed: 0.7,
+        bootOp: 0,
+        guestReadyAtNs: null,
+        onGuestReady: null,
+        failure: null,
+      });
+    }
+    for (const node of this.nodes) this.start(node);
+  }
+
+  log(text: string): void {
+    this.trace.push(`${(this.nowNs / nsPerMs).toFixed(1)} ${text}`);
+    if (this.trace.length > 5000) this.trace.splice(0, 1000);
+  }
+
+  localNs(node: SimNode): number {
+    return Math.floor(node.offsetNs + node.rate * this.nowNs);
+  }
+
+  // ---- processes
+
+  start(node: SimNode): void {
+    assert(!node.alive, 'a live process is not started');
+    const { members, durability } = this.options;
+    const recovered = this.sim.start(node.id, {
+      self: node.id,
+      promisedView: node.hard.view,
+      members,
+      force: durability === 'disk',
+      logBytes: 1 << 20,
+      logEntries: 1 << 12,
+      ringBytes: 1 << 18,
+      inflightEntries: 512,
+      heartbeatNs: 5 * nsPerMs,
+      leaseNs: 40 * nsPerMs,
+      deciderStallNs: 250 * nsPerMs,
+      keepUnproposed: true,
+      vmMac,
+      vmAddress: new Uint8Array(),
+      segmentBytes: 4 << 20,
+      retainBytes: 1 << 28,
+      vm: true,
+    });
+    assert(!recovered.damaged, `the log of ${node.id} is damaged: ${recovered.damageDetail}`);
+    const recovering = node.hard.recovering || (node.started && durability === 'memory');
+    node.hard = { ...node.hard, recovering };
+    node.alive = true;
+    node.paused = false;
+    node.started = true;
+    node.bootOp = 0;
+    node.guestReadyAtNs = null;
+    node.failure = null;
+    node.nextTickNs = this.localNs(node);
+    node.engine = this.makeEngine(node, recovered);
+    this.log(`start ${node.id} view ${node.hard.view} last ${recovered.lastOp}`);
+    for (const peer of this.nodes) {
+      if (peer !== node && peer.alive) this.scheduleConnect(node.id, peer.id);
+    }
+  }
+
+  /** SIGKILL, or with `losePower` the machine under it. */
+  kill(node: SimNode, losePower: boolean): void {
+    assert(node.alive, 'a dead process is not killed');
+    this.log(`kill ${node.id}${losePower ? ' with its power' : ''}`);
+    node.engine?.stop();
+    node.engine = null;
+    node.alive = false;
+    node.bootOp = 0;
+    this.sim.kill(node.id, losePower, this.random.chance(0.5));
+    for (const peer of this.nodes) {
+      if (peer === node) continue;
+      this.links.delete(linkKey(node.id, peer.id));
+      // The hint of a closed connection; a host that loses power sends none.
+      if (peer.alive && !losePower && this.random.chance(0.7)) peer.engine?.onPeerDown(node.id);
+    }
+  }
+
+  private makeEngine(node: SimNode, recovered: NativeRecovered): ReplicaEngine {
+    const { sim } = this;
+    const { id } = node;
+    const plane = new NativePlane({
+      command: (name, ...args) => sim.command(id, name, ...args),
+      connect: (peer, connection, descriptor) => sim.connect(id, peer, connection, descriptor),
+      tick: () => sim.tick(id, this.localNs(node)),
+      snapshot: () => {
+        const snapshot = sim.snapshot(id);
+        assert(snapshot !== null, 'a live process has a snapshot');
+        return snapshot;
+      },
+      expectVm: () => sim.expectVm(id),
+    });
+    const random = this.random.fork();
+    const members = this.nodes.length === 0 ? [] : Array.from({ length: this.options.members }, (_unused, index) => index);
+    return new ReplicaEngine(
+      {
+        core: {
+          self: id,
+          members,
+          witnesses: [],
+          electionTimeoutMinMs: 60,
+          electionTimeoutMaxMs: 120,
+          leaseMs: 40,
+          driftMarginMs: 2,
+          retryMs: 10,
+          random: () => random.float(),
+        },
+        hardState: node.hard,
+        tail: { last: { view: recovered.lastView, op: recovered.lastOp }, commitOp: 0, table: recovered.table },
+        boot: { firstBootWaitMs: 300, rebootWaitMs: 600, quorumReadyWaitMs: 50 },
+        canRunGuest: true,
+        reportIntervalMs: 20,
+      },
+      {
+        plane,
+        store: {
+          write: (state) => {
+            node.hard = state;
+          },
+        },
+        guest: {
+          pid: null,
+          start: ({ onReady }) => {
+            node.guestReadyAtNs = this.nowNs + this.random.below(40) * nsPerMs;
+            node.onGuestReady = onReady;
+            return Promise.resolve();
+          },
+          stop: () => Promise.resolve(),
+        },
+        clock: { now: () => this.localNs(node) / nsPerMs },
+        reconnect: (peer) => this.scheduleConnect(id, peer),
+        fail: (why) => {
+          node.failure = why;
+        },
+        log: (level, text, fields) => {
+          if (level !== 'debug' || process.env['SIM_TRACE'] === '1') this.log(`${id} ${text} ${JSON.stringify(fields ?? {})}`);
+        },
+      },
+    );
+  }
+
+  // ---- connections
+
+  scheduleConnect(a: NodeId, b: NodeId): void {
+    const link = this.links.get(linkKey(a, b)) ?? { connectAtNs: null };
+    link.connectAtNs ??= this.nowNs + (1 + this.random.below(20)) * nsPerMs;
+    this.links.set(linkKey(a, b), link);
+  }
+
+  private connectDue(): void {
+    for (let a = 0; a < this.nodes.length; a++) {
+      for (let b = a + 1; b < this.nodes.length; b++) {
+        const link = this.links.get(linkKey(a, b));
+        const [left, right] = [this.nodes[a]!, this.nodes[b]!];
+        if (link === undefined || link.connectAtNs === null || link.connectAtNs > this.nowNs) continue;
+        if (!left.alive || !right.alive || left.paused || right.paused) continue;
+        // The bootstrap runs over the same network.
+        if (this.isCut(a, b) || this.isCut(b, a)) continue;
+        link.connectAtNs = null;
+        const connection = new Uint8Array(new Uint32Array([this.random.uint32(), this.random.uint32()]).buffer);
+        left.engine?.onPeerUp(b, connection, this.sim.descriptor(b));
+        right.engine?.onPeerUp(a, connection, this.sim.descriptor(a));
+      }
+    }
+  }
+
+  private readonly cuts = new Set<string>();
+
+  isCut(from: NodeId, to: NodeId): boolean {
+    return this.cuts.has(`${from}>${to}`);
+  }
+
+  cut(from: NodeId, to: NodeId, on: boolean): void {
+    this.log(`${on ? 'cut' : 'heal'} ${from}>${to}`);
+    if (on) this.cuts.add(`${from}>${to}`);
+    else this.cuts.delete(`${from}>${to}`);
+    this.sim.cut(from, to, on);
+  }
+
+  /** The connection from `from` to `to` breaks; the sender finds out at once, stale packets may stay behind. */
+  break(from: NodeId, to: NodeId, keepStale: boolean): void {
+    this.log(`break ${from}>${to}`);
+    this.sim.break(from, to, true, keepStale);
+  }
+
+  // ---- time
+
+  step(): void {
+    this.nowNs += stepNs;
+    this.connectDue();
+    const order = [...this.nodes.keys()];
+    for (let i = order.length - 1; i > 0; i--) {
+      const j = this.random.below(i + 1);
+      [order[i], order[j]] = [order[j]!, order[i]!];
+    }
+    for (const index of order) this.run(this.nodes[index]!);
+    this.deliver();
+  }
+
+  private run(node: SimNode): void {
+    if (!node.alive || node.paused || node.engine === null) return;
+    const localNs = this.localNs(node);
+    if (node.guestReadyAtNs !== null && this.nowNs >= node.guestReadyAtNs) {
+      node.guestReadyAtNs = null;
+      node.onGuestReady?.();
+    }
+    this.sim.poll(node.id, localNs);
+    if (this.random.chance(node.diskSpeed)) this.sim.stepWal(node.id);
+    const events = this.sim.events(node.id);
+    for (const event of events) if (event.type === 'control' && event.entryKind === 3) node.bootOp = event.op;
+    if (events.length > 0) node.engine.onPlaneEvents(events.map(convertEvent));
+    if (localNs >= node.nextTickNs) {
+      node.nextTickNs = localNs + tickMs * nsPerMs;
+      node.engine.tick();
+    }
+    assert(node.failure === null, `node ${node.id} failed: ${node.failure ?? ''}`);
+  }
+
+  private deliver(): void {
+    const { sim, random } = this;
+    for (const from of this.nodes) {
+      for (const to of this.nodes) {
+        if (from === to) continue;
+        for (let n = 0; n < 8 && random.chance(this.deliveryChance); n++) {
+          const bytes = random.chance(this.tearChance) ? 1 + random.below(200) : 0;
+          if (!sim.deliver(from.id, to.id, bytes)) break;
+        }
+        if (random.chance(0.2)) sim.deliverStale(from.id, to.id);
+      }
+    }
+  }
+}
+
+function linkKey(a: NodeId, b: NodeId): string {
+  return a < b ? `${a}-${b}` : `${b}-${a}`;
+}
