@@ -26,8 +26,10 @@ import { demoHelp, demoOptions } from './options.js';
 import type { DemoOptions } from './options.js';
 import { makeReport, reportLines } from './report.js';
 import type { DemoReport, Kill } from './report.js';
-import { RemoteClient } from './remote-client.js';
 import { sharedClockMs } from './key-client.js';
+import type { Tally } from './key-client.js';
+import { RemoteClient } from './remote-client.js';
+import type { ClientWord } from './remote-client.js';
 
 const second = 1000;
 const limits = {
@@ -72,9 +74,9 @@ class Demo {
     this.client = await this.connect(place);
     for (let i = 0; i < options.kills; i++) await this.killOne(place, this.client);
     await this.pause(options.writeS * second, 'writing on');
-    await this.client.say('rest', limits.clientMs);
+    await this.ask(this.client, 'rest', limits.clientMs);
     say('reading everything back');
-    return makeReport(options, this.kills, await this.client.say('verify', limits.verifyMs));
+    return makeReport(options, this.kills, await this.ask(this.client, 'verify', limits.verifyMs));
   }
 
   /** Takes everything away again; says what it could not. */
@@ -82,7 +84,7 @@ class Demo {
     this.client?.stop();
     this.running?.kill('SIGTERM');
     if (this.made) {
-      if (failed) this.tellLogs();
+      if (failed && this.interrupt.signal === null) this.tellLogs();
       const status = await this.falcon(['down', this.cluster], limits.stopMs).catch(messageOf);
       if (status !== 0) say(`falcon down: ${status}`);
       if (this.options.logs !== null) this.keepLogs(this.options.logs);
@@ -124,11 +126,11 @@ class Demo {
 
   private async killOne(place: ClusterPlace, client: RemoteClient): Promise<void> {
     const { writeS, idleS } = this.options;
-    await client.say('write', limits.clientMs);
+    await this.ask(client, 'write', limits.clientMs);
     // Seeded, so that a run can be had again; a fraction of a second on top, so that it hits anything.
     await this.pause(writeS * second + this.random.below(second), 'writing');
     if (idleS > 0) {
-      await client.say('rest', limits.clientMs);
+      await this.ask(client, 'rest', limits.clientMs);
       await this.pause(idleS * second, 'resting');
     }
     const old = await this.primary(place, 0);
@@ -137,13 +139,23 @@ class Demo {
     signal(old.pid, 'SIGKILL');
     if (old.guest.pid !== null) signal(old.guest.pid, 'SIGKILL');
     say(`killed ${old.node}, primary of view ${old.view}`);
-    if (idleS > 0) await client.say('write', limits.clientMs);
+    if (idleS > 0) await this.ask(client, 'write', limits.clientMs);
     // Looking at once would take the processor away from those who have to take over.
     await this.pause(limits.statusEveryMs * 5, 'taking over');
     const next = await this.primary(place, old.view);
     this.kills.push({ old: old.node, new: next.node, atMs, takeover: next.lastTakeover ?? null });
-    const tally = await client.say('tally', limits.clientMs);
+    const tally = await this.ask(client, 'tally', limits.clientMs);
     say(`${next.node} is primary of view ${next.view}; ${tally.acked} writes acknowledged`);
+  }
+
+  /** A word to the client, unless a signal comes first. Errors: INTERRUPTED. */
+  private ask(client: RemoteClient, word: ClientWord, timeoutMs: number): Promise<Tally> {
+    const answer = client.say(word, timeoutMs);
+    const stopped = this.interrupt.pause(timeoutMs).then(() => {
+      this.interrupt.check();
+      return answer;
+    });
+    return Promise.race([answer, stopped]);
   }
 
   /** The primary of a view above `view` whose gate is open. Errors: START_FAILED, INTERRUPTED. */
@@ -271,6 +283,9 @@ async function main(): Promise<number> {
 try {
   process.exitCode = await main();
 } catch (error) {
-  process.stderr.write(`${formatError(error, 'demo')}\n`);
+  const line = formatError(error, 'demo');
+  process.stderr.write(`${line}\n`);
+  // Whoever reads the last line as JSON is to find an answer there, whatever happened.
+  if (process.env['JSON'] === '1') process.stdout.write(`${JSON.stringify({ ok: false, error: line })}\n`);
   process.exitCode = asFalconError(error).exit;
 }

@@ -15,7 +15,10 @@ export interface RemoteClientOptions {
   readonly depth: number;
 }
 
-const startMs = 15_000;
+export type ClientWord = 'write' | 'rest' | 'verify' | 'tally';
+
+/** Longer than the client itself tries to connect. */
+const startMs = 45_000;
 
 export class RemoteClient {
   private readonly child: ChildProcess;
@@ -55,7 +58,7 @@ export class RemoteClient {
   }
 
   /** One word; returns the tally that answers it. */
-  say(word: 'write' | 'rest' | 'verify' | 'tally', timeoutMs: number): Promise<Tally> {
+  say(word: ClientWord, timeoutMs: number): Promise<Tally> {
     this.child.stdin?.write(`${word}\n`);
     return this.answer(timeoutMs);
   }

@@ -44,8 +44,9 @@ void LogIndex::Cut(Op last_op) {
 
 const Run& LogIndex::Find(Op op) const {
   FALCON_CHECK(op > base_op_ && op <= last_op());
-  const auto after = std::upper_bound(runs_.begin(), runs_.end(), op,
-                                      [](Op wanted, const Run& run) { return wanted < run.first_op; });
+  const auto after =
+      std::upper_bound(runs_.begin(), runs_.end(), op,
+                       [](Op wanted, const Run& run) { return wanted < run.first_op; });
   FALCON_CHECK(after != runs_.begin());
   const Run& run = *std::prev(after);
   FALCON_CHECK(op <= run.last_op);

@@ -37,7 +37,8 @@ std::span<const std::byte> FileWindow::Get(uint64_t offset, size_t length) {
     if (got < 0) error_ = static_cast<int>(-got);
     bytes_.resize(got < 0 ? 0 : static_cast<size_t>(got));
   }
-  const auto rest = std::span<const std::byte>(bytes_).subspan(static_cast<size_t>(offset - start_));
+  const auto rest =
+      std::span<const std::byte>(bytes_).subspan(static_cast<size_t>(offset - start_));
   return rest.first(std::min(length, rest.size()));
 }
 
@@ -56,14 +57,15 @@ Status ReadRun(const Run& run, Op from, Op until, size_t max_bytes, std::vector<
     BatchHeader batch{};
     const char* wrong = CheckBatch(rest, segment.header.salt, &batch);
     if (wrong == nullptr) {
-      wrong = VisitEntries(rest, batch, [&](const EntryHeader& entry, std::span<const std::byte> bytes) {
-        if (entry.op < from) return true;
-        full = entry.op >= end || (!into->empty() && into->size() + bytes.size() > max_bytes);
-        if (full) return false;
-        into->insert(into->end(), bytes.begin(), bytes.end());
-        *next = entry.op + 1;
-        return true;
-      });
+      wrong = VisitEntries(
+          rest, batch, [&](const EntryHeader& entry, std::span<const std::byte> bytes) {
+            if (entry.op < from) return true;
+            full = entry.op >= end || (!into->empty() && into->size() + bytes.size() > max_bytes);
+            if (full) return false;
+            into->insert(into->end(), bytes.begin(), bytes.end());
+            *next = entry.op + 1;
+            return true;
+          });
     }
     if (wrong != nullptr) return Unreadable(segment, offset, wrong);
     const uint64_t bytes = std::min<uint64_t>(BatchBytes(batch.payload_bytes), rest.size());

@@ -13,13 +13,13 @@
 
 namespace falcon {
 
-// What is wrong with the bytes where a batch should be; nullptr if nothing is. On success `header` is filled.
-// `bytes` starts at the batch and ends at the end of what there is.
+// What is wrong with the bytes where a batch should be; nullptr if nothing is. On success `header`
+// is filled. `bytes` starts at the batch and ends at the end of what there is.
 [[nodiscard]] const char* CheckBatch(std::span<const std::byte> bytes, uint32_t salt,
                                      BatchHeader* header);
 
-// The entries of a checked batch, one call of `visit(header, bytes)` each until it returns false. Returns
-// what is wrong: an entry that is not whole, ops that are not dense, bytes left over.
+// The entries of a checked batch, one call of `visit(header, bytes)` each until it returns false.
+// Returns what is wrong: an entry that is not whole, ops that are not dense, bytes left over.
 template <typename Visit>
 [[nodiscard]] const char* VisitEntries(std::span<const std::byte> batch, const BatchHeader& header,
                                        Visit visit) {
@@ -35,17 +35,19 @@ template <typename Visit>
   return rest.empty() ? nullptr : "bytes behind the last entry of a batch";
 }
 
-// A window over a file for sequential reading in large pieces. The span stays valid until the next call.
+// A window over a file for sequential reading in large pieces. The span stays valid until the next
+// call.
 class FileWindow {
  public:
   FileWindow(Storage& storage, Storage::Handle handle) : storage_(storage), handle_(handle) {}
 
-  // `length` bytes from `offset` on, fewer at the end of the file. On a read error `error()` is not 0.
+  // `length` bytes from `offset` on, fewer at the end of the file. On a read error `error()` is not
+  // 0.
   [[nodiscard]] std::span<const std::byte> Get(uint64_t offset, size_t length);
   [[nodiscard]] int error() const { return error_; }
 
  private:
-  static constexpr size_t kWindowBytes = 256 * 1024;
+  static constexpr size_t kWindowBytes = 64 * 1024;
   Storage& storage_;
   const Storage::Handle handle_;
   std::vector<std::byte> bytes_;
@@ -54,8 +56,8 @@ class FileWindow {
 };
 
 // Appends the entries of `run` with from <= op < until to `into`, as long as `into` stays within
-// `max_bytes` (its first entry may be larger), and moves `next` behind the last one appended. `scratch`
-// keeps its capacity between calls. Error: WAL_READ.
+// `max_bytes` (its first entry may be larger), and moves `next` behind the last one appended.
+// `scratch` keeps its capacity between calls. Error: WAL_READ.
 Status ReadRun(const Run& run, Op from, Op until, size_t max_bytes, std::vector<std::byte>* scratch,
                std::vector<std::byte>* into, Op* next);
 

@@ -61,7 +61,9 @@ class PosixStorage final : public Storage {
     return Result(::rename(from.c_str(), to.c_str()));
   }
 
-  int MakeDirectory(const std::string& path) override { return Result(::mkdir(path.c_str(), 0700)); }
+  int MakeDirectory(const std::string& path) override {
+    return Result(::mkdir(path.c_str(), 0700));
+  }
 
   int List(const std::string& directory, std::vector<std::string>* names) override {
     DIR* const stream = ::opendir(directory.c_str());

@@ -21,7 +21,8 @@ uint32_t ChecksumOf(const Record& record, uint32_t seed = 0) {
 }
 
 template <typename Record>
-std::optional<Record> ReadRecord(std::span<const std::byte> bytes, uint32_t magic, uint32_t seed = 0) {
+std::optional<Record> ReadRecord(std::span<const std::byte> bytes, uint32_t magic,
+                                 uint32_t seed = 0) {
   if (bytes.size() < sizeof(Record)) return std::nullopt;
   Record record{};
   std::memcpy(&record, bytes.data(), sizeof record);
@@ -52,7 +53,9 @@ uint64_t ClusterHash(const std::string& cluster) {
 
 std::string SegmentName(uint64_t first_batch) { return Name(first_batch, kSuffix); }
 
-std::string UnfinishedSegmentName(uint64_t first_batch) { return Name(first_batch, kUnfinishedSuffix); }
+std::string UnfinishedSegmentName(uint64_t first_batch) {
+  return Name(first_batch, kUnfinishedSuffix);
+}
 
 bool IsUnfinishedSegmentName(const std::string& name) { return HasForm(name, kUnfinishedSuffix); }
 

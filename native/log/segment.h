@@ -3,17 +3,20 @@
 //   0      SegmentHeader, zeros up to 512
 //   512    DurableMark slot 0, zeros up to 1024
 //   1024   DurableMark slot 1, zeros up to 4096
-//   4096   batches, each starting at a multiple of kWalAlignment: BatchHeader, the entries as they are,
+//   4096   batches, each starting at a multiple of kWalAlignment: BatchHeader, the entries as they
+//   are,
 //          zeros up to the next multiple
 //   ...    zeros up to segment_bytes
 //
-// Batches are numbered; numbers only grow, over the whole life of a log. A segment is made under a temporary
-// name, filled with its header, forced, and only then renamed to wal-<first batch>.seg. So a segment whose
-// header is not readable, or that is shorter than its header says, was damaged later: no crash leaves one.
+// Batches are numbered; numbers only grow, over the whole life of a log. A segment is made under a
+// temporary name, filled with its header, forced, and only then renamed to wal-<first batch>.seg.
+// So a segment whose header is not readable, or that is shorter than its header says, was damaged
+// later: no crash leaves one.
 //
-// `after_batch` is what makes the log free of overwriting even after damage: it names the batch that the
-// first batch of this segment follows. Batches of earlier segments with a higher number do not belong to the
-// log: they were torn or damaged when this segment was begun, and every later scan passes them by.
+// `after_batch` is what makes the log free of overwriting even after damage: it names the batch
+// that the first batch of this segment follows. Batches of earlier segments with a higher number do
+// not belong to the log: they were torn or damaged when this segment was begun, and every later
+// scan passes them by.
 #pragma once
 
 #include <cstddef>
@@ -70,7 +73,7 @@ static_assert(sizeof(SegmentHeader) <= kWalAlignment, "one sector, so that it is
 
 struct BatchHeader {
   uint32_t magic;
-  uint32_t checksum;       // CRC32C of everything behind this field in the header, seeded with the salt
+  uint32_t checksum;  // CRC32C of everything behind this field in the header, seeded with the salt
   uint32_t payload_bytes;  // of the entries, without padding behind them
   uint32_t payload_checksum;
   uint32_t entries;  // at least 1; their ops are dense from first_op
@@ -118,7 +121,8 @@ void Seal(BatchHeader* header, uint32_t salt);
 
 // Each looks at the start of `bytes`; nullopt if magic or checksum are wrong or bytes are missing.
 [[nodiscard]] std::optional<SegmentHeader> ReadSegmentHeader(std::span<const std::byte> bytes);
-[[nodiscard]] std::optional<BatchHeader> ReadBatchHeader(std::span<const std::byte> bytes, uint32_t salt);
+[[nodiscard]] std::optional<BatchHeader> ReadBatchHeader(std::span<const std::byte> bytes,
+                                                         uint32_t salt);
 [[nodiscard]] std::optional<uint64_t> ReadMark(std::span<const std::byte> bytes);
 
 }  // namespace falcon

@@ -112,7 +112,8 @@ int64_t SimStorage::WriteAt(Handle handle, std::span<const std::byte> data, uint
   if (write_error_ != 0) return -write_error_;
   if (write_nothing_) return 0;
   const uint64_t end = offset + data.size();
-  if (end > file->bytes.size() && UsedBytes() + end - file->bytes.size() > capacity_) return -ENOSPC;
+  if (end > file->bytes.size() && UsedBytes() + end - file->bytes.size() > capacity_)
+    return -ENOSPC;
   if (short_io_) data = data.first(1 + random_.Below(data.size()));
   Write(file, data, offset);
   return static_cast<int64_t>(data.size());
@@ -132,8 +133,8 @@ int64_t SimStorage::ReadAt(Handle handle, std::span<std::byte> into, uint64_t of
 
 void SimStorage::CopySector(File* file, uint64_t sector) {
   const uint64_t from = sector * kSectorBytes;
-  const uint64_t end = std::min<uint64_t>(
-      from + kSectorBytes, std::min(file->bytes.size(), file->forced.size()));
+  const uint64_t end =
+      std::min<uint64_t>(from + kSectorBytes, std::min(file->bytes.size(), file->forced.size()));
   for (uint64_t at = from; at < end; ++at) file->forced[at] = file->bytes[at];
 }
 
@@ -214,8 +215,8 @@ void SimStorage::KillProcess() {
   stopped_ = false;
 }
 
-// Each unforced sector survives or not by itself; the new size too, and a sector beyond the old size only
-// together with it.
+// Each unforced sector survives or not by itself; the new size too, and a sector beyond the old
+// size only together with it.
 void SimStorage::RestoreAfterPowerLoss(File* file) {
   if (file->bytes.size() > file->forced.size() && random_.Chance(1, 2)) {
     file->forced.resize(file->bytes.size());

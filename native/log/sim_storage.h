@@ -1,10 +1,10 @@
-// A disk in memory that misbehaves as disks and kernels may: it forgets what was not forced (any subset of
-// 512-byte sectors, any tail of directory changes), writes less than asked, fills up, fails, flips bits.
-// Seeded: the same calls with the same seed give the same disk.
+// A disk in memory that misbehaves as disks and kernels may: it forgets what was not forced (any
+// subset of 512-byte sectors, any tail of directory changes), writes less than asked, fills up,
+// fails, flips bits. Seeded: the same calls with the same seed give the same disk.
 //
-// Two kinds of end: KillProcess closes all files and keeps their contents (the page cache survives a dead
-// process), LosePower keeps only what was forced and a random part of the rest. A force that fails leaves
-// the pages readable and clean, as Linux does: a later force does not write them.
+// Two kinds of end: KillProcess closes all files and keeps their contents (the page cache survives
+// a dead process), LosePower keeps only what was forced and a random part of the rest. A force that
+// fails leaves the pages readable and clean, as Linux does: a later force does not write them.
 #pragma once
 
 #include <cstdint>
@@ -42,14 +42,14 @@ class SimStorage final : public Storage {
 
   // ---- faults, effective until changed
 
-  void SetCapacity(uint64_t bytes) { capacity_ = bytes; }          // of all files together
-  void SetShortIo(bool on) { short_io_ = on; }                     // reads and writes stop anywhere
-  void FailForces(int error) { force_error_ = error; }             // errno, 0: none
-  void FailWrites(int error) { write_error_ = error; }             // errno, 0: none
-  void WriteNothing(bool on) { write_nothing_ = on; }              // writes return 0
-  void FailReads(int error) { read_error_ = error; }               // errno, 0: none
-  // The machine stops in the middle of the `operations`-th changing operation from now: that one happens in
-  // part or not at all, every later one fails with EIO until KillProcess or LosePower.
+  void SetCapacity(uint64_t bytes) { capacity_ = bytes; }  // of all files together
+  void SetShortIo(bool on) { short_io_ = on; }             // reads and writes stop anywhere
+  void FailForces(int error) { force_error_ = error; }     // errno, 0: none
+  void FailWrites(int error) { write_error_ = error; }     // errno, 0: none
+  void WriteNothing(bool on) { write_nothing_ = on; }      // writes return 0
+  void FailReads(int error) { read_error_ = error; }       // errno, 0: none
+  // The machine stops in the middle of the `operations`-th changing operation from now: that one
+  // happens in part or not at all, every later one fails with EIO until KillProcess or LosePower.
   void StopAfter(uint64_t operations) { stop_after_ = operations; }
   [[nodiscard]] bool stopped() const { return stopped_; }
 
@@ -78,7 +78,8 @@ class SimStorage final : public Storage {
 
   [[nodiscard]] File* Find(Handle handle);
   [[nodiscard]] uint64_t UsedBytes() const;
-  // Counts down to the stop. True if the operation must fail; `partial` if part of it still happens.
+  // Counts down to the stop. True if the operation must fail; `partial` if part of it still
+  // happens.
   bool Stops(bool* partial);
   void Write(File* file, std::span<const std::byte> data, uint64_t offset);
   static void CopySector(File* file, uint64_t sector);

@@ -1,5 +1,5 @@
-// The log as its owner sees it: a queue in front of the writer, the writer's thread, and what they tell
-// each other. The writing itself is in wal_writer.h.
+// The log as its owner sees it: a queue in front of the writer, the writer's thread, and what they
+// tell each other. The writing itself is in wal_writer.h.
 #include "log/wal.h"
 
 #include <sys/eventfd.h>
@@ -47,7 +47,9 @@ class WalImpl final : public Wal {
     if (thread_.joinable()) sleeper_.Wake();
   }
 
-  [[nodiscard]] uint64_t durable() const override { return durable_.load(std::memory_order_acquire); }
+  [[nodiscard]] uint64_t durable() const override {
+    return durable_.load(std::memory_order_acquire);
+  }
 
   [[nodiscard]] int wake_fd() const override { return wake_.get(); }
   void ArmWake() override { armed_.exchange(true, std::memory_order_acq_rel); }
@@ -131,8 +133,9 @@ void WalImpl::Fail(Status failure) {
   RingOwner();
 }
 
-// The owner arms, then looks at durable() again, then sleeps. Arming and this are read-modify-writes of one
-// word: either the owner's look sees the new value, or this sees the word armed.
+// The owner arms, then looks at durable() again, then sleeps. Arming and this are
+// read-modify-writes of one word: either the owner's look sees the new value, or this sees the word
+// armed.
 void WalImpl::RingOwner() {
   if (!armed_.exchange(false, std::memory_order_acq_rel) || !wake_.valid()) return;
   const uint64_t one = 1;
@@ -169,10 +172,12 @@ void WalImpl::RunWriter() {
   } while (WaitForWork());
 }
 
-// False: the thread shall end, and everything that was published is written (or the log has failed).
+// False: the thread shall end, and everything that was published is written (or the log has
+// failed).
 bool WalImpl::WaitForWork() {
   const bool spins = spin_ > 0 && !failed();
-  for (const Nanoseconds until = spins ? MonotonicNow() + spin_ : 0; spins && MonotonicNow() < until;) {
+  for (const Nanoseconds until = spins ? MonotonicNow() + spin_ : 0;
+       spins && MonotonicNow() < until;) {
     if (queue_.Readable() > 0) return true;
   }
   sleeper_.Announce();
@@ -201,8 +206,8 @@ Status CheckOptions(const WalOptions& options) {
   return Ok();
 }
 
-// Removes segments that were being made when the process died (nothing was ever written into them), and
-// forces the directory.
+// Removes segments that were being made when the process died (nothing was ever written into them),
+// and forces the directory.
 Status TidyDirectory(Storage& storage, const WalOptions& options) {
   std::vector<std::string> names;
   const int listed = storage.List(options.directory, &names);

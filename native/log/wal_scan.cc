@@ -1,8 +1,8 @@
-// The scan walks the segments in order of their numbers and the batches in order of theirs. It stops at the
-// first batch that is not whole or does not continue the log, and then decides what that is: a torn tail if
-// nothing says that this batch was ever forced, damage if anything does (a mark, a later batch, a later
-// segment, a file shorter than it was made). Only one batch is in flight at a time, so a batch with a higher
-// number proves that this one was forced.
+// The scan walks the segments in order of their numbers and the batches in order of theirs. It
+// stops at the first batch that is not whole or does not continue the log, and then decides what
+// that is: a torn tail if nothing says that this batch was ever forced, damage if anything does (a
+// mark, a later batch, a later segment, a file shorter than it was made). Only one batch is in
+// flight at a time, so a batch with a higher number proves that this one was forced.
 #include "log/wal_scan.h"
 
 #include <algorithm>
@@ -41,7 +41,8 @@ class Scanner {
   Status FindLaterTraces(const Segment& segment, uint64_t offset, uint64_t* later, uint64_t* torn);
 
   Status AcceptBatch(const std::shared_ptr<Segment>& segment, uint64_t offset,
-                     std::span<const std::byte> bytes, const BatchHeader& batch, const char** wrong);
+                     std::span<const std::byte> bytes, const BatchHeader& batch,
+                     const char** wrong);
   Status PositionBefore(Op op, const EntryHeader& first, LogPosition* position);
   void CutTable(Op last_op);
   void Finish();
@@ -116,7 +117,8 @@ Status Scanner::OpenSegment(uint64_t number) {
   if (header && header->version != kSegmentVersion) {
     return {"WAL_OPEN", path + ": layout version " + std::to_string(header->version)};
   }
-  if (header && (header->cluster_hash != ClusterHash(options_.cluster) || header->node != options_.node)) {
+  if (header &&
+      (header->cluster_hash != ClusterHash(options_.cluster) || header->node != options_.node)) {
     return {"WAL_FOREIGN", path};
   }
   segment->readable = header && header->first_batch == number && header->after_batch < number;
@@ -189,7 +191,8 @@ Status Scanner::ScanBatches(size_t place, uint64_t limit) {
     std::span<const std::byte> bytes = window.Get(offset, kWalAlignment);
     if (const auto header = ReadBatchHeader(bytes, segment->header.salt)) {
       const uint64_t left = segment->header.segment_bytes - offset;
-      bytes = window.Get(offset, static_cast<size_t>(std::min(BatchBytes(header->payload_bytes), left)));
+      bytes = window.Get(offset,
+                         static_cast<size_t>(std::min(BatchBytes(header->payload_bytes), left)));
     }
     if (window.error() != 0) return ReadError(*segment, window.error());
     wrong = CheckBatch(bytes, segment->header.salt, &batch);
@@ -210,8 +213,8 @@ Status Scanner::ScanBatches(size_t place, uint64_t limit) {
   return Ok();
 }
 
-// The batches of a segment end at `offset`, because the segment is full (`wrong` is nullptr) or because
-// what is there is no batch.
+// The batches of a segment end at `offset`, because the segment is full (`wrong` is nullptr) or
+// because what is there is no batch.
 Status Scanner::EndOfBatches(size_t place, uint64_t limit, uint64_t offset, const char* wrong) {
   const Segment& segment = *log_.segments[place];
   const uint64_t expected = log_.last_batch + 1;
@@ -245,8 +248,8 @@ Status Scanner::EndOfBatches(size_t place, uint64_t limit, uint64_t offset, cons
   return Ok();
 }
 
-// `later`: the highest batch number of a valid header at or behind `offset`. `torn`: bytes up to the last
-// one that is not zero.
+// `later`: the highest batch number of a valid header at or behind `offset`. `torn`: bytes up to
+// the last one that is not zero.
 Status Scanner::FindLaterTraces(const Segment& segment, uint64_t offset, uint64_t* later,
                                 uint64_t* torn) {
   FileWindow window(storage_, segment.handle);
@@ -315,8 +318,8 @@ Status Scanner::PositionBefore(Op op, const EntryHeader& first, LogPosition* pos
   } else if (op == base_.op + 1) {
     *position = base_;
   } else if (op <= base_.op) {
-    // A cut below what is kept: the release of older segments was interrupted half way, and everything that
-    // could be checked against is gone.
+    // A cut below what is kept: the release of older segments was interrupted half way, and
+    // everything that could be checked against is gone.
     *position = {.op = op - 1, .view = 0, .checksum = first.previous};
   } else {
     return ReadPosition(log_.index.Find(op - 1), op - 1, position);
@@ -343,10 +346,12 @@ void Scanner::Finish() {
   recovered.last_checksum = log_.tail.checksum;
   recovered.view_table = table_;
   if (log_.append_segment != nullptr) return;
-  // Numbers that cannot be read any more must not be used again: no segment holds more batches than this.
+  // Numbers that cannot be read any more must not be used again: no segment holds more batches than
+  // this.
   uint64_t unread = 0;
   if (recovered.damaged) {
-    for (const auto& segment : log_.segments) unread = std::max(unread, segment->bytes / kWalAlignment);
+    for (const auto& segment : log_.segments)
+      unread = std::max(unread, segment->bytes / kWalAlignment);
     unread = std::max(unread, options_.segment_bytes / kWalAlignment);
   }
   log_.next_batch = std::max(highest_seen_, log_.last_batch) + unread + 1;

@@ -26,14 +26,14 @@ struct ScannedLog {
   uint64_t last_offset = 0;
   uint64_t last_bytes = 0;
 
-  // Where appending goes on in an existing segment; nullptr: a new segment is needed, because there is none
-  // or because the last one holds torn or damaged bytes, which are left as they are.
+  // Where appending goes on in an existing segment; nullptr: a new segment is needed, because there
+  // is none or because the last one holds torn or damaged bytes, which are left as they are.
   std::shared_ptr<Segment> append_segment;
   uint64_t append_offset = 0;
 };
 
-// Writes nothing except that it makes the directory if it is missing. Errors: WAL_OPEN, WAL_FOREIGN,
-// WAL_READ.
+// Writes nothing except that it makes the directory if it is missing. Errors: WAL_OPEN,
+// WAL_FOREIGN, WAL_READ.
 Status ScanLog(Storage& storage, const WalOptions& options, ScannedLog* log);
 
 }  // namespace falcon

@@ -45,9 +45,10 @@ Status WalWriter::Failed(const std::string& what, const std::string& path, int e
   return {full ? "WAL_FULL" : "WAL_FAILED", ErrnoText(what + " " + path, error)};
 }
 
-// A process that died between write and force leaves a batch that is readable and not forced; one that died
-// after a force that failed leaves one that only looks forced, because the kernel has marked its pages
-// clean. Writing the same bytes again makes the pages dirty, so that this force tells the truth.
+// A process that died between write and force leaves a batch that is readable and not forced; one
+// that died after a force that failed leaves one that only looks forced, because the kernel has
+// marked its pages clean. Writing the same bytes again makes the pages dirty, so that this force
+// tells the truth.
 Status WalWriter::ForceRecovered() {
   const std::shared_ptr<Segment> last = scanned_->last_segment;
   if (!options_.force || last == nullptr || last_batch_ <= forced_batch_) return Ok();
@@ -149,8 +150,9 @@ Status WalWriter::WriteBatch() {
   return Ok();
 }
 
-// The mark is a hint that later scans use to tell damage from a torn tail. It reaches the disk with the next
-// force, and the next batch carries it too; so a failure to write it loses nothing and decides nothing.
+// The mark is a hint that later scans use to tell damage from a torn tail. It reaches the disk with
+// the next force, and the next batch carries it too; so a failure to write it loses nothing and
+// decides nothing.
 void WalWriter::WriteMark() {
   std::array<std::byte, kWalAlignment> sector{};
   const DurableMark mark = MakeMark(forced_batch_);
@@ -191,7 +193,8 @@ Status WalWriter::BeginSegment() {
 }
 
 Status WalWriter::MakeSegmentFile(const SegmentHeader& header, std::shared_ptr<Segment>* segment) {
-  const std::string unfinished = options_.directory + "/" + UnfinishedSegmentName(header.first_batch);
+  const std::string unfinished =
+      options_.directory + "/" + UnfinishedSegmentName(header.first_batch);
   const std::string path = options_.directory + "/" + SegmentName(header.first_batch);
   const Storage::Handle handle = storage_.Open(unfinished, true);
   if (handle < 0) return Failed("make", unfinished, -handle);
@@ -221,8 +224,9 @@ Status WalWriter::MakeSegmentFile(const SegmentHeader& header, std::shared_ptr<S
   return Ok();
 }
 
-// How many leading segments can go at once, at least; 0: none. What is left must start at an entry below
-// which the log was never cut afterwards, so that a scan finds the log's start in one segment's header.
+// How many leading segments can go at once, at least; 0: none. What is left must start at an entry
+// below which the log was never cut afterwards, so that a scan finds the log's start in one
+// segment's header.
 size_t WalWriter::ReleasablePrefix(Op floor) const {
   for (size_t count = 1; count < segments_.size(); ++count) {
     const Segment& first = *segments_[count];

@@ -1,5 +1,5 @@
-// The writer's half of the log: turns entries into batches in segment files. One thread at a time; nothing
-// here knows of queues, threads or wake-ups.
+// The writer's half of the log: turns entries into batches in segment files. One thread at a time;
+// nothing here knows of queues, threads or wake-ups.
 //
 // What it shares with readers is the index, behind a mutex that is taken once a batch.
 #pragma once
@@ -25,17 +25,18 @@ class WalWriter {
   // Goes on where `scanned` ends.
   WalWriter(Storage& storage, const WalOptions& options, ScannedLog&& scanned);
 
-  // Forces what the scan found behind the last durable mark, so that all of it may be called durable.
+  // Forces what the scan found behind the last durable mark, so that all of it may be called
+  // durable.
   Status ForceRecovered();
 
-  // Copies `entry` behind the batch being gathered. False if it must begin the next batch: this one is
-  // full, or the entry cuts the log; or if the place of the cut cannot be read, which WriteBatch reports.
-  // An entry that fits nowhere in the log is a broken invariant.
+  // Copies `entry` behind the batch being gathered. False if it must begin the next batch: this one
+  // is full, or the entry cuts the log; or if the place of the cut cannot be read, which WriteBatch
+  // reports. An entry that fits nowhere in the log is a broken invariant.
   [[nodiscard]] bool Gather(std::span<const std::byte> entry);
   [[nodiscard]] size_t gathered() const { return entries_; }
 
-  // Writes what was gathered as one batch and forces it. Errors: WAL_FULL, WAL_FAILED; the writer must not
-  // be used again after one.
+  // Writes what was gathered as one batch and forces it. Errors: WAL_FULL, WAL_FAILED; the writer
+  // must not be used again after one.
   Status WriteBatch();
 
   // Removes leading segments as Wal::Release describes, `floor` being the lower of its two bounds.
@@ -60,12 +61,12 @@ class WalWriter {
   Storage& storage_;
   const WalOptions options_;
 
-  LogPosition tail_;       // of the log with everything written
-  LogPosition gathered_;   // of the log with everything gathered
-  LogPosition base_;       // before the first entry that is kept
-  uint64_t last_batch_;    // of the log
-  uint64_t next_batch_;    // number of the next one
-  uint64_t forced_batch_;  // highest one known to be forced
+  LogPosition tail_;                           // of the log with everything written
+  LogPosition gathered_;                       // of the log with everything gathered
+  LogPosition base_;                           // before the first entry that is kept
+  uint64_t last_batch_;                        // of the log
+  uint64_t next_batch_;                        // number of the next one
+  uint64_t forced_batch_;                      // highest one known to be forced
   const std::unique_ptr<ScannedLog> scanned_;  // until ForceRecovered
 
   std::shared_ptr<Segment> segment_;  // nullptr: begin one with the next batch

@@ -1,9 +1,9 @@
 // Sleeping on a word of memory inside one process (futex(2)).
 //
-// Sleeper makes the wake-up race-free for one sleeping thread: the sleeper announces itself, looks for work
-// once more, then sleeps; the waker makes the work visible first and calls Wake, which is a system call only
-// if somebody sleeps. Both sides go through a read-modify-write of the same word, so one of them sees the
-// other whatever the interleaving.
+// Sleeper makes the wake-up race-free for one sleeping thread: the sleeper announces itself, looks
+// for work once more, then sleeps; the waker makes the work visible first and calls Wake, which is
+// a system call only if somebody sleeps. Both sides go through a read-modify-write of the same
+// word, so one of them sees the other whatever the interleaving.
 #pragma once
 
 #include <linux/futex.h>

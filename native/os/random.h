@@ -1,5 +1,6 @@
-// A small seeded generator (SplitMix64, after Steele, Lea and Flood, "Fast splittable pseudorandom number
-// generators", 2014) for simulation and tests: the same seed gives the same numbers everywhere.
+// A small seeded generator (SplitMix64, after Steele, Lea and Flood, "Fast splittable pseudorandom
+// number generators", 2014) for simulation and tests: the same seed gives the same numbers
+// everywhere.
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,10 @@
-// A bounded queue between exactly one producer thread and exactly one consumer thread, without locks.
+// A bounded queue between exactly one producer thread and exactly one consumer thread, without
+// locks.
 //
-// What is pushed becomes visible in batches: Push only fills a slot, Publish shows all filled slots to the
-// consumer with one release store. The producer looks at the consumer's position only when its last view of
-// it says "full", so in the steady state neither side touches the other's cache line per element.
+// What is pushed becomes visible in batches: Push only fills a slot, Publish shows all filled slots
+// to the consumer with one release store. The producer looks at the consumer's position only when
+// its last view of it says "full", so in the steady state neither side touches the other's cache
+// line per element.
 #pragma once
 
 #include <atomic>

@@ -261,7 +261,7 @@ void DataPlane::FinishFollow() {
   const RegionLayout layout{options_.ring_bytes};
   primary_ = pending_primary_;
   peer.entries_in.Reset(peer.connection, promised_view_,
-                        fabric_->region(0).subspan(layout.RingAt(primary_), options_.ring_bytes), false);
+                        fabric_->region(0).subspan(layout.RingAt(primary_), options_.ring_bytes));
   peer.bad_since = 0;
   role_ = PlaneRole::kFollowing;
   peer.words_dirty = true;
@@ -313,8 +313,9 @@ void DataPlane::NoteSent(PeerLink& peer) {
 bool DataPlane::StartFeed(PeerLink& peer) {
   if (fabric_->Completed(peer.id) < fabric_->Posted(peer.id)) return false;
   const RegionLayout layout{options_.ring_bytes};
-  peer.entries_out.Reset(peer.connection, peer.feed_view, options_.ring_bytes, {0, layout.RingAt(options_.self)},
-                         false);
+  // The record's checksum covers the payload too: whole entries of an earlier lap, still lying where new ones
+  // are about to land, must not be taken for them.
+  peer.entries_out.Reset(peer.connection, peer.feed_view, options_.ring_bytes, {0, layout.RingAt(options_.self)});
   peer.sent_head = peer.sent_tail = 0;
   peer.feed_waits = false;
   return true;
@@ -356,7 +357,6 @@ bool DataPlane::PostRecord(PeerLink& peer, std::span<const std::byte> entries, O
 int DataPlane::FeedFromDisk(PeerLink& peer) {
   if (peer.disk_ticket > fabric_->Completed(peer.id)) return 0;
   const size_t space = peer.entries_out.Space();
-  if (space < EntryBytes(kMaxPayloadBytes)) return 0;
   peer.disk_chunk.clear();
   const Op until = std::min(log_.first_op(), wal_durable_op_ + 1);
   const Status s = wal_->Read(peer.next_op, until, std::min(space, kDiskChunkBytes), &peer.disk_chunk);
@@ -369,7 +369,8 @@ int DataPlane::FeedFromDisk(PeerLink& peer) {
   for (size_t at = 0; at < peer.disk_chunk.size(); ++count) {
     at += EntryBytes(ReadEntryHeader(std::span<const std::byte>(peer.disk_chunk).subspan(at)).payload_length);
   }
-  if (count == 0 || !PostRecord(peer, peer.disk_chunk, peer.next_op, count, false)) return 0;
+  if (count == 0 || peer.disk_chunk.size() > space) return 0;
+  if (!PostRecord(peer, peer.disk_chunk, peer.next_op, count, false)) return 0;
   peer.disk_ticket = fabric_->Posted(peer.id);
   return 1;
 }

@@ -110,11 +110,12 @@ void FlowEngine::Define(const Packet& packet, Flow* flow, Nanoseconds now) {
   flow->client_edge = packet.ack + flow->client_window;  // the SYN's, which is never scaled
   flow->window_seq = packet.seq;
   flow->output.Open(packet.ack);
-  index_.MoveTo(flow, FlowIndex::kNoList);
+  index_.MoveTo(flow, flow->closed ? FlowIndex::kClosed : FlowIndex::kNoList);
   if (flow->guest_iss_known) return;
   // A guest whose service was late and refused the SYN gets another chance.
   flow->closed = flow->client_reset;
   flow->guest_reset_at = 0;
+  if (!flow->closed) index_.MoveTo(flow, FlowIndex::kNoList);
   flow->hold_until = now + options_.handshake_hold;
   if (flow->syn_offer_at == 0) flow->syn_offer_at = now;
   Reschedule(flow, now);
@@ -166,6 +167,7 @@ void FlowEngine::DeliverData(Frame frame, const Packet& packet, Flow* flow, Nano
   LearnClientAck(packet, flow);
   InputStream& input = flow->input;
   const bool level = input.offered() == input.next();
+  const bool plain = packet.seq == input.next() && !input.has_islands();  // repeats nothing
   const bool fin = packet.Has(kTcpFin);
   const auto payload = frame.subspan(packet.payload_at, packet.PayloadBytes());
   const Seq end = packet.seq + static_cast<Seq>(payload.size());
@@ -188,7 +190,7 @@ void FlowEngine::DeliverData(Frame frame, const Packet& packet, Flow* flow, Nano
   const bool fits = level && !SeqBefore(input.edge(), end);
   const bool repeated = !pure_ack && !SeqBefore(input.offered(), end_with_fin);
   if (ClientRepeats(*flow) || repeated || (level && pure_ack) || (!pure_ack && fits)) {
-    if (!PassToGuest(frame, packet, flow, accepted == InputStream::Accepted::kOld || packet.seq != input.offered())) {
+    if (!PassToGuest(frame, packet, flow, !plain)) {
       OweAck(flow);
     } else if (!pure_ack) {
       input.MarkOffered(packet.seq, end_with_fin);
@@ -196,8 +198,11 @@ void FlowEngine::DeliverData(Frame frame, const Packet& packet, Flow* flow, Nano
   } else {
     ++counters_.held;
     const bool sent = Pump(flow, now);
-    // A client that probes a closed window wants an answer, which the guest gives to what is out of place.
-    const Seq seq = role_ == FlowRole::kPrimary ? input.acked() - 1 : input.offered();
+    // A client that probes a closed window wants an answer, which the guest gives to what is out of place. A bare
+    // acknowledgement wants none: answered, it would go round for ever.
+    const bool probe = role_ == FlowRole::kPrimary && input.edge() == input.acked() &&
+                       (!pure_ack || SeqBefore(packet.seq, input.next()));
+    const Seq seq = probe ? input.acked() - 1 : PlaceForAck(*flow);
     if (!sent && !SendAckToGuest(flow, seq)) OweAck(flow);
   }
   ArmReoffer(flow, now);

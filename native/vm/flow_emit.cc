@@ -120,7 +120,7 @@ void FlowEngine::AnswerForClient(const Packet& packet, Flow* flow, Nanoseconds n
   if (!acknowledged && !probe) return;
   if (probe) ++flow->probe_answers;
   if (Pump(flow, now)) return;
-  if (!SendAckToGuest(flow, flow->input.offered())) OweAck(flow);
+  if (!SendAckToGuest(flow, PlaceForAck(*flow))) OweAck(flow);
 }
 
 void FlowEngine::SendTranslated(Frame frame, const Packet& packet, Flow* flow) {

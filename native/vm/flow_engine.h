@@ -109,6 +109,8 @@ class FlowEngine final : public FlowTable {
   void OweAck(Flow* flow);
   [[nodiscard]] Segment SegmentToGuest(const Flow& flow) const;
   [[nodiscard]] Segment SegmentToWire(const Flow& flow) const;
+  // Where a bare acknowledgement is in place: behind all that was offered, inside the window.
+  [[nodiscard]] static Seq PlaceForAck(const Flow& flow) { return SeqMin(flow.input.offered(), flow.input.edge()); }
   [[nodiscard]] size_t SegmentBytesForGuest(const Flow& flow) const;
   [[nodiscard]] uint16_t WindowForGuest(const Flow& flow, Seq ack) const;
   [[nodiscard]] uint16_t WindowForWire(const Flow& flow, uint16_t window) const;

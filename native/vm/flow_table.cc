@@ -189,7 +189,7 @@ void FlowEngine::Service(Flow* flow, Nanoseconds now) {
   }
   if (!flow->defined) return;
   const bool sent = Pump(flow, now);
-  if (flow->ack_owed && !sent && !SendAckToGuest(flow, flow->input.offered())) OweAck(flow);
+  if (flow->ack_owed && !sent && !SendAckToGuest(flow, PlaceForAck(*flow))) OweAck(flow);
 }
 
 // ---- segments for the guest

@@ -126,6 +126,11 @@ void FlowEngine::ResendRetained(Flow* flow) {
 // reset now than a client that waits for ever.
 void FlowEngine::AbortToClient(Flow* flow) {
   if (!flow->defined || flow->client_reset) return;
+  if (flow->to_wire.length == 0) {  // the guest never spoke: back where the client's frames come from
+    flow->to_wire = flow->to_guest;
+    std::memcpy(flow->to_wire.bytes.data(), flow->to_guest.bytes.data() + 6, 6);
+    std::memcpy(flow->to_wire.bytes.data() + 6, vm_mac_.data(), 6);
+  }
   Segment segment = SegmentToWire(*flow);
   segment.seq = flow->client_ack;
   segment.ack = flow->input.next();

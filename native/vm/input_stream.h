@@ -56,6 +56,7 @@ class InputStream {
   [[nodiscard]] Seq offered() const { return offered_; }
   [[nodiscard]] Seq next() const { return next_; }
   [[nodiscard]] Seq edge() const { return edge_; }
+  [[nodiscard]] bool has_islands() const { return islands_ > 0; }
   // True: the bytes between acked and next are kept, so that they can be offered again.
   [[nodiscard]] bool keeping() const { return keeping_; }
   // The client's FIN and all before it are in the log.

@@ -28,14 +28,9 @@ Address AddressAt(Frame frame, size_t at) {
   return address;
 }
 
-bool IsMapped(const Address& address) {
-  constexpr std::array<uint8_t, 12> kPrefix = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF};
-  return std::equal(kPrefix.begin(), kPrefix.end(), address.begin());
-}
-
 // A single host's address; not "unspecified", multicast or broadcast.
 bool IsHost(const Address& address) {
-  if (IsMapped(address)) return address[12] != 0 && address[12] < 224;
+  if (IsMappedIpv4(address)) return address[12] != 0 && address[12] < 224;
   return address[0] != 0xFF && address != Address{};
 }
 

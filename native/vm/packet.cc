@@ -59,6 +59,8 @@ void ParseIpv6(Frame frame, Packet* packet) {
   std::memcpy(packet->destination.data(), frame.data() + at + 24, 16);
   packet->end = at + kIpv6HeaderBytes + length;
   packet->kind = PacketKind::kOther;
+  // An IPv4 address in IPv6 clothes must not be taken for the IPv4 host: it never stands in a header rightly.
+  if (IsMappedIpv4(packet->source) || IsMappedIpv4(packet->destination)) return;
   uint8_t next = Load8(frame, at + 6);
   at += kIpv6HeaderBytes;
   for (int i = 0; i < kMaxExtensionHeaders && (next == kHopByHop || next == kDestinationOptions); ++i) {
@@ -124,6 +126,11 @@ Address Ipv4Address(const std::byte* four_bytes) {
   address[11] = 0xFF;
   std::memcpy(address.data() + 12, four_bytes, 4);
   return address;
+}
+
+bool IsMappedIpv4(const Address& address) {
+  constexpr Address kPrefix = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF};
+  return std::memcmp(address.data(), kPrefix.data(), 12) == 0;
 }
 
 Packet ParseFrame(Frame frame) {

@@ -43,6 +43,7 @@ using Mac = std::array<uint8_t, 6>;
 using Address = std::array<uint8_t, 16>;
 
 [[nodiscard]] Address Ipv4Address(const std::byte* four_bytes);
+[[nodiscard]] bool IsMappedIpv4(const Address& address);
 
 [[nodiscard]] inline uint8_t Load8(Frame bytes, size_t at) { return static_cast<uint8_t>(bytes[at]); }
 [[nodiscard]] inline uint16_t Load16(Frame bytes, size_t at) {

@@ -9,6 +9,7 @@ import type { ChildProcess } from 'node:child_process';
 import { closeSync, existsSync, openSync, rmSync } from 'node:fs';
 import { createServer } from 'node:net';
 import type { Server } from 'node:net';
+import { setPriority } from 'node:os';
 import { dirname, join } from 'node:path';
 
 import { bounds } from '../lib/bounds.js';
@@ -68,6 +69,7 @@ export class QemuGuest implements GuestRunner {
       closeSync(output);
     }
     this.child = child;
+    lowerPriority(child.pid);
     child.once('error', (error) => callbacks.onExit(messageOf(error)));
     child.once('exit', (code, signal) => {
       if (this.child !== child) return;
@@ -153,5 +155,15 @@ export class QemuGuest implements GuestRunner {
       '-qmp',
       `unix:${join(o.directory, 'qmp.sock')},server=on,wait=off`,
     ];
+  }
+}
+
+/** The child starts with falcond's own priority; its emulation must not compete with the data path. */
+function lowerPriority(pid: number | undefined): void {
+  if (pid === undefined) return;
+  try {
+    setPriority(pid, 0);
+  } catch {
+    // It has ended already, which its exit event tells.
   }
 }

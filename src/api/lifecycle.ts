@@ -74,7 +74,9 @@ async function stopDaemon(directory: string, node: string, say: Say): Promise<vo
     try {
       await callDaemon(paths.adminSocket, 'shutdown');
     } catch (error) {
-      say(`${node}: ${asFalconError(error).code}, sending SIGTERM`);
+      // One that has not come to listening yet is stopped without a word.
+      const { code } = asFalconError(error);
+      if (code !== 'DAEMON_UNREACHABLE') say(`${node}: ${code}, sending SIGTERM`);
       signal(pid, 'SIGTERM');
     }
     await endProcess(directory, node, pid, say);

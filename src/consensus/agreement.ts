@@ -25,10 +25,10 @@ export function stampAt(tail: LogTail, op: Op): Viewstamp {
   return zeroViewstamp;
 }
 
-/** True if the table has no row for entries that are not known to be committed. */
-function tableIsShort(tail: LogTail): boolean {
+/** True if the table does not say of which view each entry behind `op` is. */
+function beginsAfter(tail: LogTail, op: Op): boolean {
   const first = tail.table[0];
-  return first !== undefined && first.firstOp > committedHere(tail) + 1;
+  return first !== undefined && first.firstOp > op + 1;
 }
 
 /** True if two tables have a row for the same view. */
@@ -43,13 +43,17 @@ function shareView(a: LogTail, b: LogTail): boolean {
  *
  * What is committed at the backup is in the primary's log (it could not have won without it), so the logs agree
  * at least up to there. Without any view in common this is the exact answer as long as both tables reach back
- * to what is committed. A table can be shorter (old segments released, rows left out of a message); then cutting
+ * to there. A table can be shorter (old segments released, rows left out of a message); then cutting
  * could take away entries that are committed thanks to this backup, and the backup needs a state transfer.
  */
 export function agreeWith(own: LogTail, theirs: LogTail): Op | null {
   const committed = committedHere(theirs);
-  assert(committed <= own.last.op, `a backup holds op ${committed} committed, the primary ends at ${own.last.op}`);
-  if (!shareView(own, theirs) && theirs.last.op > committed && (tableIsShort(own) || tableIsShort(theirs))) return null;
+  assert(
+    committed <= own.last.op,
+    `a backup holds op ${committed} committed, the primary ends at ${own.last.op}`,
+  );
+  const unsure = beginsAfter(own, committed) || beginsAfter(theirs, committed);
+  if (theirs.last.op > committed && unsure && !shareView(own, theirs)) return null;
   const agreeOp = Math.max(agreementOp(own, theirs), committed);
   assert(agreeOp <= theirs.last.op, 'agreement behind the end of the other log');
   return agreeOp;

@@ -13,10 +13,24 @@ import { onHeard, onPeerDown, onPeerUp, onTick } from './on-tick.js';
 import { clearRecoveringIfCaughtUp, onFollow, onFollowing, onNewView } from './recv-follow.js';
 import { onPreVote, onPreVoteReply } from './recv-pre-vote.js';
 import { onTimeoutNow, standIfLogReaches } from './recv-timeout-now.js';
-import { feedKnown, noteAcked, onLeading, onPeerFollowing, onStaleView, onViewState } from './recv-view-state.js';
+import {
+  feedKnown,
+  noteAcked,
+  onLeading,
+  onPeerFollowing,
+  onStaleView,
+  onViewState,
+} from './recv-view-state.js';
 import { onVote, onVoteReply } from './recv-vote.js';
 import { State, trace } from './state.js';
-import { considerHandOver, onInputHeld, onSurrendered, onTransfer, surrenderIfCaughtUp, targetLost } from './transfer.js';
+import {
+  considerHandOver,
+  onInputHeld,
+  onSurrendered,
+  onTransfer,
+  surrenderIfCaughtUp,
+  targetLost,
+} from './transfer.js';
 import type { CoreOptions, Effect, Event, HardState, Message, Milliseconds, NodeId, Role } from './types.js';
 
 export type Phase =
@@ -38,7 +52,10 @@ export interface CoreStatus {
   readonly primary: NodeId | null;
   readonly phase: Phase;
   readonly recovering: boolean;
-  readonly transfer: { readonly to: NodeId; readonly phase: 'holding' | 'catching-up' | 'surrendering' | 'handed' } | null;
+  readonly transfer: {
+    readonly to: NodeId;
+    readonly phase: 'holding' | 'catching-up' | 'surrendering' | 'handed';
+  } | null;
   /** Peers that take this primary's entries; empty on others. */
   readonly followers: readonly NodeId[];
 }
@@ -58,7 +75,10 @@ export class Core {
   step(event: Event, out: Effect[]): void {
     const s = this.s;
     assert(Number.isFinite(event.now), `event ${event.type} at ${event.now}`);
-    assert(event.type !== 'tick' || event.now >= s.lastTickAt, `a tick went back from ${s.lastTickAt} to ${event.now}`);
+    assert(
+      event.type !== 'tick' || event.now >= s.lastTickAt,
+      `a tick went back from ${s.lastTickAt} to ${event.now}`,
+    );
     const viewBefore = s.hard.view;
     s.now = Math.max(s.now, event.now);
     s.out = out;
@@ -95,21 +115,36 @@ function phaseOf(s: State): Phase {
 
 function dispatch(s: State, event: Event): void {
   switch (event.type) {
-    case 'tick': return onTick(s);
-    case 'mail': return onMail(s, event.from, event.message);
-    case 'promised': return onPromised(s, event);
-    case 'heard': return onHeard(s, event);
-    case 'following': return onFollowing(s, event.view);
-    case 'leading': return onLeading(s, event);
-    case 'progress': return onProgress(s, event);
-    case 'peer-up': return s.peers.has(event.node) ? onPeerUp(s, event.node) : undefined;
-    case 'peer-down': return s.peers.has(event.node) ? onPeerDown(s, event.node) : undefined;
-    case 'guest': return onGuest(s, event.whole);
-    case 'peer-guest': return onPeerGuest(s, event.node, event.whole);
-    case 'transfer': return onTransfer(s, event);
-    case 'input-held': return onInputHeld(s, event);
-    case 'surrendered': return onSurrendered(s, event);
-    default: return unreachable(event);
+    case 'tick':
+      return onTick(s);
+    case 'mail':
+      return onMail(s, event.from, event.message);
+    case 'promised':
+      return onPromised(s, event);
+    case 'heard':
+      return onHeard(s, event);
+    case 'following':
+      return onFollowing(s, event.view);
+    case 'leading':
+      return onLeading(s, event);
+    case 'progress':
+      return onProgress(s, event);
+    case 'peer-up':
+      return s.peers.has(event.node) ? onPeerUp(s, event.node) : undefined;
+    case 'peer-down':
+      return s.peers.has(event.node) ? onPeerDown(s, event.node) : undefined;
+    case 'guest':
+      return onGuest(s, event.whole);
+    case 'peer-guest':
+      return onPeerGuest(s, event.node, event.whole);
+    case 'transfer':
+      return onTransfer(s, event);
+    case 'input-held':
+      return onInputHeld(s, event);
+    case 'surrendered':
+      return onSurrendered(s, event);
+    default:
+      return unreachable(event);
   }
 }
 
@@ -119,17 +154,28 @@ function onMail(s: State, from: NodeId, message: Message): void {
     return;
   }
   switch (message.type) {
-    case 'pre-vote': return onPreVote(s, from, message);
-    case 'pre-vote-reply': return onPreVoteReply(s, from, message);
-    case 'vote': return onVote(s, from, message);
-    case 'vote-reply': return onVoteReply(s, from, message);
-    case 'new-view': return onNewView(s, from, message);
-    case 'view-state': return onViewState(s, from, message);
-    case 'follow': return onFollow(s, from, message);
-    case 'following': return onPeerFollowing(s, from, message);
-    case 'timeout-now': return onTimeoutNow(s, from, message);
-    case 'stale-view': return onStaleView(s, message);
-    default: return unreachable(message);
+    case 'pre-vote':
+      return onPreVote(s, from, message);
+    case 'pre-vote-reply':
+      return onPreVoteReply(s, from, message);
+    case 'vote':
+      return onVote(s, from, message);
+    case 'vote-reply':
+      return onVoteReply(s, from, message);
+    case 'new-view':
+      return onNewView(s, from, message);
+    case 'view-state':
+      return onViewState(s, from, message);
+    case 'follow':
+      return onFollow(s, from, message);
+    case 'following':
+      return onPeerFollowing(s, from, message);
+    case 'timeout-now':
+      return onTimeoutNow(s, from, message);
+    case 'stale-view':
+      return onStaleView(s, message);
+    default:
+      return unreachable(message);
   }
 }
 
@@ -170,16 +216,23 @@ function onPeerGuest(s: State, node: NodeId, whole: boolean): void {
   const peer = s.peers.get(node);
   if (peer === undefined) return;
   peer.guestWhole = whole;
-  if (!whole && s.transfer?.automatic === false) targetLost(s, node, `replica ${node} has no whole guest any more`);
+  if (!whole && s.transfer?.automatic === false)
+    targetLost(s, node, `replica ${node} has no whole guest any more`);
 }
 
 /** What holds after every step. */
 function checkInvariants(s: State, viewBefore: View): void {
   assert(s.hard.view >= viewBefore, 'the view went back');
   assert(s.promising === null || s.role !== 'primary', 'primary while another view is promised');
-  assert(s.role !== 'primary' || s.hard.votedFor === s.options.self, 'primary of a view it did not vote for itself in');
+  assert(
+    s.role !== 'primary' || s.hard.votedFor === s.options.self,
+    'primary of a view it did not vote for itself in',
+  );
   assert(s.candidacy === null || s.role === 'candidate', 'a candidacy without a candidate');
   assert(s.following === null || (s.tail === null && s.role === 'backup'), 'following with a log at rest');
-  assert(s.inputHeld === (s.role === 'primary' && s.transfer !== null), 'input held without a transfer, or the other way round');
+  assert(
+    s.inputHeld === (s.role === 'primary' && s.transfer !== null),
+    'input held without a transfer, or the other way round',
+  );
   assert(!s.hard.recovering || s.role === 'backup', 'a recovering replica leads or stands');
 }

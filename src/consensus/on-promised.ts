@@ -16,7 +16,10 @@ export function onPromised(s: State, event: Extract<Event, { type: 'promised' }>
     return;
   }
   assert(s.role !== 'primary' && s.following === null, 'a promise was asked for without letting go');
-  assert(event.tail.last.view <= event.view, `the log ends in view ${event.tail.last.view}, beyond ${event.view}`);
+  assert(
+    event.tail.last.view <= event.view,
+    `the log ends in view ${event.tail.last.view}, beyond ${event.view}`,
+  );
   s.promising = null;
   s.tail = event.tail;
   s.lastStamp = event.tail.last;
@@ -25,7 +28,8 @@ export function onPromised(s: State, event: Extract<Event, { type: 'promised' }>
   s.durableOp = event.tail.last.op;
   s.commitOp = Math.max(s.commitOp, event.tail.commitOp);
   s.lowerAckedAt = event.heartbeatAckedAt;
-  if (event.heartbeatAckedAt !== null) s.heardAt = Math.max(s.heardAt ?? event.heartbeatAckedAt, event.heartbeatAckedAt);
+  if (event.heartbeatAckedAt !== null)
+    s.heardAt = Math.max(s.heardAt ?? event.heartbeatAckedAt, event.heartbeatAckedAt);
   const duty = promising.duty;
   switch (duty.kind) {
     case 'stand':

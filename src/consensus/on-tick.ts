@@ -73,9 +73,10 @@ function tickAsking(s: State): void {
  */
 function tickJoining(s: State): void {
   if (s.promising !== null || s.primary === null || s.role !== 'backup' || s.now < s.joinRetryAt) return;
-  if (s.following !== null && !s.following.broken) return;
+  if (s.following !== null && !s.following.broken && s.following.done) return;
   if (s.tail !== null) showLog(s);
-  else if (s.hearsPrimary()) requestPromise(s, s.hard.view, { kind: 'join', from: s.primary }, 'takes no entries');
+  else if (s.hearsPrimary())
+    requestPromise(s, s.hard.view, { kind: 'join', from: s.primary }, 'takes no entries');
 }
 
 function tickElection(s: State): void {
@@ -117,7 +118,9 @@ export function onHeard(s: State, event: Extract<Event, { type: 'heard' }>): voi
 /** As soon as this replica's own lease rule allows, a little spread. */
 function askSoon(s: State): void {
   const lapsesAt = s.heardAt === null ? s.now : Math.max(s.now, s.heardAt + s.stickyMs());
-  s.election.armAt(Math.max(lapsesAt + randomBetween(s.options.random, 0, hintSpreadMs), s.startedAt + s.stickyMs()));
+  s.election.armAt(
+    Math.max(lapsesAt + randomBetween(s.options.random, 0, hintSpreadMs), s.startedAt + s.stickyMs()),
+  );
 }
 
 export function onPeerUp(s: State, node: NodeId): void {

@@ -10,16 +10,32 @@ import { assert } from '../lib/assert.js';
 import type { LogTail } from '../wire/view-table.js';
 import type { Op, View } from '../wire/viewstamp.js';
 import { committedHere, stampAt } from './agreement.js';
-import { adoptView, armElection, dropCandidacy, refuseStaleView, requestPromise, send, setRole, trace } from './state.js';
+import {
+  adoptView,
+  armElection,
+  dropCandidacy,
+  refuseStaleView,
+  requestPromise,
+  send,
+  setRole,
+  trace,
+} from './state.js';
 import type { MessageOf, State } from './state.js';
 import { settleTransfer } from './transfer.js';
 import type { NodeId } from './types.js';
+
+/** Repeats that the data plane gets to cut the log; a `follow` it could not carry out is begun again after that. */
+const cutPatience = 10;
 
 /**
  * What `new-view` and `follow` have in common: true if the sender is the primary of this replica's view and nothing is
  * under way. Otherwise the message has been answered, kept or dropped.
  */
-function fromPrimaryOfThisView(s: State, from: NodeId, message: MessageOf<'new-view'> | MessageOf<'follow'>): boolean {
+function fromPrimaryOfThisView(
+  s: State,
+  from: NodeId,
+  message: MessageOf<'new-view'> | MessageOf<'follow'>,
+): boolean {
   const view = message.view;
   if (view < s.hard.view) {
     refuseStaleView(s, from);
@@ -39,7 +55,10 @@ function fromPrimaryOfThisView(s: State, from: NodeId, message: MessageOf<'new-v
 
 /** Somebody leads the view this replica is in. */
 export function acceptPrimary(s: State, from: NodeId): void {
-  assert(s.role !== 'primary' && (s.primary === null || s.primary === from), `two primaries in view ${s.hard.view}`);
+  assert(
+    s.role !== 'primary' && (s.primary === null || s.primary === from),
+    `two primaries in view ${s.hard.view}`,
+  );
   dropCandidacy(s);
   s.election.succeeded();
   s.suspect = null;
@@ -73,7 +92,14 @@ export function onFollow(s: State, from: NodeId, message: MessageOf<'follow'>): 
     showLog(s);
     return;
   }
-  s.following = { primary: from, agreeOp: message.agreeOp, caughtUpOp: message.caughtUpOp, done: false, broken: false };
+  s.following = {
+    primary: from,
+    agreeOp: message.agreeOp,
+    caughtUpOp: message.caughtUpOp,
+    done: false,
+    broken: false,
+  };
+  s.joinRetryAt = s.now + cutPatience * s.options.retryMs;
   s.lastStamp = stampAt(s.tail, message.agreeOp);
   s.stampBase = { view: message.view, fromOp: message.agreeOp + 1 };
   s.tail = null;
@@ -83,7 +109,8 @@ export function onFollow(s: State, from: NodeId, message: MessageOf<'follow'>): 
 /** Why a log must not be cut behind `agreeOp` in `view`; null: it may. */
 function followMisfit(tail: LogTail, view: View, agreeOp: Op): string | null {
   if (agreeOp > tail.last.op) return `the log ends at ${tail.last.op}`;
-  if (tail.last.view === view && agreeOp !== tail.last.op) return `op ${tail.last.op} is of this view already`;
+  if (tail.last.view === view && agreeOp !== tail.last.op)
+    return `op ${tail.last.op} is of this view already`;
   if (agreeOp < committedHere(tail)) return `op ${committedHere(tail)} is committed`;
   return null;
 }
@@ -99,12 +126,16 @@ export function onFollowing(s: State, view: View): void {
 
 function answerFollowing(s: State): void {
   assert(s.following !== null, 'following nobody');
-  if (s.following.done && !s.following.broken) send(s, s.following.primary, { type: 'following', view: s.hard.view });
+  if (s.following.done && !s.following.broken)
+    send(s, s.following.primary, { type: 'following', view: s.hard.view });
 }
 
 /** Shows the primary this replica's log; repeated until it says `follow`. */
 export function showLog(s: State): void {
-  assert(s.tail !== null && s.primary !== null && s.primary !== s.options.self, 'no log to show, or nobody to show it to');
+  assert(
+    s.tail !== null && s.primary !== null && s.primary !== s.options.self,
+    'no log to show, or nobody to show it to',
+  );
   s.joinRetryAt = s.now + 2 * s.options.retryMs;
   send(s, s.primary, { type: 'view-state', view: s.hard.view, tail: s.tail });
 }

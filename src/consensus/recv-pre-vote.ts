@@ -21,7 +21,13 @@ function nextView(s: State): View {
 
 /** May this replica stand at all? (It must also not hear a primary.) */
 export function mayStand(s: State): boolean {
-  return !s.hard.recovering && !s.isStarting() && s.promising === null && s.candidacy === null && s.role !== 'primary';
+  return (
+    !s.hard.recovering &&
+    !s.isStarting() &&
+    s.promising === null &&
+    s.candidacy === null &&
+    s.role !== 'primary'
+  );
 }
 
 export function startAsking(s: State): void {

@@ -19,7 +19,10 @@ export function onLeading(s: State, event: Extract<Event, { type: 'leading' }>):
   if (s.role !== 'primary' || event.view !== s.hard.view || s.ownTail !== null) return;
   const tail = s.tail;
   assert(tail !== null, 'led without a promised log');
-  assert(event.startOp === tail.last.op + 1, `view-start at op ${event.startOp}, the log ended at ${tail.last.op}`);
+  assert(
+    event.startOp === tail.last.op + 1,
+    `view-start at op ${event.startOp}, the log ended at ${tail.last.op}`,
+  );
   s.ownTail = {
     last: { view: event.view, op: event.startOp },
     commitOp: tail.commitOp,
@@ -40,7 +43,11 @@ function ownTailFor(s: State, theirs: LogTail): LogTail {
   const own = s.ownTail;
   assert(own !== null, 'not leading yet');
   const inOwnView = theirs.last.view === s.hard.view ? theirs.last.op : 0;
-  return { last: { view: s.hard.view, op: Math.max(own.last.op, s.lastOp, inOwnView) }, commitOp: own.commitOp, table: own.table };
+  return {
+    last: { view: s.hard.view, op: Math.max(own.last.op, s.lastOp, inOwnView) },
+    commitOp: own.commitOp,
+    table: own.table,
+  };
 }
 
 function askForLog(s: State, node: NodeId, peer: Peer): void {
@@ -73,7 +80,11 @@ export function onViewState(s: State, from: NodeId, message: MessageOf<'view-sta
   if (s.role !== 'primary' || message.view !== s.hard.view) return;
   const peer = s.peer(from);
   // A repeated answer gives no new stream, only the word to follow once more.
-  if ((peer.stage === 'fed' || peer.stage === 'following') && peer.tail !== null && sameTail(peer.tail, message.tail)) {
+  if (
+    (peer.stage === 'fed' || peer.stage === 'following') &&
+    peer.tail !== null &&
+    sameTail(peer.tail, message.tail)
+  ) {
     sayFollow(s, from, peer);
     return;
   }
@@ -113,7 +124,8 @@ export function retryPeers(s: State): void {
 /** Rule "a higher view is told": nobody above can acknowledge anything to this primary any more. */
 export function onStaleView(s: State, message: MessageOf<'stale-view'>): void {
   s.seenView = Math.max(s.seenView, message.currentView);
-  if (s.role === 'primary' && message.currentView > s.hard.view) resign(s, `view ${message.currentView} exists`);
+  if (s.role === 'primary' && message.currentView > s.hard.view)
+    resign(s, `view ${message.currentView} exists`);
 }
 
 /** Where the log of a peer stands, as far as its acknowledgements say. */

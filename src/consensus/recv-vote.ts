@@ -7,19 +7,42 @@ import { assert } from '../lib/assert.js';
 import { compareViewstamps } from '../wire/viewstamp.js';
 import type { View } from '../wire/viewstamp.js';
 import { isQuorum, quorumSize } from './quorum.js';
-import { adoptView, armElection, dropCandidacy, requestPromise, resetReplication, send, setRole, trace } from './state.js';
+import {
+  adoptView,
+  armElection,
+  dropCandidacy,
+  requestPromise,
+  resetReplication,
+  send,
+  setRole,
+  trace,
+} from './state.js';
 import type { Candidacy, MessageOf, State } from './state.js';
 import { jittered, randomBetween } from './timer.js';
 import type { NodeId } from './types.js';
 
 function refuse(s: State, to: NodeId, request: MessageOf<'vote'>, reason: string): void {
-  send(s, to, { type: 'vote-reply', view: request.view, granted: false, reason, currentView: s.hard.view, tail: null });
+  send(s, to, {
+    type: 'vote-reply',
+    view: request.view,
+    granted: false,
+    reason,
+    currentView: s.hard.view,
+    tail: null,
+  });
 }
 
 function grant(s: State, to: NodeId): void {
   assert(s.hard.votedFor === to, 'a vote that is not on disk');
   assert(s.tail !== null, 'a vote without the log it was given on');
-  send(s, to, { type: 'vote-reply', view: s.hard.view, granted: true, reason: '', currentView: s.hard.view, tail: s.tail });
+  send(s, to, {
+    type: 'vote-reply',
+    view: s.hard.view,
+    granted: true,
+    reason: '',
+    currentView: s.hard.view,
+    tail: s.tail,
+  });
 }
 
 /** Refusals that need no promise and change nothing; null: none applies. */
@@ -50,7 +73,13 @@ export function onVote(s: State, from: NodeId, request: MessageOf<'vote'>): void
     return;
   }
   if (request.view === s.hard.view && s.tail !== null) decideVote(s, from, request);
-  else requestPromise(s, request.view, { kind: 'vote', from, request }, `replica ${from} stands in view ${request.view}`);
+  else
+    requestPromise(
+      s,
+      request.view,
+      { kind: 'vote', from, request },
+      `replica ${from} stands in view ${request.view}`,
+    );
 }
 
 /** With the view promised and the log at hand. */
@@ -86,7 +115,15 @@ export function decideVote(s: State, from: NodeId, request: MessageOf<'vote'>): 
 export function beginCandidacy(s: State, view: View, handover: boolean): void {
   assert(s.tail !== null && s.role === 'candidate', 'a candidate stands on a promised tail');
   assert(view > s.hard.view, 'a candidate stands in a new view');
-  s.candidacy = { view, handover, stage: 'lease-wait', deadline: s.now, sendAt: s.now, granted: new Set(), refused: new Set() };
+  s.candidacy = {
+    view,
+    handover,
+    stage: 'lease-wait',
+    deadline: s.now,
+    sendAt: s.now,
+    granted: new Set(),
+    refused: new Set(),
+  };
   standWhenLeaseOver(s);
 }
 
@@ -139,14 +176,20 @@ export function onVoteReply(s: State, from: NodeId, reply: MessageOf<'vote-reply
   // A vote refused for the lease is asked for again; these two reasons stay for this view.
   if (reply.reason !== 'voted for another' && reply.reason !== 'newer log') return;
   candidacy.refused.add(from);
-  const open = s.peerIds.filter((node) => !candidacy.refused.has(node) && !candidacy.granted.has(node) && s.peer(node).link !== 'down');
-  if (candidacy.granted.size + open.length < quorumSize(s.options.members.length)) loseElection(s, reply.reason);
+  const open = s.peerIds.filter(
+    (node) => !candidacy.refused.has(node) && !candidacy.granted.has(node) && s.peer(node).link !== 'down',
+  );
+  if (candidacy.granted.size + open.length < quorumSize(s.options.members.length))
+    loseElection(s, reply.reason);
 }
 
 function winIfElected(s: State, candidacy: Candidacy): void {
   if (!isQuorum(candidacy.granted, s.options.members)) return;
   assert(s.promising === null && s.tail !== null, 'elected without a promised log');
-  assert(s.hard.view === candidacy.view && s.hard.votedFor === s.options.self, 'elected in a view it has not voted for itself in');
+  assert(
+    s.hard.view === candidacy.view && s.hard.votedFor === s.options.self,
+    'elected in a view it has not voted for itself in',
+  );
   for (const [node, peer] of s.peers) {
     const tail = candidacy.granted.has(node) ? peer.tail : null;
     resetReplication(peer);
@@ -172,6 +215,9 @@ export function loseElection(s: State, reason: string): void {
   setRole(s, 'backup', null, reason);
   trace(s, `not elected in view ${candidacy.view}: ${reason}`);
   s.election.failed();
-  if (candidacy.refused.size > 0) s.election.armAt(s.now + s.options.retryMs * randomBetween(s.options.random, 1, 1 + 4 * s.election.backOffFactor()));
+  if (candidacy.refused.size > 0)
+    s.election.armAt(
+      s.now + s.options.retryMs * randomBetween(s.options.random, 1, 1 + 4 * s.election.backOffFactor()),
+    );
   else armElection(s, s.now, s.election.backOffFactor() / 2);
 }

@@ -73,7 +73,7 @@ export interface Transfer {
   readonly automatic: boolean;
   phase: 'holding' | 'catching-up' | 'surrendering' | 'handed';
   lastOp: Op;
-  readonly deadline: Milliseconds;
+  deadline: Milliseconds;
   sendAt: Milliseconds;
 }
 
@@ -140,9 +140,18 @@ export class State {
   constructor(options: CoreOptions, hard: HardState, startedAt: Milliseconds, tail: LogTail) {
     const members = options.members;
     assert(members.includes(options.self), `replica ${options.self} is not a member`);
-    assert(new Set(members).size === members.length && members.length % 2 === 1, 'members are 2f+1 different nodes');
-    assert(options.witnesses.every((node) => members.includes(node)), 'a witness is a member');
-    assert(options.electionTimeoutMinMs <= options.electionTimeoutMaxMs, 'election timeouts the wrong way round');
+    assert(
+      new Set(members).size === members.length && members.length % 2 === 1,
+      'members are 2f+1 different nodes',
+    );
+    assert(
+      options.witnesses.every((node) => members.includes(node)),
+      'a witness is a member',
+    );
+    assert(
+      options.electionTimeoutMinMs <= options.electionTimeoutMaxMs,
+      'election timeouts the wrong way round',
+    );
     assert(options.leaseMs > 0 && options.driftMarginMs >= 0 && options.retryMs > 0, 'times are positive');
     assert(tail.last.view <= hard.view, `log of view ${tail.last.view}, hard state of view ${hard.view}`);
     this.options = options;
@@ -202,8 +211,15 @@ export class State {
 
 function newPeer(): Peer {
   return {
-    link: 'unknown', guestWhole: false, stage: 'unknown', tail: null, tailAt: 0,
-    agreeOp: 0, caughtUpOp: 0, ackedOp: 0, retryAt: 0,
+    link: 'unknown',
+    guestWhole: false,
+    stage: 'unknown',
+    tail: null,
+    tailAt: 0,
+    agreeOp: 0,
+    caughtUpOp: 0,
+    ackedOp: 0,
+    retryAt: 0,
   };
 }
 
@@ -273,7 +289,10 @@ export function dropCandidacy(s: State): void {
  */
 export function requestPromise(s: State, view: View, duty: Duty, reason: string): void {
   assert(s.promising === null, 'two promises under way');
-  assert(view > s.hard.view || (view === s.hard.view && s.role !== 'primary'), `promise ${view} in view ${s.hard.view}`);
+  assert(
+    view > s.hard.view || (view === s.hard.view && s.role !== 'primary'),
+    `promise ${view} in view ${s.hard.view}`,
+  );
   assert(duty.kind !== 'stand' || view > s.hard.view, 'a candidate stands in a new view');
   if (s.role === 'primary') resign(s, reason);
   dropCandidacy(s);

@@ -69,8 +69,13 @@ export function considerHandOver(s: State): void {
 function begin(s: State, to: NodeId, automatic: boolean): void {
   assert(s.transfer === null && !s.inputHeld, 'a transfer left something behind');
   s.transfer = {
-    view: s.hard.view, to, automatic, phase: 'holding', lastOp: s.lastOp,
-    deadline: s.now + s.options.electionTimeoutMaxMs, sendAt: s.now,
+    view: s.hard.view,
+    to,
+    automatic,
+    phase: 'holding',
+    lastOp: s.lastOp,
+    deadline: s.now + s.options.electionTimeoutMaxMs,
+    sendAt: s.now,
   };
   s.inputHeld = true;
   s.inputHeldAnswersDue++;
@@ -108,21 +113,36 @@ export function onSurrendered(s: State, event: Extract<Event, { type: 'surrender
   const transfer = s.transfer;
   if (transfer === null || transfer.phase !== 'surrendering' || s.surrenderedAnswersDue > 0) return;
   transfer.phase = 'handed';
+  // Nobody serves now. The target has this long; then, before the other backups lose patience, this replica stands itself.
+  transfer.deadline = Math.min(transfer.deadline, s.now + s.options.electionTimeoutMinMs / 2);
   s.leaseEndsAt = null;
   sayTimeoutNow(s);
 }
 
 function sayTimeoutNow(s: State): void {
   const transfer = s.transfer;
-  assert(transfer !== null && transfer.phase === 'handed' && s.role === 'primary', 'TimeoutNow with the lease still held');
+  assert(
+    transfer !== null && transfer.phase === 'handed' && s.role === 'primary',
+    'TimeoutNow with the lease still held',
+  );
   transfer.sendAt = s.now + s.options.retryMs;
-  send(s, transfer.to, { type: 'timeout-now', view: transfer.view, last: { view: transfer.view, op: transfer.lastOp } });
+  send(s, transfer.to, {
+    type: 'timeout-now',
+    view: transfer.view,
+    last: { view: transfer.view, op: transfer.lastOp },
+  });
 }
 
 export function transferTick(s: State): void {
   const transfer = s.transfer;
   if (transfer === null) return;
-  if (s.now >= transfer.deadline) abandonTransfer(s, 'not finished within an election timeout');
+  if (s.now >= transfer.deadline)
+    abandonTransfer(
+      s,
+      transfer.phase === 'handed'
+        ? 'the target has not taken over'
+        : 'not finished within an election timeout',
+    );
   else if (transfer.phase === 'handed' && s.role === 'primary' && s.now >= transfer.sendAt) sayTimeoutNow(s);
 }
 
@@ -156,5 +176,11 @@ export function settleTransfer(s: State): void {
   if (transfer === null || s.hard.view <= transfer.view) return;
   assert(transfer.phase === 'handed' && s.primary !== null, 'a transfer outlived its view');
   const ok = s.primary === transfer.to;
-  finishTransfer(s, ok, ok ? `replica ${transfer.to} leads view ${s.hard.view}` : `replica ${s.primary} leads view ${s.hard.view}`);
+  finishTransfer(
+    s,
+    ok,
+    ok
+      ? `replica ${transfer.to} leads view ${s.hard.view}`
+      : `replica ${s.primary} leads view ${s.hard.view}`,
+  );
 }

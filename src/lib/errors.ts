@@ -81,6 +81,7 @@ export const errorTable = {
   // the log and the vote
   LOG_DAMAGED: { severity: 'error', exit: x.storage, text: 'the log is damaged below its durable mark' },
   LOG_FULL: { severity: 'warning', exit: x.failure, text: 'the log is at its bound' },
+  RECORD_RING_FULL: { severity: 'warning', exit: x.failure, text: 'the ring of records is full' },
   WAL_OPEN: { severity: 'fatal', exit: x.storage, text: 'the log cannot be opened' },
   WAL_FOREIGN: { severity: 'fatal', exit: x.storage, text: 'the log belongs to another cluster or node' },
   WAL_READ: { severity: 'error', exit: x.storage, text: 'the log cannot be read' },

@@ -22,10 +22,23 @@ export const maxReasonLength = 160;
 export type Message =
   /** May I stand in `view`? Changes nothing at the receiver. */
   | { readonly type: 'pre-vote'; readonly view: View; readonly last: Viewstamp; readonly hasGuest: boolean }
-  | { readonly type: 'pre-vote-reply'; readonly view: View; readonly granted: boolean; readonly reason: string; readonly currentView: View }
+  | {
+      readonly type: 'pre-vote-reply';
+      readonly view: View;
+      readonly granted: boolean;
+      readonly reason: string;
+      readonly currentView: View;
+    }
   /** `handover`: sent on a TimeoutNow of the primary, which has given up its lease; stickiness does not apply. */
   | { readonly type: 'vote'; readonly view: View; readonly last: Viewstamp; readonly handover: boolean }
-  | { readonly type: 'vote-reply'; readonly view: View; readonly granted: boolean; readonly reason: string; readonly currentView: View; readonly tail: LogTail | null }
+  | {
+      readonly type: 'vote-reply';
+      readonly view: View;
+      readonly granted: boolean;
+      readonly reason: string;
+      readonly currentView: View;
+      readonly tail: LogTail | null;
+    }
   /** The sender is the primary of `view` and does not know the receiver's log yet. */
   | { readonly type: 'new-view'; readonly view: View }
   | { readonly type: 'view-state'; readonly view: View; readonly tail: LogTail }
@@ -78,7 +91,8 @@ class Fields {
 
   text(name: string): string {
     const value = this.take(name);
-    if (typeof value !== 'string' || value.length > maxReasonLength) throw new MalformedError(`${name} is not a short text`);
+    if (typeof value !== 'string' || value.length > maxReasonLength)
+      throw new MalformedError(`${name} is not a short text`);
     return value;
   }
 
@@ -106,17 +120,20 @@ function viewstampOf(value: unknown, name: string): Viewstamp {
 }
 
 function tableOf(value: unknown, last: Viewstamp): ViewTable {
-  if (!Array.isArray(value) || value.length > maxTableRows) throw new MalformedError('table is not a short list');
+  if (!Array.isArray(value) || value.length > maxTableRows)
+    throw new MalformedError('table is not a short list');
   const table: ViewTableRow[] = [];
   for (const item of value) {
     const [view, firstOp] = pair(item, 'table row');
     const before = table.at(-1);
     if (view === 0 || firstOp === 0) throw new MalformedError('table row of view 0 or op 0');
-    if (before !== undefined && (view <= before.view || firstOp <= before.firstOp)) throw new MalformedError('table out of order');
+    if (before !== undefined && (view <= before.view || firstOp <= before.firstOp))
+      throw new MalformedError('table out of order');
     table.push({ view, firstOp });
   }
   const end = table.at(-1);
-  if ((end?.view ?? 0) !== last.view || (end?.firstOp ?? 0) > last.op) throw new MalformedError('table does not fit its last entry');
+  if ((end?.view ?? 0) !== last.view || (end?.firstOp ?? 0) > last.op)
+    throw new MalformedError('table does not fit its last entry');
   return table;
 }
 
@@ -162,11 +179,27 @@ function messageOf(value: unknown): Message {
 function body(type: unknown, fields: Fields): Message {
   switch (type) {
     case 'pre-vote':
-      return { type, view: fields.whole('view'), last: viewstampOf(fields.take('last'), 'last'), hasGuest: fields.flag('hasGuest') };
+      return {
+        type,
+        view: fields.whole('view'),
+        last: viewstampOf(fields.take('last'), 'last'),
+        hasGuest: fields.flag('hasGuest'),
+      };
     case 'pre-vote-reply':
-      return { type, view: fields.whole('view'), granted: fields.flag('granted'), reason: fields.text('reason'), currentView: fields.whole('currentView') };
+      return {
+        type,
+        view: fields.whole('view'),
+        granted: fields.flag('granted'),
+        reason: fields.text('reason'),
+        currentView: fields.whole('currentView'),
+      };
     case 'vote':
-      return { type, view: fields.whole('view'), last: viewstampOf(fields.take('last'), 'last'), handover: fields.flag('handover') };
+      return {
+        type,
+        view: fields.whole('view'),
+        last: viewstampOf(fields.take('last'), 'last'),
+        handover: fields.flag('handover'),
+      };
     case 'vote-reply':
       return voteReply(fields);
     case 'new-view':
@@ -175,7 +208,12 @@ function body(type: unknown, fields: Fields): Message {
     case 'view-state':
       return { type, view: fields.whole('view'), tail: tailOf(fields.take('tail')) };
     case 'follow':
-      return { type, view: fields.whole('view'), agreeOp: fields.whole('agreeOp'), caughtUpOp: fields.whole('caughtUpOp') };
+      return {
+        type,
+        view: fields.whole('view'),
+        agreeOp: fields.whole('agreeOp'),
+        caughtUpOp: fields.whole('caughtUpOp'),
+      };
     case 'timeout-now':
       return { type, view: fields.whole('view'), last: viewstampOf(fields.take('last'), 'last') };
     case 'stale-view':
@@ -188,16 +226,22 @@ function body(type: unknown, fields: Fields): Message {
 function voteReply(fields: Fields): Message {
   const granted = fields.flag('granted');
   const tail = fields.take('tail');
-  if (granted !== (tail !== null)) throw new MalformedError('a granted vote carries a tail, a refused one does not');
+  if (granted !== (tail !== null))
+    throw new MalformedError('a granted vote carries a tail, a refused one does not');
   return {
-    type: 'vote-reply', view: fields.whole('view'), granted, reason: fields.text('reason'),
-    currentView: fields.whole('currentView'), tail: tail === null ? null : tailOf(tail),
+    type: 'vote-reply',
+    view: fields.whole('view'),
+    granted,
+    reason: fields.text('reason'),
+    currentView: fields.whole('currentView'),
+    tail: tail === null ? null : tailOf(tail),
   };
 }
 
 /** The message in `bytes`, or what is wrong with them. Never throws. */
 export function decodeMessage(bytes: Uint8Array): Message | Malformed {
-  if (bytes.length === 0 || bytes.length > maxMessageBytes) return { type: 'malformed', reason: `${bytes.length} bytes` };
+  if (bytes.length === 0 || bytes.length > maxMessageBytes)
+    return { type: 'malformed', reason: `${bytes.length} bytes` };
   try {
     return messageOf(unpackr.unpack(bytes));
   } catch (error) {

@@ -1,5 +1,5 @@
-// The layout of a log entry: what is written is read back, nothing broken passes, and the bytes are those of
-// test/golden/entry.hex, which TypeScript's view of the layout is checked against too.
+// The layout of a log entry: what is written is read back, nothing broken passes, and the bytes are
+// those of test/golden/entry.hex, which TypeScript's view of the layout is checked against too.
 //
 // `entry_test --golden` prints the golden file.
 #include "log/entry.h"
@@ -29,7 +29,8 @@ struct Golden {
   size_t payload_bytes;
 };
 
-// The payload's byte i is (i * 7 + 1) mod 256. Each entry's `previous` is the checksum of the one above.
+// The payload's byte i is (i * 7 + 1) mod 256. Each entry's `previous` is the checksum of the one
+// above.
 constexpr Golden kGolden[] = {
     {"first", 1, 1, 0, EntryKind::kViewStart, 0},
     {"one byte", 1, 2, 1, EntryKind::kFrame, 1},
@@ -47,8 +48,8 @@ Bytes Payload(size_t bytes) {
 
 Bytes Write(const Golden& golden, uint32_t previous) {
   Bytes entry(EntryBytes(golden.payload_bytes), std::byte{0xEE});
-  const uint32_t checksum = WriteEntry(entry, golden.view, golden.op, golden.commit_op, golden.kind, previous,
-                                       Payload(golden.payload_bytes));
+  const uint32_t checksum = WriteEntry(entry, golden.view, golden.op, golden.commit_op, golden.kind,
+                                       previous, Payload(golden.payload_bytes));
   CHECK(ReadEntryHeader(entry).checksum == checksum);
   return entry;
 }
@@ -64,7 +65,8 @@ std::string Hex(const Bytes& bytes) {
 }
 
 std::string GoldenText() {
-  std::string text = "# Log entries as native/log/entry.cc writes them; made by entry_test --golden.\n";
+  std::string text =
+      "# Log entries as native/log/entry.cc writes them; made by entry_test --golden.\n";
   uint32_t previous = 0;
   for (const Golden& golden : kGolden) {
     const Bytes entry = Write(golden, previous);
@@ -88,12 +90,14 @@ TEST(WhatIsWrittenIsReadBack) {
     const Bytes entry = Write(golden, previous);
     CHECK(EntryIsWhole(entry));
     const EntryHeader header = ReadEntryHeader(entry);
-    CHECK(header.view == golden.view && header.op == golden.op && header.commit_op == golden.commit_op);
+    CHECK(header.view == golden.view && header.op == golden.op &&
+          header.commit_op == golden.commit_op);
     CHECK(header.kind == golden.kind && header.previous == previous);
     CHECK(header.payload_length == golden.payload_bytes && entry.size() % 8 == 0);
     const Bytes payload = Payload(golden.payload_bytes);
     CHECK(std::memcmp(entry.data() + kEntryHeaderBytes, payload.data(), payload.size()) == 0);
-    for (size_t at = kEntryHeaderBytes + payload.size(); at < entry.size(); ++at) CHECK(entry[at] == std::byte{0});
+    for (size_t at = kEntryHeaderBytes + payload.size(); at < entry.size(); ++at)
+      CHECK(entry[at] == std::byte{0});
     for (const uint8_t each : header.reserved) CHECK(each == 0);
     previous = header.checksum;
   }
@@ -101,7 +105,8 @@ TEST(WhatIsWrittenIsReadBack) {
 
 TEST(NoPrefixIsWhole) {
   const Bytes entry = Write(kGolden[5], 7);
-  for (size_t length = 0; length < entry.size(); ++length) CHECK(!EntryIsWhole(std::span(entry).first(length)));
+  for (size_t length = 0; length < entry.size(); ++length)
+    CHECK(!EntryIsWhole(std::span(entry).first(length)));
 }
 
 TEST(NoFlippedBitPasses) {

@@ -249,7 +249,7 @@ TEST(a_sleeper_is_woken_from_another_process) {
   const TestDirectory directory;
   const std::unique_ptr<Fabric> fabric = MakeMember(directory.path(), 0);
   REQUIRE(fabric != nullptr);
-  constexpr uint64_t kRounds = 3000;
+  constexpr uint64_t kRounds = 1000;
   Child child([&](int from, int to) {
     const std::unique_ptr<Fabric> own = MakeMember(directory.path(), 1);
     if (own == nullptr || !Tell(to, own->Descriptor())) return 1;

@@ -1,5 +1,5 @@
-// What the tests of the log share: entries in the making, a stupid log to compare with, and a log on a
-// simulated disk that can be opened, stopped and opened again.
+// What the tests of the log share: entries in the making, a stupid log to compare with, and a log
+// on a simulated disk that can be opened, stopped and opened again.
 #pragma once
 
 #include <cstdint>
@@ -23,14 +23,15 @@ using Bytes = std::vector<std::byte>;
 
 inline Bytes MakeEntry(View view, Op op, uint32_t previous, size_t payload_bytes) {
   Bytes payload(payload_bytes);
-  for (size_t i = 0; i < payload_bytes; ++i) payload[i] = static_cast<std::byte>(op * 31 + view * 7 + i);
+  for (size_t i = 0; i < payload_bytes; ++i)
+    payload[i] = static_cast<std::byte>(op * 31 + view * 7 + i);
   Bytes entry(EntryBytes(payload_bytes));
   WriteEntry(entry, view, op, op - 1, EntryKind::kFrame, previous, payload);
   return entry;
 }
 
-// The log as a list of everything that was ever appended. The log after the first n appends is what a
-// replay of them gives.
+// The log as a list of everything that was ever appended. The log after the first n appends is what
+// a replay of them gives.
 class NaiveLog {
  public:
   // The live log, from op 1 on.
@@ -48,7 +49,8 @@ class NaiveLog {
   [[nodiscard]] std::vector<ViewTableRow> Table(Op first_op) const {
     std::vector<ViewTableRow> table;
     for (Op op = first_op; op <= last_op(); ++op) {
-      if (table.empty() || header(op).view > table.back().view) table.push_back({header(op).view, op});
+      if (table.empty() || header(op).view > table.back().view)
+        table.push_back({header(op).view, op});
     }
     return table;
   }
@@ -84,7 +86,8 @@ class Harness {
     return status;
   }
 
-  // Appends the next entry of the log behind `after`. False: the queue is full or the log has failed.
+  // Appends the next entry of the log behind `after`. False: the queue is full or the log has
+  // failed.
   bool AppendAfter(Op after, View view, size_t payload_bytes) {
     history.push_back(MakeEntry(view, after + 1, log.checksum_at(after), payload_bytes));
     if (wal->Append(history.back()) == 0) {
@@ -151,7 +154,9 @@ class Harness {
       Bytes some;
       const Status status = wal->Read(next, until, max_bytes, &some);
       if (!status.ok() || some.empty()) return false;
-      if (some.size() > max_bytes && EntryBytes(ReadEntryHeader(some).payload_length) != some.size()) return false;
+      if (some.size() > max_bytes &&
+          EntryBytes(ReadEntryHeader(some).payload_length) != some.size())
+        return false;
       for (std::span<const std::byte> rest(some); !rest.empty(); ++next) {
         rest = rest.subspan(EntryBytes(ReadEntryHeader(rest).payload_length));
       }
@@ -160,12 +165,13 @@ class Harness {
     return all == wanted;
   }
 
-  // How many appends the recovered log reflects: the smallest count in [least, history] whose replay it
-  // holds; -1 if it is the log after no number of appends that may have survived.
+  // How many appends the recovered log reflects: the smallest count in [least, history] whose
+  // replay it holds; -1 if it is the log after no number of appends that may have survived.
   [[nodiscard]] int64_t Matches(size_t least) {
     for (size_t count = least; count <= history.size(); ++count) {
       const NaiveLog expected = Replay(count);
-      if (expected.last_op() == recovered.last_op && Holds(expected)) return static_cast<int64_t>(count);
+      if (expected.last_op() == recovered.last_op && Holds(expected))
+        return static_cast<int64_t>(count);
     }
     return -1;
   }

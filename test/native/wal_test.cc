@@ -16,37 +16,6 @@ namespace {
 
 bool Is(const Status& status, const char* code) { return std::strcmp(status.code(), code) == 0; }
 
-// Ten batches of one entry, all forced and marked, and the files as they are then.
-struct SmallLog {
-  explicit SmallLog(size_t batches) : harness(3) {
-    CHECK(harness.Open().ok());
-    for (size_t i = 0; i < batches; ++i) CHECK(harness.AppendAlone(1 + i / 4, 40 + i * 30));
-    harness.wal.reset();
-    harness.storage.KillProcess();
-    path = LastSegment(harness.storage);
-    image = harness.storage.Contents(path);
-    history = harness.history;
-    used = image.size();
-    while (used > 0 && image[used - 1] == std::byte{0}) --used;
-  }
-  void Restore() {
-    harness.wal.reset();
-    harness.storage.KillProcess();
-    for (const std::string& each : harness.storage.Paths()) {
-      if (each != path) harness.storage.Delete(each);
-    }
-    harness.storage.SetContents(path, image);
-    harness.history = history;
-    harness.TruncateHistory(history.size());
-  }
-
-  Harness harness;
-  std::string path;
-  Bytes image;
-  std::deque<Bytes> history;
-  size_t used = 0;  // bytes up to the last one that is not zero
-};
-
 TEST(QueueIsBoundedAndShowsOnlyWhatWasPublished) {
   SpscQueue<int> queue(4);
   for (int round = 0; round < 10; ++round) {
@@ -116,7 +85,8 @@ TEST(FullQueueRefuses) {
 TEST(SegmentsRollAndReadCrossesThem) {
   Harness h;
   REQUIRE(h.Open().ok());
-  for (int i = 0; i < 400; ++i) CHECK(h.AppendAlone(1 + static_cast<View>(i) / 90, 900 + (i % 5) * 300));
+  for (int i = 0; i < 400; ++i)
+    CHECK(h.AppendAlone(1 + static_cast<View>(i) / 90, 900 + (i % 5) * 300));
   CHECK(h.wal->counters().segments > 3);
   for (Op from = 1; from <= 400; from += 37) CHECK(h.Reads(h.log, from, 401, 5000));
   CHECK(h.Reads(h.log, 100, 101));
@@ -136,14 +106,16 @@ TEST(LaterEntryWinsAfterACut) {
   REQUIRE(h.Open().ok());
   for (int i = 0; i < 20; ++i) CHECK(h.AppendAlone(1));
   for (int i = 0; i < 5; ++i) CHECK(h.AppendAlone(3));
-  // A primary of view 4 that never saw view 3 feeds its entries of view 2: lower than those they replace.
+  // A primary of view 4 that never saw view 3 feeds its entries of view 2: lower than those they
+  // replace.
   CHECK(h.AppendAfter(20, 2, 50) && h.Append(4) && h.Drain());
   CHECK(h.wal->counters().batches == 26);
   CHECK(h.Reads(h.log, 1, 23));
   REQUIRE(h.Open().ok());
   CHECK(h.Holds(h.log));
   // Two cuts in one flush, the second one back to the start.
-  CHECK(h.Append(4) && h.AppendAfter(10, 5, 10) && h.Append(5) && h.AppendAfter(0, 6, 10) && h.Drain());
+  CHECK(h.Append(4) && h.AppendAfter(10, 5, 10) && h.Append(5) && h.AppendAfter(0, 6, 10) &&
+        h.Drain());
   CHECK(h.log.last_op() == 1);
   REQUIRE(h.Open().ok());
   CHECK(h.Holds(h.log));
@@ -178,130 +150,6 @@ TEST(ImpossibleOptionsAreRefused) {
   CHECK(Is(h.Open(), "WAL_OPEN"));
 }
 
-TEST(EveryTruncationIsNoticed) {
-  SmallLog small(8);
-  Harness& h = small.harness;
-  const NaiveLog whole = h.log;
-  std::vector<size_t> lengths;
-  for (size_t length = 0; length <= small.used + 600; ++length) lengths.push_back(length);
-  for (size_t length = small.used; length < small.image.size(); length += 1009) lengths.push_back(length);
-  for (const size_t length : lengths) {
-    small.Restore();
-    h.storage.SetContents(small.path, Bytes(small.image.begin(), small.image.begin() + static_cast<ptrdiff_t>(length)));
-    REQUIRE(h.Open().ok());
-    if (!h.recovered.damaged) Fail(__FILE__, __LINE__, "not noticed: length " + std::to_string(length));
-    CHECK(h.recovered.damaged_after_op == h.recovered.last_op);
-    const size_t left = h.recovered.last_op;
-    CHECK(left == 8 || length < small.used + 8);  // an entry may end with zeros
-    CHECK(h.Holds(h.Replay(left)));
-  }
-}
-
-TEST(EverySingleBitFlipIsNoticedOrHarmless) {
-  SmallLog small(5);
-  Harness& h = small.harness;
-  size_t whole = 0;
-  size_t damaged = 0;
-  for (uint64_t bit = 0; bit < (small.used + 1024) * 8; ++bit) {
-    const uint64_t byte = bit / 8;
-    const bool quiet = byte >= 1600 && byte < kSegmentHeaderBytes;  // zeros that nobody looks at
-    if (quiet && bit % 64 != 0) continue;
-    small.Restore();
-    h.storage.FlipBit(small.path, bit);
-    REQUIRE(h.Open().ok());
-    if (h.recovered.damaged) {
-      ++damaged;
-      CHECK(h.Holds(h.Replay(h.recovered.last_op)));
-      CHECK(h.storage.Contents(small.path).size() == small.image.size());
-      continue;
-    }
-    ++whole;
-    if (!h.Holds(h.log)) Fail(__FILE__, __LINE__, "shortened: bit " + std::to_string(bit));
-  }
-  CHECK(whole > 1000 && damaged > 1000);
-}
-
-TEST(ATornTailIsIgnoredAndNeverComesBack) {
-  SmallLog small(6);
-  Harness& h = small.harness;
-  REQUIRE(h.Open().ok());
-  // The seventh batch is written and not forced: its force stops the machine, some sectors survive.
-  for (uint64_t seed = 0; seed < 60; ++seed) {
-    small.Restore();
-    REQUIRE(h.Open().ok());
-    CHECK(h.Append(3, 3000));
-    h.storage.StopAfter(2);
-    CHECK(!h.Drain() && h.wal->failed() && h.wal->durable() == 0);
-    h.wal.reset();
-    h.storage.LosePower();
-    REQUIRE(h.Open().ok());
-    CHECK(!h.recovered.damaged);
-    const int64_t survived = h.Matches(6);
-    REQUIRE(survived >= 6);
-    h.TruncateHistory(static_cast<size_t>(survived));
-    // Another entry with the same op: the torn one must never win over it.
-    CHECK(h.AppendAlone(4, 20) && h.AppendAlone(4, 20));
-    for (int again = 0; again < 2; ++again) {
-      REQUIRE(h.Open().ok());
-      CHECK(!h.recovered.damaged && h.recovered.torn_bytes == 0);
-      CHECK(h.Holds(h.log));
-    }
-  }
-}
-
-TEST(DamageKeepsItsBytesAndTheLogGoesOn) {
-  SmallLog small(8);
-  Harness& h = small.harness;
-  for (int place = 0; place < 8; ++place) {
-    small.Restore();
-    h.storage.FlipBit(small.path, (kSegmentHeaderBytes + static_cast<uint64_t>(place) * 512 + 60) * 8);
-    REQUIRE(h.Open().ok());
-    CHECK(h.recovered.damaged && h.recovered.damaged_after_op == static_cast<Op>(place));
-    CHECK(!h.recovered.damage_detail.empty());
-    REQUIRE(h.Open().ok());
-    CHECK(h.recovered.damaged);  // said again until something is appended
-    h.TruncateHistory(static_cast<size_t>(place));
-    const Bytes before = h.storage.Contents(small.path);
-    for (int i = 0; i < 3; ++i) CHECK(h.AppendAlone(9, 77));
-    CHECK(h.storage.Contents(small.path) == before);
-    REQUIRE(h.Open().ok());
-    CHECK(!h.recovered.damaged);
-    CHECK(h.Holds(h.log));
-    // Damage again, in the new segment and before the old place.
-    h.wal.reset();
-    h.storage.FlipBit(LastSegment(h.storage), (kSegmentHeaderBytes + 60) * 8);
-    REQUIRE(h.Open().ok());
-    CHECK(h.recovered.damaged && h.recovered.damaged_after_op == static_cast<Op>(place));
-    if (place < 2) continue;
-    h.wal.reset();
-    h.storage.FlipBit(small.path, (kSegmentHeaderBytes + 512 + 60) * 8);
-    REQUIRE(h.Open().ok());
-    CHECK(h.recovered.damaged && h.recovered.damaged_after_op == 1);
-    h.TruncateHistory(1);
-    CHECK(h.AppendAlone(12));
-    REQUIRE(h.Open().ok());
-    CHECK(!h.recovered.damaged && h.Holds(h.log));
-  }
-}
-
-TEST(AMissingSegmentIsDamage) {
-  Harness h;
-  REQUIRE(h.Open().ok());
-  for (int i = 0; i < 500; ++i) CHECK(h.AppendAlone(1, 900));
-  h.wal.reset();
-  const auto paths = h.storage.Paths();
-  REQUIRE(paths.size() >= 4);
-  const Bytes kept = h.storage.Contents(paths[1]);
-  h.storage.Delete(paths[1]);
-  REQUIRE(h.Open().ok());
-  CHECK(h.recovered.damaged && h.recovered.last_op > 0 && h.recovered.last_op < 400);
-  CHECK(h.Holds(h.Replay(h.recovered.last_op)));
-  h.TruncateHistory(h.recovered.last_op);
-  CHECK(h.AppendAlone(2));
-  REQUIRE(h.Open().ok());
-  CHECK(!h.recovered.damaged && h.Holds(h.log));
-}
-
 TEST(AFullDiskStopsTheLog) {
   Harness h;
   REQUIRE(h.Open().ok());
@@ -328,8 +176,8 @@ TEST(AFailedForceIsNeverRetriedAndNeverDurable) {
   h.storage.FailForces(0);
   CHECK(h.wal->Step() == 0 && h.wal->durable() == 4);
   CHECK(!h.Append(1));
-  // The next start reads the entry out of the page cache. It is not on disk, and no force would write it:
-  // the log must make it durable before it counts.
+  // The next start reads the entry out of the page cache. It is not on disk, and no force would
+  // write it: the log must make it durable before it counts.
   h.wal.reset();
   h.storage.KillProcess();
   REQUIRE(h.Open().ok());
@@ -345,8 +193,10 @@ TEST(FailuresOfWriteAndRead) {
     Harness h;
     REQUIRE(h.Open().ok());
     CHECK(h.AppendAlone(1));
-    if (nothing) h.storage.WriteNothing(true);
-    else h.storage.FailWrites(EIO);
+    if (nothing)
+      h.storage.WriteNothing(true);
+    else
+      h.storage.FailWrites(EIO);
     CHECK(!h.AppendAlone(1));
     CHECK(Is(h.wal->failure(), "WAL_FAILED") && h.wal->durable() == 1);
   }
@@ -405,8 +255,8 @@ TEST(ReleaseRemovesWholeSegmentsAndKeepsTheRest) {
   CHECK(h.Holds(h.log));
 }
 
-// Where the machine stops does not matter: for every stopping point and both ways to go down, what was
-// durable is there, and what is there was appended.
+// Where the machine stops does not matter: for every stopping point and both ways to go down, what
+// was durable is there, and what is there was appended.
 TEST(EveryStoppingPointInARollAndARelease) {
   WalOptions options = SmallOptions();
   options.retain_bytes = options.segment_bytes;
@@ -423,8 +273,10 @@ TEST(EveryStoppingPointInARollAndARelease) {
       stops += h.storage.stopped() ? 1 : 0;
       const size_t durable = h.durable();
       h.wal.reset();
-      if (power) h.storage.LosePower();
-      else h.storage.KillProcess();
+      if (power)
+        h.storage.LosePower();
+      else
+        h.storage.KillProcess();
       REQUIRE(h.Open().ok());
       CHECK(!h.recovered.damaged);
       const int64_t survived = h.Matches(durable);
@@ -455,7 +307,8 @@ void RandomLife(uint64_t seed) {
     for (uint64_t step = 0; step < steps && !h.wal->failed(); ++step) {
       const uint64_t burst = 1 + random.Below(6);
       for (uint64_t i = 0; i < burst; ++i) {
-        const size_t payload = random.Chance(1, 20) ? random.Below(kMaxPayloadBytes) : random.Below(1500);
+        const size_t payload =
+            random.Chance(1, 20) ? random.Below(kMaxPayloadBytes) : random.Below(1500);
         Op after = h.log.last_op();
         if (random.Chance(1, 12) && after > floor) after = floor + random.Below(after - floor + 1);
         view = std::max<View>(h.log.view_at(after), random.Chance(1, 6) ? view + 1 : 1);
@@ -477,8 +330,10 @@ void RandomLife(uint64_t seed) {
     }
     const size_t durable = h.durable();
     h.wal.reset();
-    if (random.Chance(1, 2)) h.storage.LosePower();
-    else h.storage.KillProcess();
+    if (random.Chance(1, 2))
+      h.storage.LosePower();
+    else
+      h.storage.KillProcess();
     const Status opened = h.Open();
     if (!opened.ok()) return Fail(__FILE__, __LINE__, opened.detail());
     if (h.recovered.damaged) return Fail(__FILE__, __LINE__, h.recovered.damage_detail);

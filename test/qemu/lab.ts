@@ -52,11 +52,17 @@ export function makeLab(t: Test): Lab {
   const namespace = `falcon-qemu-${process.pid}-${number}`;
   const folder = mkdtempSync(join(tmpdir(), 'falcon-qemu-'));
   const children: { kill(): void }[] = [];
-  t.teardown(() => {
+  let clean = false;
+  const cleanUp = (): void => {
+    if (clean) return;
+    clean = true;
     for (const child of children) child.kill();
     execFileSync('ip', ['netns', 'delete', namespace], { stdio: 'ignore' });
     rmSync(folder, { recursive: true });
-  });
+  };
+  t.teardown(cleanUp);
+  // A run that is broken off does not get to its teardown.
+  process.once('exit', cleanUp);
   execFileSync('ip', ['netns', 'add', namespace]);
   prepareTap(namespace);
 

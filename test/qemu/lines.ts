@@ -9,6 +9,7 @@ interface Waiter {
 
 export class Lines {
   private readonly waiters: Waiter[] = [];
+  private readonly unread: string[] = [];
   private readonly to: Writable;
   private ended = false;
 
@@ -17,7 +18,11 @@ export class Lines {
     // A peer that dies shows as the end of its output; the error of a late write says nothing more.
     to.on('error', () => {});
     const reader = createInterface({ input: from });
-    reader.on('line', (line) => this.waiters.shift()?.resolve(line));
+    reader.on('line', (line) => {
+      const waiter = this.waiters.shift();
+      if (waiter) waiter.resolve(line);
+      else this.unread.push(line);
+    });
     reader.on('close', () => {
       this.ended = true;
       for (const waiter of this.waiters.splice(0)) waiter.reject(new Error('the other side has ended'));
@@ -26,6 +31,8 @@ export class Lines {
   }
 
   next(): Promise<string> {
+    const line = this.unread.shift();
+    if (line !== undefined) return Promise.resolve(line);
     if (this.ended) return Promise.reject(new Error('the other side has ended'));
     return new Promise((resolve, reject) => this.waiters.push({ resolve, reject }));
   }

@@ -1,30 +1,27 @@
 /*
- * A falcond for the tests of the patched QEMU: it owns the shared memory and the doorbells, and does with
- * them exactly what the test says, which includes what a real falcond must never do.
+ * A falcond for the tests of the patched QEMU: it owns the shared memory and the doorbells, and
+ * does with them exactly what the test says, which includes what a real falcond must never do.
  *
  *   peer SOCKET CAPACITY MODE INTERFACE
  *
- * MODE is what the hand-shake answers: ok, busy, silent, close, version, memory-version, magic, nofds,
- * capacity, bounds, overlap or size. INTERFACE is the tap whose network side the peer plays.
+ * MODE is what the hand-shake answers: ok, busy, silent, close, version, memory-version, magic,
+ * nofds, capacity, bounds, overlap or size. INTERFACE is the tap whose network side the peer plays.
  *
- * Commands come as lines on stdin, each answered by one line on stdout. RING is ingress, deliver or egress;
- * numbered frames carry SEQ in bytes 14-17 and a pattern that depends on it.
+ * Commands come as lines on stdin, each answered by one line on stdout. RING is ingress, deliver or
+ * egress; numbered frames carry SEQ in bytes 14-17 and a pattern that depends on it.
  *
- *   attached                      1 if a QEMU has completed the hand-shake, 0 if not (or not any more)
- *   push HEX                      one frame into deliver: "ok" or "full"
- *   push-many FIRST COUNT SIZE    numbered frames into deliver until it is full: how many went in
- *   take RING COUNT               consume up to COUNT frames: their bytes in hex, by spaces
- *   arm RING consumer|producer    set our waiting word
- *   ring                          ring QEMU, whether it waits or not
- *   rings                         how often QEMU has rung since the last question
- *   state RING                    tail head produced consumed producer_waiting consumer_waiting
- *   poke RING tail|length VALUE   damage a ring: its tail, or the length of its next record
- *   inject HEX                    send a frame to the tap, as the network would
- *   inject-many FIRST COUNT SIZE  numbered frames to the tap: how many the kernel took
- *   sniff COUNT                   up to COUNT frames that came out of the tap: their bytes in hex
- *   hangup                        close the socket to QEMU
- *   talk                          write to the socket, which the protocol forbids
- *   exit
+ *   attached                      1 if a QEMU has completed the hand-shake, 0 if not (or not any
+ * more) push HEX                      one frame into deliver: "ok" or "full" push-many FIRST COUNT
+ * SIZE    numbered frames into deliver until it is full: how many went in take RING COUNT consume
+ * up to COUNT frames: their bytes in hex, by spaces arm RING consumer|producer    set our waiting
+ * word ring                          ring QEMU, whether it waits or not rings how often QEMU has
+ * rung since the last question state RING                    tail head produced consumed
+ * producer_waiting consumer_waiting poke RING tail|length VALUE   damage a ring: its tail, or the
+ * length of its next record inject HEX                    send a frame to the tap, as the network
+ * would inject-many FIRST COUNT SIZE  numbered frames to the tap: how many the kernel took sniff
+ * COUNT                   up to COUNT frames that came out of the tap: their bytes in hex hangup
+ * close the socket to QEMU talk                          write to the socket, which the protocol
+ * forbids exit
  *
  * SPDX-License-Identifier: Apache-2.0
  */
@@ -51,18 +48,18 @@
 #define ETHERTYPE_TEST 0x88b5
 #define LINE_BYTES (2 * FALCON_FRAME_MAX_BYTES + 256)
 
-static FalconShm *shm;
+static FalconShm* shm;
 static int shm_fd, to_falcond, to_qemu, listener, client = -1, packet = -1;
-static const char *mode;
+static const char* mode;
 static uint8_t frame[FALCON_FRAME_MAX_BYTES];
-static const char *const ring_names[FALCON_RING_COUNT] = {"ingress", "deliver", "egress"};
+static const char* const ring_names[FALCON_RING_COUNT] = {"ingress", "deliver", "egress"};
 
-static void die(const char *what) {
+static void die(const char* what) {
   perror(what);
   exit(1);
 }
 
-static FalconRing *ring_named(const char *name) {
+static FalconRing* ring_named(const char* name) {
   for (int i = 0; i < FALCON_RING_COUNT; i++) {
     if (strcmp(name, ring_names[i]) == 0) return &shm->ring[i];
   }
@@ -70,11 +67,13 @@ static FalconRing *ring_named(const char *name) {
   exit(1);
 }
 
-static uint8_t *ring_bytes(const FalconRing *ring) { return (uint8_t *)shm + ring->offset; }
+static uint8_t* ring_bytes(const FalconRing* ring) { return (uint8_t*)shm + ring->offset; }
 
-static uint64_t record_bytes(uint64_t length) { return (FALCON_RING_RECORD_HEADER + length + 7) & ~7ull; }
+static uint64_t record_bytes(uint64_t length) {
+  return (FALCON_RING_RECORD_HEADER + length + 7) & ~7ull;
+}
 
-static void put_header(FalconRing *ring, uint64_t position, uint32_t length) {
+static void put_header(FalconRing* ring, uint64_t position, uint32_t length) {
   uint32_t header[2] = {length, 0};
   memcpy(ring_bytes(ring) + (position & (ring->capacity - 1)), header, sizeof header);
 }
@@ -84,13 +83,15 @@ static void ring_qemu(void) {
   if (write(to_qemu, &one, sizeof one) != sizeof one) die("doorbell");
 }
 
-static void wake(uint32_t *waiting) {
+static void wake(uint32_t* waiting) {
   __atomic_thread_fence(__ATOMIC_SEQ_CST);
-  if (__atomic_load_n(waiting, __ATOMIC_RELAXED) && __atomic_exchange_n(waiting, 0, __ATOMIC_RELAXED)) ring_qemu();
+  if (__atomic_load_n(waiting, __ATOMIC_RELAXED) &&
+      __atomic_exchange_n(waiting, 0, __ATOMIC_RELAXED))
+    ring_qemu();
 }
 
-static bool push(const uint8_t *bytes, uint32_t size) {
-  FalconRing *ring = &shm->ring[FALCON_RING_DELIVER];
+static bool push(const uint8_t* bytes, uint32_t size) {
+  FalconRing* ring = &shm->ring[FALCON_RING_DELIVER];
   uint64_t tail = ring->tail, left = ring->capacity - (tail & (ring->capacity - 1));
   uint64_t record = record_bytes(size), skip = left < record ? left : 0;
   uint64_t used = tail - __atomic_load_n(&ring->head, __ATOMIC_ACQUIRE);
@@ -105,11 +106,11 @@ static bool push(const uint8_t *bytes, uint32_t size) {
   return true;
 }
 
-static void print_hex(const uint8_t *bytes, size_t size) {
+static void print_hex(const uint8_t* bytes, size_t size) {
   for (size_t i = 0; i < size; i++) printf("%02x", bytes[i]);
 }
 
-static void take(FalconRing *ring, unsigned count) {
+static void take(FalconRing* ring, unsigned count) {
   for (unsigned taken = 0; taken < count; taken++) {
     uint64_t head = ring->head;
     if (head == __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE)) break;
@@ -151,7 +152,8 @@ static void sniff(unsigned count) {
   while (seen < count) {
     struct sockaddr_ll from;
     socklen_t from_bytes = sizeof from;
-    ssize_t size = recvfrom(packet, frame, sizeof frame, MSG_DONTWAIT, (struct sockaddr *)&from, &from_bytes);
+    ssize_t size =
+        recvfrom(packet, frame, sizeof frame, MSG_DONTWAIT, (struct sockaddr*)&from, &from_bytes);
     if (size < 0) break;
     if (from.sll_pkttype == PACKET_OUTGOING) continue;
     printf("%s", seen++ ? " " : "");
@@ -160,13 +162,14 @@ static void sniff(unsigned count) {
   printf("\n");
 }
 
-static void open_packet_socket(const char *interface) {
+static void open_packet_socket(const char* interface) {
   struct sockaddr_ll address = {.sll_family = AF_PACKET, .sll_protocol = htons(ETHERTYPE_TEST)};
   int buffer = 16 << 20;
   address.sll_ifindex = (int)if_nametoindex(interface);
   if (!address.sll_ifindex) die(interface);
   packet = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, htons(ETHERTYPE_TEST));
-  if (packet < 0 || bind(packet, (struct sockaddr *)&address, sizeof address) < 0) die("packet socket");
+  if (packet < 0 || bind(packet, (struct sockaddr*)&address, sizeof address) < 0)
+    die("packet socket");
   setsockopt(packet, SOL_SOCKET, SO_RCVBUFFORCE, &buffer, sizeof buffer);
   setsockopt(packet, SOL_SOCKET, SO_SNDBUFFORCE, &buffer, sizeof buffer);
 }
@@ -222,8 +225,9 @@ static void accept_qemu(void) {
   FalconHello hello;
   client = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
   if (client < 0) die("accept");
-  if (recv(client, &hello, sizeof hello, MSG_WAITALL) != sizeof hello || hello.magic != FALCON_HELLO_MAGIC ||
-      hello.version != FALCON_LAYOUT_VERSION || hello.pid == 0) {
+  if (recv(client, &hello, sizeof hello, MSG_WAITALL) != sizeof hello ||
+      hello.magic != FALCON_HELLO_MAGIC || hello.version != FALCON_LAYOUT_VERSION ||
+      hello.pid == 0) {
     fprintf(stderr, "bad hello\n");
     exit(1);
   }
@@ -240,7 +244,7 @@ static bool qemu_gone(void) {
   return client < 0 || recv(client, &byte, 1, MSG_DONTWAIT | MSG_PEEK) == 0;
 }
 
-static void poke(FalconRing *ring, const char *what, uint64_t value) {
+static void poke(FalconRing* ring, const char* what, uint64_t value) {
   if (strcmp(what, "tail") == 0) {
     __atomic_store_n(&ring->tail, value, __ATOMIC_RELEASE);
   } else {
@@ -250,7 +254,7 @@ static void poke(FalconRing *ring, const char *what, uint64_t value) {
   ring_qemu();
 }
 
-static unsigned parse_hex(const char *text) {
+static unsigned parse_hex(const char* text) {
   unsigned size = 0;
   for (; text[0] > ' ' && text[1] > ' ' && size < sizeof frame; text += 2) {
     char byte[3] = {text[0], text[1], 0};
@@ -259,19 +263,21 @@ static unsigned parse_hex(const char *text) {
   return size;
 }
 
-static void print_state(const FalconRing *ring) {
-  printf("%lu %lu %lu %lu %u %u\n", ring->tail, ring->head, ring->produced_frames, ring->consumed_frames,
-         ring->producer_waiting, ring->consumer_waiting);
+static void print_state(const FalconRing* ring) {
+  printf("%lu %lu %lu %lu %u %u\n", ring->tail, ring->head, ring->produced_frames,
+         ring->consumed_frames, ring->producer_waiting, ring->consumer_waiting);
 }
 
-static void arm(FalconRing *ring, const char *side) {
-  __atomic_store_n(side[0] == 'c' ? &ring->consumer_waiting : &ring->producer_waiting, 1, __ATOMIC_SEQ_CST);
+static void arm(FalconRing* ring, const char* side) {
+  __atomic_store_n(side[0] == 'c' ? &ring->consumer_waiting : &ring->producer_waiting, 1,
+                   __ATOMIC_SEQ_CST);
   printf("ok\n");
 }
 
-static void command(char *line) {
+static void command(char* line) {
   char *save = NULL, *verb = strtok_r(line, " \n", &save);
-  char *a = strtok_r(NULL, " \n", &save), *b = strtok_r(NULL, " \n", &save), *c = strtok_r(NULL, " \n", &save);
+  char *a = strtok_r(NULL, " \n", &save), *b = strtok_r(NULL, " \n", &save),
+       *c = strtok_r(NULL, " \n", &save);
   if (!verb) return;
   if (strcmp(verb, "attached") == 0) {
     printf("%d\n", !qemu_gone());
@@ -313,7 +319,7 @@ static void command(char *line) {
   }
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   static char line[LINE_BYTES];
   struct sockaddr_un address = {.sun_family = AF_UNIX};
   if (argc != 5) {
@@ -328,14 +334,16 @@ int main(int argc, char **argv) {
 
   snprintf(address.sun_path, sizeof address.sun_path, "%s", argv[1]);
   listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (bind(listener, (struct sockaddr *)&address, sizeof address) < 0 || listen(listener, 4) < 0) die(argv[1]);
+  if (bind(listener, (struct sockaddr*)&address, sizeof address) < 0 || listen(listener, 4) < 0)
+    die(argv[1]);
   setvbuf(stdin, NULL, _IONBF, 0);
   setvbuf(stdout, NULL, _IOFBF, 1 << 20);
   printf("ready\n");
   fflush(stdout);
 
   for (;;) {
-    struct pollfd fds[2] = {{.fd = STDIN_FILENO, .events = POLLIN}, {.fd = listener, .events = POLLIN}};
+    struct pollfd fds[2] = {{.fd = STDIN_FILENO, .events = POLLIN},
+                            {.fd = listener, .events = POLLIN}};
     if (poll(fds, 2, -1) < 0) die("poll");
     if (fds[1].revents) accept_qemu();
     if (!fds[0].revents) continue;

@@ -16,7 +16,9 @@ function dataFolder(): string {
 }
 
 const folder = dataFolder();
-const files = readdirSync(folder).filter((name) => name.endsWith('.txt')).sort();
+const files = readdirSync(folder)
+  .filter((name) => name.endsWith('.txt'))
+  .sort();
 t.ok(files.length >= 10, `${files.length} scenario files`);
 
 for (const file of files) {

@@ -5,7 +5,7 @@
 import { Core } from '../../src/consensus/core.js';
 import type { CoreOptions, Effect, Event, HardState, Message, NodeId } from '../../src/consensus/types.js';
 import { assert } from '../../src/lib/assert.js';
-import { Random } from '../../src/lib/random.js';
+import type { Random } from '../../src/lib/random.js';
 import type { LogTail, ViewTableRow } from '../../src/wire/view-table.js';
 
 export interface Entry {
@@ -123,7 +123,11 @@ export class Replica {
       if (table.at(-1)?.view !== entry.view) table.push({ view: entry.view, firstOp: entry.op });
     }
     const last = this.log[this.durable - 1];
-    return { last: last === undefined ? { view: 0, op: 0 } : { view: last.view, op: last.op }, commitOp: Math.min(this.commitOp, this.durable), table };
+    return {
+      last: last === undefined ? { view: 0, op: 0 } : { view: last.view, op: last.op },
+      commitOp: Math.min(this.commitOp, this.durable),
+      table,
+    };
   }
 
   start(): void {
@@ -183,8 +187,13 @@ export class Replica {
     if (this.heardReport !== null) this.post({ type: 'heard', now: 0, ...this.heardReport });
     this.heardReport = null;
     this.post({
-      type: 'progress', now: 0, lastOp: this.lastOp, durableOp: this.durable, commitOp: this.commitOp,
-      acked: new Map(this.leading?.ackedOp ?? []), leaseEndsAt: this.leading?.leaseEndsAt ?? null,
+      type: 'progress',
+      now: 0,
+      lastOp: this.lastOp,
+      durableOp: this.durable,
+      commitOp: this.commitOp,
+      acked: new Map(this.leading?.ackedOp ?? []),
+      leaseEndsAt: this.leading?.leaseEndsAt ?? null,
     });
   }
 
@@ -199,15 +208,20 @@ export class Replica {
 
   private carryOut(effect: Effect): void {
     switch (effect.type) {
-      case 'send': return this.world.sendMail(this.id, effect.to, effect.message);
+      case 'send':
+        return this.world.sendMail(this.id, effect.to, effect.message);
       case 'persist': {
         this.hard = effect.state;
         return;
       }
-      case 'promise': return this.promise(effect.view);
-      case 'lead': return this.lead(effect.view);
-      case 'feed': return this.feed(effect.peer, effect.view, effect.agreeOp);
-      case 'follow': return this.follow(effect.view, effect.primary, effect.agreeOp);
+      case 'promise':
+        return this.promise(effect.view);
+      case 'lead':
+        return this.lead(effect.view);
+      case 'feed':
+        return this.feed(effect.peer, effect.view, effect.agreeOp);
+      case 'follow':
+        return this.follow(effect.view, effect.primary, effect.agreeOp);
       case 'resign': {
         this.leading = null;
         return;
@@ -244,16 +258,29 @@ export class Replica {
     this.fence = view;
     this.durable = this.log.length;
     const lower = this.heartbeatAcks.filter((ack) => ack.view < view).map((ack) => ack.at);
-    const ackedAt = lower.length === 0 || this.world.faults.forgetHeartbeats === true ? null : Math.max(...lower);
+    const ackedAt =
+      lower.length === 0 || this.world.faults.forgetHeartbeats === true ? null : Math.max(...lower);
     this.post({ type: 'promised', now: 0, view, tail: this.tail(), heartbeatAckedAt: ackedAt });
   }
 
   private lead(view: number): void {
-    assert(view === this.fence && this.hard.view === view && this.hard.votedFor === this.id, 'leads a view it has not persisted');
+    assert(
+      view === this.fence && this.hard.view === view && this.hard.votedFor === this.id,
+      'leads a view it has not persisted',
+    );
     this.world.onLead(this, view);
     this.leading = {
-      view, startOp: this.lastOp + 1, held: false, surrendered: false, sentAt: new Map(), round: 0, floorRound: 0,
-      ackedRound: new Map(), ackedOp: new Map(), feeds: new Map(), leaseEndsAt: null,
+      view,
+      startOp: this.lastOp + 1,
+      held: false,
+      surrendered: false,
+      sentAt: new Map(),
+      round: 0,
+      floorRound: 0,
+      ackedRound: new Map(),
+      ackedOp: new Map(),
+      feeds: new Map(),
+      leaseEndsAt: null,
     };
     this.append({ view, op: this.lastOp + 1, value: `start ${view}` });
     this.post({ type: 'leading', now: 0, view, startOp: this.lastOp });
@@ -281,7 +308,10 @@ export class Replica {
 
   private follow(view: number, primary: NodeId, agreeOp: number): void {
     assert(view === this.fence && this.hard.view === view, 'follows a view it has not persisted');
-    assert(agreeOp >= this.commitOp, `replica ${this.id} cuts behind op ${agreeOp}, committed is ${this.commitOp}`);
+    assert(
+      agreeOp >= this.commitOp,
+      `replica ${this.id} cuts behind op ${agreeOp}, committed is ${this.commitOp}`,
+    );
     assert(agreeOp <= this.lastOp, 'follows from behind its log');
     this.log.length = agreeOp;
     this.durable = Math.min(this.durable, agreeOp);
@@ -311,15 +341,18 @@ export class Replica {
         ring.entries.push(packet.entry);
         return;
       }
-      case 'heartbeat': return this.heartbeat(from, packet.view, packet.round, packet.commitOp);
+      case 'heartbeat':
+        return this.heartbeat(from, packet.view, packet.round, packet.commitOp);
       case 'heartbeat-ack': {
         const leading = this.leading;
-        if (leading?.view === packet.view) leading.ackedRound.set(from, Math.max(leading.ackedRound.get(from) ?? 0, packet.round));
+        if (leading?.view === packet.view)
+          leading.ackedRound.set(from, Math.max(leading.ackedRound.get(from) ?? 0, packet.round));
         return;
       }
       case 'ack': {
         const leading = this.leading;
-        if (leading?.view === packet.view) leading.ackedOp.set(from, Math.max(leading.ackedOp.get(from) ?? 0, packet.op));
+        if (leading?.view === packet.view)
+          leading.ackedOp.set(from, Math.max(leading.ackedOp.get(from) ?? 0, packet.op));
         return;
       }
     }
@@ -332,7 +365,8 @@ export class Replica {
     if (known === undefined) this.heartbeatAcks.push({ view, at: this.local });
     else known.at = this.local;
     if (this.world.faults.forgetHeartbeats !== true) this.heardReport = { view, from, at: this.local };
-    else if (this.heardReport === null && this.core.status.primary === null) this.heardReport = { view, from, at: 1 };
+    else if (this.heardReport === null && this.core.status.primary === null)
+      this.heardReport = { view, from, at: 1 };
     this.world.sendPacket(this.id, from, { kind: 'heartbeat-ack', view, round });
     if (this.following?.view === view) this.learnCommit(Math.min(commitOp, this.lastOp));
   }
@@ -360,7 +394,8 @@ export class Replica {
   private acknowledge(): void {
     const following = this.following;
     const op = this.world.faults.ackUnforced === true ? this.lastOp : this.durable;
-    if (following !== null) this.world.sendPacket(this.id, following.primary, { kind: 'ack', view: following.view, op });
+    if (following !== null)
+      this.world.sendPacket(this.id, following.primary, { kind: 'ack', view: following.view, op });
   }
 
   private takeFromRing(): void {
@@ -369,7 +404,11 @@ export class Replica {
     const ring = this.rings.get(following.primary);
     if (ring?.view !== following.view) return;
     const before = this.lastOp;
-    for (let entry = ring.entries[following.cursor]; entry !== undefined; entry = ring.entries[following.cursor]) {
+    for (
+      let entry = ring.entries[following.cursor];
+      entry !== undefined;
+      entry = ring.entries[following.cursor]
+    ) {
       // An entry that does not fit is not taken, and nothing behind it either.
       if (entry.op !== this.lastOp + 1) break;
       this.append(entry);
@@ -381,7 +420,12 @@ export class Replica {
   private leadOn(leading: Leading): void {
     for (const [peer, feed] of leading.feeds) {
       for (; feed.next <= this.lastOp; feed.next++) {
-        this.world.sendPacket(this.id, peer, { kind: 'entry', view: leading.view, feed: feed.id, entry: this.log[feed.next - 1]! });
+        this.world.sendPacket(this.id, peer, {
+          kind: 'entry',
+          view: leading.view,
+          feed: feed.id,
+          entry: this.log[feed.next - 1]!,
+        });
       }
     }
     const jsLives = this.local - this.lastJsTick < heartbeatsStopAfterMs;
@@ -390,7 +434,13 @@ export class Replica {
       leading.round++;
       leading.sentAt.set(leading.round, this.local);
       for (const peer of this.options.members) {
-        if (peer !== this.id) this.world.sendPacket(this.id, peer, { kind: 'heartbeat', view: leading.view, round: leading.round, commitOp: this.commitOp });
+        if (peer !== this.id)
+          this.world.sendPacket(this.id, peer, {
+            kind: 'heartbeat',
+            view: leading.view,
+            round: leading.round,
+            commitOp: this.commitOp,
+          });
       }
     }
     this.renewLease(leading);
@@ -403,7 +453,8 @@ export class Replica {
     const rounds = [...leading.ackedRound.values()].sort((a, b) => b - a);
     const round = f === 0 ? leading.round : (rounds[f - 1] ?? 0);
     const sentAt = leading.sentAt.get(round);
-    if (sentAt !== undefined && round > leading.floorRound) leading.leaseEndsAt = sentAt + this.options.leaseMs;
+    if (sentAt !== undefined && round > leading.floorRound)
+      leading.leaseEndsAt = sentAt + this.options.leaseMs;
   }
 
   private countCommit(leading: Leading): void {
@@ -411,13 +462,20 @@ export class Replica {
     const ops = [ownOp, ...leading.ackedOp.values()].sort((a, b) => b - a);
     const op = Math.min(ops[(this.options.members.length - 1) / 2] ?? 0, this.lastOp);
     if (op < leading.startOp && this.world.faults.commitOldViews !== true) return;
-    if (op > this.commitOp) assert(this.log[op - 1]!.view === leading.view, 'counts an entry of an older view');
+    if (op > this.commitOp)
+      assert(this.log[op - 1]!.view === leading.view, 'counts an entry of an older view');
     this.learnCommit(op);
   }
 
   /** May output leave at this instant? */
   gateOpen(): boolean {
     const leading = this.leading;
-    return this.alive && leading !== null && !leading.surrendered && leading.leaseEndsAt !== null && this.local < leading.leaseEndsAt;
+    return (
+      this.alive &&
+      leading !== null &&
+      !leading.surrendered &&
+      leading.leaseEndsAt !== null &&
+      this.local < leading.leaseEndsAt
+    );
   }
 }

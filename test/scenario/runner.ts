@@ -23,22 +23,33 @@ function formatMessage(message: Message): string {
     if (name === 'type' || value === '' || value === null || value === false) continue;
     if (name === 'last') parts.push(`last=${formatViewstamp(value as { view: number; op: number })}`);
     else if (name === 'tail') parts.push(`tail=${formatTail(value as LogTail)}`);
-    else parts.push(value === true ? name : typeof value === 'string' ? `"${value}"` : `${name}=${String(value)}`);
+    else if (value === true) parts.push(name);
+    else if (typeof value === 'string') parts.push(`"${value}"`);
+    else parts.push(`${name}=${Number(value)}`);
   }
   return parts.join(' ');
 }
 
 function formatEffect(node: NodeId, effect: Effect): string {
   switch (effect.type) {
-    case 'send': return `${node} -> ${effect.to} ${formatMessage(effect.message)}`;
-    case 'persist': return `${node} persist view=${effect.state.view} voted=${effect.state.votedFor ?? 'none'}${effect.state.recovering ? ' recovering' : ''}`;
-    case 'role': return `${node} role ${effect.role} view=${effect.view} primary=${effect.primary ?? 'none'}: ${effect.reason}`;
-    case 'feed': return `${node} feed ${effect.peer} view=${effect.view} agree=${effect.agreeOp}`;
-    case 'follow': return `${node} follow ${effect.primary} view=${effect.view} agree=${effect.agreeOp}`;
-    case 'resign': return `${node} resign view=${effect.view}: ${effect.reason}`;
-    case 'transfer-result': return `${node} transfer to ${effect.to ?? 'anybody'} ${effect.ok ? 'done' : 'failed'}: ${effect.reason}`;
-    case 'trace': return `${node} # ${effect.text}`;
-    default: return `${node} ${effect.type} view=${effect.view}`;
+    case 'send':
+      return `${node} -> ${effect.to} ${formatMessage(effect.message)}`;
+    case 'persist':
+      return `${node} persist view=${effect.state.view} voted=${effect.state.votedFor ?? 'none'}${effect.state.recovering ? ' recovering' : ''}`;
+    case 'role':
+      return `${node} role ${effect.role} view=${effect.view} primary=${effect.primary ?? 'none'}: ${effect.reason}`;
+    case 'feed':
+      return `${node} feed ${effect.peer} view=${effect.view} agree=${effect.agreeOp}`;
+    case 'follow':
+      return `${node} follow ${effect.primary} view=${effect.view} agree=${effect.agreeOp}`;
+    case 'resign':
+      return `${node} resign view=${effect.view}: ${effect.reason}`;
+    case 'transfer-result':
+      return `${node} transfer to ${effect.to ?? 'anybody'} ${effect.ok ? 'done' : 'failed'}: ${effect.reason}`;
+    case 'trace':
+      return `${node} # ${effect.text}`;
+    default:
+      return `${node} ${effect.type} view=${effect.view}`;
   }
 }
 
@@ -60,7 +71,11 @@ class Scenario {
   block(commands: readonly string[]): string[] {
     this.lines = [];
     for (const command of commands) {
-      const words = command.replace(/#.*/, '').trim().split(/\s+/).filter((word) => word !== '');
+      const words = command
+        .replace(/#.*/, '')
+        .trim()
+        .split(/\s+/)
+        .filter((word) => word !== '');
       if (words.length === 0) continue;
       const handler = verbs[words[0]!];
       assert(handler !== undefined, `no verb ${words[0]}`);
@@ -70,10 +85,13 @@ class Scenario {
   }
 
   make(words: readonly string[]): void {
-    const value = (name: string): string | undefined => words.find((word) => word.startsWith(`${name}=`))?.slice(name.length + 1);
+    const value = (name: string): string | undefined =>
+      words.find((word) => word.startsWith(`${name}=`))?.slice(name.length + 1);
     const witnesses = value('witness');
     this.world = new World({
-      members: Number(value('n') ?? 3), seed: Number(value('seed') ?? 1), manualMail: true,
+      members: Number(value('n') ?? 3),
+      seed: Number(value('seed') ?? 1),
+      manualMail: true,
       witnesses: witnesses === undefined ? [] : witnesses.split(',').map(Number),
       onEffect: (node, effect) => this.print(formatEffect(node, effect)),
     });
@@ -105,7 +123,9 @@ class Scenario {
       return;
     }
     const [from, to] = where.split('->').map(Number);
-    const index = world.mail.findIndex((item) => item.from === from && item.to === to && (type === undefined || item.message.type === type));
+    const index = world.mail.findIndex(
+      (item) => item.from === from && item.to === to && (type === undefined || item.message.type === type),
+    );
     if (index < 0) this.print(`no mail ${where} ${type ?? ''}`.trim());
     else this.handOver(index, then);
   }
@@ -156,7 +176,9 @@ const verbs: Record<string, Handler> = {
     const text = words.join(' ');
     const voted = /voted=(\d+)/.exec(text)?.[1];
     s.world.replicas[Number(node)]!.hard = {
-      view: Number(/view=(\d+)/.exec(text)?.[1] ?? 0), votedFor: voted === undefined ? null : Number(voted), recovering: text.includes('recovering'),
+      view: Number(/view=(\d+)/.exec(text)?.[1] ?? 0),
+      votedFor: voted === undefined ? null : Number(voted),
+      recovering: text.includes('recovering'),
     };
   },
   start: (s) => {
@@ -168,12 +190,18 @@ const verbs: Record<string, Handler> = {
     s.quietly(() => {
       const { world } = s;
       const target = world.replicas[Number(node)]!;
-      for (const other of world.replicas) if (other !== target) other.jsStalledUntil = world.now + times.leaseMs + times.driftMarginMs + 1;
+      for (const other of world.replicas)
+        if (other !== target) other.jsStalledUntil = world.now + times.leaseMs + times.driftMarginMs + 1;
       s.pass(2000, true, () => {
         const asks = target.core.status.phase;
-        if (asks === 'starting' || asks === 'waiting') for (const other of world.replicas) if (other !== target) other.jsStalledUntil = world.now + 5;
+        if (asks === 'starting' || asks === 'waiting')
+          for (const other of world.replicas) if (other !== target) other.jsStalledUntil = world.now + 5;
         const up = world.replicas.filter((replica) => replica.alive);
-        return target.core.status.followers.length === up.length - 1 && target.gateOpen() && target.commitOp === target.lastOp;
+        return (
+          target.core.status.followers.length === up.length - 1 &&
+          target.gateOpen() &&
+          target.commitOp === target.lastOp
+        );
       });
       s.pass(10, true);
     });
@@ -194,19 +222,26 @@ const verbs: Record<string, Handler> = {
   /** inject 0->1 {"type":"new-view","view":1}: mail that nobody sent. */
   inject: (s, [where, ...json]) => {
     const [from, to] = where!.split('->').map(Number);
-    s.world.replicas[to!]!.post({ type: 'mail', now: 0, from: from!, message: JSON.parse(json.join(' ')) as Message });
+    s.world.replicas[to!]!.post({
+      type: 'mail',
+      now: 0,
+      from: from!,
+      message: JSON.parse(json.join(' ')) as Message,
+    });
     s.settle();
   },
   /** Which mail waits. */
   mail: (s) => {
-    for (const item of s.world.mail) s.print(`waiting ${item.from} -> ${item.to} ${formatMessage(item.message)}`);
+    for (const item of s.world.mail)
+      s.print(`waiting ${item.from} -> ${item.to} ${formatMessage(item.message)}`);
   },
   cut: (s, [where]) => {
     const [from, to] = where!.split('->').map(Number);
     s.world.cut(from!, to!, true);
   },
   heal: (s) => {
-    for (const a of s.world.replicas) for (const b of s.world.replicas) if (a !== b) s.world.cut(a.id, b.id, false);
+    for (const a of s.world.replicas)
+      for (const b of s.world.replicas) if (a !== b) s.world.cut(a.id, b.id, false);
   },
   /** The connection breaks; connect makes a new one. */
   break: (s, [a, b]) => {
@@ -236,11 +271,16 @@ const verbs: Record<string, Handler> = {
   },
   propose: (s, [node, count]) => {
     for (let i = 0; i < Number(count ?? 1); i++) {
-      if (!s.world.replicas[Number(node)]!.propose(`entry ${s.world.now}.${i}`)) s.print(`${node} takes no input`);
+      if (!s.world.replicas[Number(node)]!.propose(`entry ${s.world.now}.${i}`))
+        s.print(`${node} takes no input`);
     }
   },
   transfer: (s, [node, to]) => {
-    s.world.replicas[Number(node)]!.post({ type: 'transfer', now: 0, to: to === undefined ? null : Number(to) });
+    s.world.replicas[Number(node)]!.post({
+      type: 'transfer',
+      now: 0,
+      to: to === undefined ? null : Number(to),
+    });
     s.settle();
   },
   /** guest 0,1 whole|gone: told to all. */
@@ -261,11 +301,15 @@ const verbs: Record<string, Handler> = {
       }
       const status = replica.core.status;
       const extras = [
-        `commit=${replica.commitOp}`, `last=${formatViewstamp(replica.tail().last)}`,
-        replica.gateOpen() ? 'gate open' : '', status.recovering ? 'recovering' : '',
+        `commit=${replica.commitOp}`,
+        `last=${formatViewstamp(replica.tail().last)}`,
+        replica.gateOpen() ? 'gate open' : '',
+        status.recovering ? 'recovering' : '',
         status.transfer === null ? '' : `transfer to ${status.transfer.to} ${status.transfer.phase}`,
       ].filter((text) => text !== '');
-      s.print(`${replica.id}: ${status.role} view=${status.view} primary=${status.primary ?? 'none'} ${status.phase} ${extras.join(' ')}`);
+      s.print(
+        `${replica.id}: ${status.role} view=${status.view} primary=${status.primary ?? 'none'} ${status.phase} ${extras.join(' ')}`,
+      );
     }
   },
 };
@@ -286,7 +330,10 @@ export function runScenario(path: string, update: boolean): BlockResult[] {
     const line = lines.indexOf('----');
     if (line < 0) {
       // A paragraph about the scenario.
-      assert(lines.every((text) => text === '' || text.startsWith('#')), `a block without ---- in ${path}: ${block}`);
+      assert(
+        lines.every((text) => text === '' || text.startsWith('#')),
+        `a block without ---- in ${path}: ${block}`,
+      );
       output.push(block.trimEnd());
       continue;
     }
@@ -297,7 +344,14 @@ export function runScenario(path: string, update: boolean): BlockResult[] {
     } catch (error) {
       actual = `ERROR ${(error as Error).message}`;
     }
-    results.push({ commands: commands.join('\n'), expected: lines.slice(line + 1).join('\n').trimEnd(), actual });
+    results.push({
+      commands: commands.join('\n'),
+      expected: lines
+        .slice(line + 1)
+        .join('\n')
+        .trimEnd(),
+      actual,
+    });
     output.push([...commands, '----', actual].join('\n'));
   }
   if (update) writeFileSync(path, `${output.join('\n\n')}\n`);

@@ -46,7 +46,14 @@ export interface WaitingMail {
   readonly message: Message;
 }
 
-export const times = { electionTimeoutMinMs: 150, electionTimeoutMaxMs: 300, leaseMs: 60, driftMarginMs: 4, retryMs: 20, tickMs: 5 } as const;
+export const times = {
+  electionTimeoutMinMs: 150,
+  electionTimeoutMaxMs: 300,
+  leaseMs: 60,
+  driftMarginMs: 4,
+  retryMs: 20,
+  tickMs: 5,
+} as const;
 
 export class World implements Surroundings {
   readonly options: WorldOptions;
@@ -75,10 +82,17 @@ export class World implements Surroundings {
     const drift = options.drift ?? 0;
     for (const self of members) {
       const draws = this.random.fork();
-      this.replicas.push(new Replica(
-        { self, members, witnesses: options.witnesses ?? [], ...times, random: () => draws.float() },
-        this, this.random.fork(), 1 + drift * (2 * this.random.float() - 1), drift === 0 ? 0 : this.random.below(100000)));
-      for (let other = 0; other < self; other++) this.links[other * 8 + self] = { up: false, connection: 0, cut: [false, false] };
+      this.replicas.push(
+        new Replica(
+          { self, members, witnesses: options.witnesses ?? [], ...times, random: () => draws.float() },
+          this,
+          this.random.fork(),
+          1 + drift * (2 * this.random.float() - 1),
+          drift === 0 ? 0 : this.random.below(100000),
+        ),
+      );
+      for (let other = 0; other < self; other++)
+        this.links[other * 8 + self] = { up: false, connection: 0, cut: [false, false] };
     }
   }
 
@@ -120,7 +134,10 @@ export class World implements Surroundings {
     const link = this.link(a, b);
     if (!link.up) return;
     link.up = false;
-    this.flying = this.flying.filter((item) => !(Math.min(item.from, item.to) === Math.min(a, b) && Math.max(item.from, item.to) === Math.max(a, b)));
+    this.flying = this.flying.filter(
+      (item) =>
+        !(Math.min(item.from, item.to) === Math.min(a, b) && Math.max(item.from, item.to) === Math.max(a, b)),
+    );
     for (let i = this.mail.length - 1; i >= 0; i--) {
       const item = this.mail[i]!;
       if ((item.from === a && item.to === b) || (item.from === b && item.to === a)) this.mail.splice(i, 1);
@@ -149,7 +166,11 @@ export class World implements Surroundings {
     if (!link.up) return;
     const delay = this.options.delayMs ?? 0;
     // Mail may overtake mail; packets of one connection keep their order (see `deliverDue`).
-    const at = this.now + (delay === 0 ? 0 : this.random.below(message !== null && this.random.chance(0.1) ? delay * 8 : delay) + 1);
+    const at =
+      this.now +
+      (delay === 0
+        ? 0
+        : this.random.below(message !== null && this.random.chance(0.1) ? delay * 8 : delay) + 1);
     this.flying.push({ from, to, connection: link.connection, at, packet, message });
   }
 
@@ -160,7 +181,8 @@ export class World implements Surroundings {
     const blocked = new Set<number>();
     for (const item of flying) {
       const lane = item.from * 8 + item.to;
-      const held = item.at > this.now || this.isCut(item.from, item.to) || (item.packet !== null && blocked.has(lane));
+      const held =
+        item.at > this.now || this.isCut(item.from, item.to) || (item.packet !== null && blocked.has(lane));
       const target = this.replicas[item.to]!;
       if (this.link(item.from, item.to).connection !== item.connection) continue;
       if (held) {
@@ -228,7 +250,10 @@ export class World implements Surroundings {
     for (const entry of this.committed) {
       if (entry.view >= view) break;
       const own = replica.log[entry.op - 1];
-      assert(own !== undefined && own.view === entry.view && own.value === entry.value, `committed op ${entry.op} is lost in view ${view}`);
+      assert(
+        own !== undefined && own.view === entry.view && own.value === entry.value,
+        `committed op ${entry.op} is lost in view ${view}`,
+      );
     }
   }
 
@@ -244,7 +269,11 @@ export class World implements Surroundings {
         const before = this.committed[i - 1];
         assert(before === undefined || before.view <= own.view, 'viewstamps go back');
         this.committed.push(own);
-      } else assert(known.view === own.view && known.value === own.value, `op ${i + 1} is committed twice, differently`);
+      } else
+        assert(
+          known.view === own.view && known.value === own.value,
+          `op ${i + 1} is committed twice, differently`,
+        );
     }
   }
 
@@ -262,7 +291,10 @@ export class World implements Surroundings {
     }
     if (effect.type === 'send' && effect.message.type === 'vote-reply' && effect.message.granted) {
       const replica = this.replicas[node]!;
-      assert(replica.hard.view === effect.message.view && replica.hard.votedFor === effect.to, 'a vote left before it was on disk');
+      assert(
+        replica.hard.view === effect.message.view && replica.hard.votedFor === effect.to,
+        'a vote left before it was on disk',
+      );
     }
     this.options.onEffect?.(node, effect);
   }
@@ -271,7 +303,12 @@ export class World implements Surroundings {
   primary(): Replica | null {
     let best: Replica | null = null;
     for (const replica of this.replicas) {
-      if (replica.alive && replica.leading !== null && (best === null || replica.leading.view > best.leading!.view)) best = replica;
+      if (
+        replica.alive &&
+        replica.leading !== null &&
+        (best === null || replica.leading.view > best.leading!.view)
+      )
+        best = replica;
     }
     return best;
   }

@@ -7,6 +7,8 @@ import { repositoryRoot } from '../../src/lib/root.js';
 import { sourceFiles } from '../support/sources.js';
 
 const fileMaxLines = 500;
+/** A test may list many cases of one idea. */
+const testMaxLines = 700;
 const code = /\.(ts|js|cc|h|c|py|sh)$/;
 
 /** Put together here, so that this file does not find itself. */
@@ -53,8 +55,8 @@ const files = sourceFiles(['src', 'native', 'test', 'cluster', 'bench']);
 void t.test('a file is one idea', (t) => {
   for (const path of files.filter((file) => code.test(file))) {
     const lines = readFileSync(path, 'utf8').split('\n').length;
-    if (lines > fileMaxLines)
-      t.fail(`${relative(repositoryRoot, path)} has ${lines} lines, ${fileMaxLines} at most`);
+    const most = relative(repositoryRoot, path).startsWith('test/') ? testMaxLines : fileMaxLines;
+    if (lines > most) t.fail(`${relative(repositoryRoot, path)} has ${lines} lines, ${most} at most`);
   }
   t.end();
 });
@@ -84,7 +86,7 @@ void t.test('every TypeScript file of the program says what it is for', (t) => {
     (file) => /\/src\/.*\.ts$/.test(file) && !file.includes('/cli/commands/'),
   )) {
     const text = readFileSync(path, 'utf8').replace(/^#!.*\n/, '');
-    if (!/^\/(\*\*|\/)/.test(text))
+    if (!/^(?:import [^;]*;\s*)*\/(\*\*|\/)/.test(text))
       t.fail(`${relative(repositoryRoot, path)} does not open with its purpose`);
   }
   t.end();

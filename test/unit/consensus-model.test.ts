@@ -30,7 +30,10 @@ class Storm {
     this.world = new World({
       members: this.members,
       witnesses: this.random.chance(0.2) ? [this.random.below(this.members)] : [],
-      seed: seed + 1, faults, lazyDisk: true, drift: 0.01,
+      seed: seed + 1,
+      faults,
+      lazyDisk: true,
+      drift: 0.01,
       delayMs: this.random.pick([1, 3, 8]),
       dropMail: this.random.pick([0, 0.05, 0.3]),
       repeatMail: this.random.pick([0, 0.1]),
@@ -71,7 +74,8 @@ class Storm {
     const node = random.below(this.members);
     const other = (node + 1 + random.below(this.members - 1)) % this.members;
     switch (random.below(19)) {
-      default: return this.oneFault(random.below(9), node, other);
+      default:
+        return this.oneFault(random.below(9), node, other);
       // The power fails everywhere at once.
       case 0:
         for (let i = 0; i < this.members; i++) this.crash(i, false);
@@ -82,11 +86,16 @@ class Storm {
     const { world, random } = this;
     switch (kind) {
       case 0:
-      case 1: return this.crash(random.chance(0.6) ? (world.primary()?.id ?? node) : node);
-      case 2: return world.cut(node, other, true);
-      case 3: return this.isolate(node, random.below(3));
-      case 4: return this.uncut();
-      case 5: return world.disconnect(node, other);
+      case 1:
+        return this.crash(random.chance(0.6) ? (world.primary()?.id ?? node) : node);
+      case 2:
+        return world.cut(node, other, true);
+      case 3:
+        return this.isolate(node, random.below(3));
+      case 4:
+        return this.uncut();
+      case 5:
+        return world.disconnect(node, other);
       case 6: {
         if (world.replicas[node]!.alive) world.replicas[node]!.pausedUntil = world.now + random.below(400);
         return;
@@ -105,7 +114,9 @@ class Storm {
   }
 
   private propose(): void {
-    const primary = this.random.chance(0.9) ? this.world.primary() : this.world.replicas[this.random.below(this.members)]!;
+    const primary = this.random.chance(0.9)
+      ? this.world.primary()
+      : this.world.replicas[this.random.below(this.members)]!;
     if (primary?.alive === true) primary.propose(`p${this.proposals++}`);
   }
 
@@ -129,7 +140,8 @@ class Storm {
   }
 
   private uncut(): void {
-    for (let a = 0; a < this.members; a++) for (let b = 0; b < this.members; b++) if (a !== b) this.world.cut(a, b, false);
+    for (let a = 0; a < this.members; a++)
+      for (let b = 0; b < this.members; b++) if (a !== b) this.world.cut(a, b, false);
   }
 
   private reconnect(chance: number): void {
@@ -157,7 +169,9 @@ class Storm {
       world.advance();
       if (i % 100 === 99 && this.settled()) return;
     }
-    throw new Error(`no progress after healing: ${world.replicas.map((r) => JSON.stringify(r.core.status)).join(' ')}`);
+    throw new Error(
+      `no progress after healing: ${world.replicas.map((r) => JSON.stringify(r.core.status)).join(' ')}`,
+    );
   }
 
   /** A probe proposed in this view is committed at every replica. */
@@ -177,7 +191,11 @@ function play(seed: number, faults: Faults = {}, ms = 2500): Outcome {
   const storm = new Storm(seed, faults);
   try {
     storm.run(ms);
-    return { error: null, committed: storm.world.committed.length, views: Math.max(...storm.world.replicas.map((r) => r.hard.view)) };
+    return {
+      error: null,
+      committed: storm.world.committed.length,
+      views: Math.max(...storm.world.replicas.map((r) => r.hard.view)),
+    };
   } catch (error) {
     return { error: error as Error, committed: storm.world.committed.length, views: 0 };
   }
@@ -197,7 +215,9 @@ t.test('random clusters keep every promise', async (t) => {
       break;
     }
   }
-  t.comment(`${list.length} seeds, ${committed} entries committed, ${views} views, lease ${times.leaseMs} ms`);
+  t.comment(
+    `${list.length} seeds, ${committed} entries committed, ${views} views, lease ${times.leaseMs} ms`,
+  );
   t.ok(only !== undefined || committed > 20 * seeds, `the storms let work through: ${committed} entries`);
   t.ok(only !== undefined || views > 4 * seeds, `the storms force elections: ${views} views`);
 });
@@ -217,7 +237,15 @@ function plant(t: Test, faults: Faults, expected: RegExp): void {
   t.fail(`not caught; seen: ${found.join('; ')}`);
 }
 
-t.test('a planted fault is caught: votes forget acknowledged heartbeats', async (t) => plant(t, { forgetHeartbeats: true }, /two gates open/));
-t.test('a planted fault is caught: a promise fences nothing', async (t) => plant(t, { noFence: true }, /committed|lost|two gates/));
-t.test('a planted fault is caught: entries of old views are counted', async (t) => plant(t, { commitOldViews: true }, /older view/));
-t.test('a planted fault is caught: entries acknowledged before they are forced', async (t) => plant(t, { ackUnforced: true }, /lost|committed/));
+t.test('a planted fault is caught: votes forget acknowledged heartbeats', async (t) =>
+  plant(t, { forgetHeartbeats: true }, /two gates open/),
+);
+t.test('a planted fault is caught: a promise fences nothing', async (t) =>
+  plant(t, { noFence: true }, /committed|lost|two gates/),
+);
+t.test('a planted fault is caught: entries of old views are counted', async (t) =>
+  plant(t, { commitOldViews: true }, /older view/),
+);
+t.test('a planted fault is caught: entries acknowledged before they are forced', async (t) =>
+  plant(t, { ackUnforced: true }, /lost|committed/),
+);

@@ -261,8 +261,10 @@ static void falcon_delivered(FalconPort *port)
 }
 
 /*
- * The NIC has taken the frame that it had refused; or, with @len 0, its queue
- * was emptied (the guest stops, the NIC goes) and the frame is still ours.
+ * The NIC has taken the frame that it was not ready for.  Or, with @len 0 or
+ * less, it has not: a guest that stops has QEMU force queued frames upon its
+ * NICs, ready or not, and drop what they refuse.  Then the frame is still ours,
+ * to be sent again when the guest runs.
  */
 static void falcon_deliver_completed(NetClientState *nc, ssize_t len)
 {
@@ -270,7 +272,7 @@ static void falcon_deliver_completed(NetClientState *nc, ssize_t len)
 
     assert(port && port->deliver_blocked);
     port->deliver_blocked = false;
-    if (len) {
+    if (len > 0) {
         falcon_delivered(port);
     }
     qemu_bh_schedule(port->deliver_bh);

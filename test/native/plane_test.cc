@@ -1,0 +1,193 @@
+// Two data planes on the simulated fabric, step by step: what the cluster simulation meets only by luck.
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "fabric/sim.h"
+#include "log/sim_storage.h"
+#include "plane/data_plane.h"
+
+namespace {
+
+using namespace falcon;
+
+struct FixedClock final : Clock {
+  Nanoseconds Now() override { return now; }
+  Nanoseconds now = kSecond;
+};
+
+struct Nowhere final : WireSink {
+  bool Write(Frame) override { return true; }
+};
+
+struct Member {
+  SimStorage storage{1};
+  RecoveredLog recovered;
+  std::unique_ptr<Wal> wal;
+  std::unique_ptr<Fabric> fabric;
+  std::unique_ptr<DataPlane> plane;
+};
+
+class Pair {
+ public:
+  explicit Pair(size_t ring_bytes, size_t members = 3) {
+    for (PeerId i = 0; i < 2; ++i) {
+      PlaneOptions options;
+      options.self = i;
+      options.members = members;
+      options.log_bytes = 1 << 20;
+      options.log_entries = 1 << 12;
+      options.ring_bytes = ring_bytes;
+      WalOptions wal;
+      wal.directory = "/wal";
+      wal.cluster = "test";
+      wal.node = i;
+      wal.segment_bytes = 4 << 20;
+      ready_ = ready_ && OpenWal(member[i].storage, wal, &member[i].recovered, &member[i].wal).ok();
+      member[i].fabric = network.MakeFabric(i);
+      ready_ = ready_ && member[i].fabric->AddRegion(0, DataPlane::RegionBytes(options)).ok();
+      member[i].plane = std::make_unique<DataPlane>(options, &clock, member[i].fabric.get(), member[i].wal.get(),
+                                                    member[i].recovered, nullptr, &wire);
+    }
+    ready_ = ready_ && member[0].plane->Connect(1, 77, member[1].fabric->Descriptor()).ok();
+    ready_ = ready_ && member[1].plane->Connect(0, 77, member[0].fabric->Descriptor()).ok();
+  }
+
+  void Poll(PeerId i) {
+    clock.now += 10 * kMicrosecond;
+    member[i].plane->Tick(clock.now);
+    member[i].plane->PollOnce(clock.now);
+    member[i].wal->Step();
+  }
+
+  void Settle() {
+    for (int round = 0; round < 20; ++round) {
+      Poll(0);
+      Poll(1);
+      network.DeliverEverything();
+    }
+  }
+
+  // Member 0 leads view 1, member 1 follows it.
+  bool Lead() {
+    for (auto& m : member) m.plane->Promise(1);
+    Settle();
+    member[0].plane->Lead(1);
+    Settle();
+    member[0].plane->Feed(1, 1, 0);
+    member[1].plane->Follow(1, 0, 0);
+    Settle();
+    return ready_ && member[1].plane->last_op() == member[0].plane->last_op();
+  }
+
+  int Count(PeerId i, PlaneEvent::Kind kind) {
+    int count = 0;
+    for (const PlaneEvent& event : member[i].plane->events()) count += event.kind == kind ? 1 : 0;
+    return count;
+  }
+
+  SimNetwork network;
+  FixedClock clock;
+  Nowhere wire;
+  Member member[2];
+
+ private:
+  bool ready_ = true;
+};
+
+// An entry of this payload and its record are 128 bytes, so that records of every lap lie at the same places.
+constexpr size_t kPayload = 40;
+const std::vector<std::byte> payload(kPayload, std::byte{7});
+
+TEST(EntriesAreReplicatedAndCommitted) {
+  Pair pair(8 << 10);
+  REQUIRE(pair.Lead());
+  for (int i = 0; i < 500; ++i) {
+    REQUIRE(pair.member[0].plane->Propose(EntryKind::kNoop, payload));
+    pair.Settle();
+  }
+  CHECK(pair.member[1].plane->last_op() == 501);
+  CHECK(pair.member[0].plane->commit_op() == 501);
+  // The last entry commits, and is known to be committed, without a next one.
+  CHECK(pair.member[1].plane->commit_op() == 501);
+}
+
+// The header of a record arrives before its payload, and where the payload will be lie whole entries of an
+// earlier lap.
+TEST(TornRecordOverAnEarlierLapIsNotTaken) {
+  Pair pair(8 << 10);
+  REQUIRE(pair.Lead());
+  for (int i = 0; i < 300; ++i) {
+    REQUIRE(pair.member[0].plane->Propose(EntryKind::kNoop, payload));
+    pair.Poll(0);
+    while (pair.network.NextBytes(0, 1) > 0) {
+      pair.network.DeliverPart(0, 1, 40);
+      pair.Poll(1);
+    }
+    pair.Settle();
+    REQUIRE(pair.Count(1, PlaneEvent::Kind::kStreamBroken) == 0);
+  }
+  CHECK(pair.member[1].plane->last_op() == 301);
+}
+
+// After promise(v) nothing of a lower view is accepted or acknowledged, whatever still lands.
+TEST(PromiseFencesTheOldPrimary) {
+  Pair pair(8 << 10);
+  REQUIRE(pair.Lead());
+  pair.member[1].plane->Promise(2);
+  const Op last = pair.member[1].plane->last_op();
+  for (int i = 0; i < 10; ++i) REQUIRE(pair.member[0].plane->Propose(EntryKind::kNoop, payload));
+  pair.Settle();
+  CHECK(pair.member[1].plane->last_op() == last);
+  CHECK(pair.member[0].plane->commit_op() == last);
+  PlaneSnapshot snapshot;
+  pair.member[1].plane->FillSnapshot(&snapshot);
+  const Nanoseconds heard = snapshot.heard_at;
+  pair.clock.now += 100 * kMillisecond;
+  pair.Settle();
+  pair.member[1].plane->FillSnapshot(&snapshot);
+  CHECK(snapshot.heard_at == heard);
+  CHECK(!pair.member[0].plane->MayRelease());
+}
+
+// A write or force that fails stops the replica: it leads no more and says why once.
+TEST(FailedForceStopsTheReplica) {
+  Pair pair(8 << 10);
+  REQUIRE(pair.Lead());
+  pair.member[0].storage.FailForces(EIO);
+  REQUIRE(pair.member[0].plane->Propose(EntryKind::kNoop, payload));
+  const Op committed = pair.member[0].plane->commit_op();
+  pair.Settle();
+  CHECK(pair.Count(0, PlaneEvent::Kind::kFailed) == 1);
+  CHECK(!pair.member[0].plane->leading());
+  CHECK(pair.member[0].plane->commit_op() == committed);
+}
+
+// A backup that takes nothing holds back only itself: proposals are refused at the bound, nothing spins or is lost.
+TEST(SlowBackupIsBackPressure) {
+  Pair pair(8 << 10);
+  REQUIRE(pair.Lead());
+  pair.network.Cut(1, 0, true);
+  int proposed = 0;
+  while (pair.member[0].plane->CanPropose() && pair.member[0].plane->Propose(EntryKind::kNoop, payload)) {
+    ++proposed;
+    if (proposed % 64 == 0) {
+      for (int i = 0; i < 4; ++i) {
+        pair.Poll(0);
+        pair.network.DeliverAll(0, 1);
+        pair.Poll(1);
+      }
+    }
+    REQUIRE(proposed < 100000);
+  }
+  CHECK(proposed > 1000);
+  pair.network.Cut(1, 0, false);
+  for (int i = 0; i < 400; ++i) pair.Settle();
+  CHECK(pair.member[0].plane->commit_op() == pair.member[0].plane->last_op());
+  CHECK(pair.member[1].plane->last_op() == pair.member[0].plane->last_op());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) { return falcon::test::Main(argc, argv); }
