@@ -62,6 +62,7 @@ function startMember(index: number, directory: string, shm: string, c: Case): Me
     vmAddress: new Uint8Array(),
     cluster: 'bench',
     walDirectory,
+    walSalt: 0,
     segmentBytes: 64 << 20,
     retainBytes: 256 << 20,
     shmDirectory: shm,

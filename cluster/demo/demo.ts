@@ -7,7 +7,7 @@
 import { spawn } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
 import { randomInt } from 'node:crypto';
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, realpathSync, rmSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, mkdtempSync, realpathSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 
@@ -243,18 +243,7 @@ function guestArguments(): string[] {
   const qemu = process.env['QEMU'] ?? '';
   const args = qemu === '' ? [] : ['--qemu', qemu];
   if (image === '') return args;
-  const manifest = JSON.parse(readFileSync(join(image, 'manifest.json'), 'utf8')) as {
-    readonly append: string;
-  };
-  return [
-    ...args,
-    '--kernel',
-    join(image, 'vmlinux'),
-    '--initrd',
-    join(image, 'initrd'),
-    '--append',
-    manifest.append,
-  ];
+  return [...args, '--kernel', join(image, 'vmlinux'), '--initrd', join(image, 'initrd')];
 }
 
 function seconds(milliseconds: number): string {

@@ -10,6 +10,7 @@ ReactorOptions ReadOptions(const Napi::Object& from) {
   ReactorOptions o;
   o.plane = ReadPlaneOptions(from);
   o.wal.directory = Text(from, "walDirectory");
+  o.wal.salt = static_cast<decltype(o.wal.salt)>(Number(from, "walSalt"));
   o.wal.cluster = Text(from, "cluster");
   o.wal.node = o.plane.self;
   o.wal.force = o.plane.force;
@@ -97,7 +98,7 @@ Napi::Value Replica::Command(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), known);
 }
 
-// connect(peer, connection: Uint8Array of 8 bytes, descriptor: Uint8Array, done(code | null, detail))
+// connect(peer, connection: Uint8Array of 8 bytes, descriptor: Uint8Array)
 Napi::Value Replica::Connect(const Napi::CallbackInfo& info) {
   if (reactor_ == nullptr) return info.Env().Undefined();
   const auto peer = static_cast<PeerId>(info[0].ToNumber().Uint32Value());
@@ -107,15 +108,8 @@ Napi::Value Replica::Connect(const Napi::CallbackInfo& info) {
   const auto raw = BytesOf(info[2]);
   std::string descriptor(reinterpret_cast<const char*>(raw.data()), raw.size());
   reactor_->Post([peer, connection, descriptor = std::move(descriptor)](DataPlane& plane) {
-    const Status status = plane.Connect(peer, connection, descriptor);
-    if (status.ok()) return;
-    PlaneEvent event{};
-    event.kind = PlaneEvent::Kind::kStreamBroken;
-    event.peer = peer;
-    const std::string text = std::string(status.code()) + " " + status.detail();
-    const auto* begin = reinterpret_cast<const std::byte*>(text.data());
-    event.bytes.assign(begin, begin + text.size());
-    plane.events().push_back(std::move(event));
+    // A failure comes back as an event.
+    (void)plane.Connect(peer, connection, descriptor);
   });
   return info.Env().Undefined();
 }

@@ -1,8 +1,8 @@
 // Copying into and out of memory that another process reads or writes at the same time.
 //
-// Such memory is only touched by atomic accesses, whole 8-byte words wherever the shared side is aligned, so
-// that a word is seen old or new and never mixed. What is copied becomes visible before anything that is
-// copied in by a later call; a reader still has to validate what it copied out.
+// Such memory is only touched by atomic accesses, whole 8-byte words wherever the shared side is
+// aligned, so that a word is seen old or new and never mixed. What is copied becomes visible before
+// anything that is copied in by a later call; a reader still has to validate what it copied out.
 #pragma once
 
 #include <atomic>
@@ -13,7 +13,8 @@
 
 namespace falcon {
 
-// The thread sanitizer does not understand fences, so there every single access carries the order instead.
+// The thread sanitizer does not understand fences, so there every single access carries the order
+// instead.
 #if defined(__SANITIZE_THREAD__)
 inline constexpr std::memory_order kSharedStore = std::memory_order_release;
 inline constexpr std::memory_order kSharedLoad = std::memory_order_acquire;
@@ -57,10 +58,10 @@ inline void StoreSharedByte(std::byte* to, std::byte value) {
   return std::byte{std::atomic_ref<unsigned char>(*byte).load(kSharedLoad)};
 }
 
-// Copies the concatenation of `pieces` to `to`, in ascending order of addresses. A word whose bytes come
-// from two pieces is put together first, so that it does not tear either.
+// Copies the concatenation of `pieces` to `to`, in ascending order of addresses. A word whose bytes
+// come from two pieces is put together first, so that it does not tear either.
 inline void CopyIntoShared(std::byte* to, std::span<const std::span<const std::byte>> pieces) {
-  uint64_t gathered = 0;     // the first bytes of a word that the piece before began
+  uint64_t gathered = 0;  // the first bytes of a word that the piece before began
   size_t gathered_bytes = 0;
   const auto flush = [&to, &gathered, &gathered_bytes] {
     for (size_t i = 0; i < gathered_bytes; ++i)

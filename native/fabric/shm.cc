@@ -99,8 +99,8 @@ Status ShmFabric::AddRegion(RegionId region, size_t bytes) {
   if (regions_[region].ok()) return {"FABRIC_REGION", number + " was made before"};
   if (connected_once_) return {"FABRIC_REGION", number + " comes after the first connection"};
   member_.region_bytes[region] = bytes;
-  const Status status =
-      ShmMapping::Create(member_.RegionPath(region), member_.RegionHeader(region), &regions_[region]);
+  const Status status = ShmMapping::Create(member_.RegionPath(region), member_.RegionHeader(region),
+                                           &regions_[region]);
   if (status.ok()) return Ok();
   member_.region_bytes[region] = 0;
   return {"FABRIC_REGION", status.detail()};
@@ -187,8 +187,8 @@ Status ShmFabric::Read(PeerId from_peer, RemoteAddress from, std::span<std::byte
   return status;
 }
 
-// Either the sleeper's last look comes after our writes, or we see its word: both sides put a full fence
-// between their own store and the look at the other's.
+// Either the sleeper's last look comes after our writes, or we see its word: both sides put a full
+// fence between their own store and the look at the other's.
 void ShmFabric::Ring(PeerId to_peer) {
   Peer& peer = At(to_peer);
   if (!peer.up || !peer.written) return;
@@ -221,7 +221,8 @@ void ShmFabric::DisarmWake() {
 
 Status MakeShmFabric(const ShmOptions& options, std::unique_ptr<Fabric>* fabric) {
   FALCON_CHECK(options.self < kMaxMembers);
-  if (!ShmNameIsRight(options.name)) return {"SHM_OPEN", "a member name is 1 to 64 of A-Z a-z 0-9 _ -"};
+  if (!ShmNameIsRight(options.name))
+    return {"SHM_OPEN", "a member name is 1 to 64 of A-Z a-z 0-9 _ -"};
   ShmMember member;
   member.directory = options.directory;
   member.name = options.name;

@@ -104,7 +104,8 @@ Status ShmMapping::Map(int fd, const std::string& path, size_t body_bytes) {
   return Ok();
 }
 
-Status ShmMapping::Create(const std::string& path, const ShmFileHeader& header, ShmMapping* mapping) {
+Status ShmMapping::Create(const std::string& path, const ShmFileHeader& header,
+                          ShmMapping* mapping) {
   const UniqueFd fd(open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
   if (!fd.valid()) return Errno("open", path);
   const uint64_t bytes = kShmHeaderBytes + header.bytes;
@@ -120,10 +121,11 @@ Status ShmMapping::Create(const std::string& path, const ShmFileHeader& header, 
   return Ok();
 }
 
-Status ShmMapping::Open(const std::string& path, const ShmFileHeader& expected, ShmMapping* mapping) {
+Status ShmMapping::Open(const std::string& path, const ShmFileHeader& expected,
+                        ShmMapping* mapping) {
   const UniqueFd fd(open(path.c_str(), O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
   if (!fd.valid()) return Errno("open", path);
-  struct stat file{};
+  struct stat file {};
   if (fstat(fd.get(), &file) != 0) return Errno("stat", path);
   if (!IsOurs(file, S_IFREG)) return {"SHM_OPEN", path + " is not a private file of this user"};
   if (static_cast<uint64_t>(file.st_size) != kShmHeaderBytes + expected.bytes)
@@ -154,7 +156,8 @@ std::string ShmMember::RegionPath(RegionId region) const {
 }
 
 ShmFileHeader ShmMember::PageHeader() const {
-  return {kShmMagic, kShmVersion, kShmMemberPage, incarnation, 0, static_cast<uint32_t>(getpid()), self};
+  return {kShmMagic, kShmVersion, kShmMemberPage, incarnation, 0, static_cast<uint32_t>(getpid()),
+          self};
 }
 
 ShmFileHeader ShmMember::RegionHeader(RegionId region) const {
@@ -174,7 +177,8 @@ std::string ShmMember::Descriptor() const {
   return text;
 }
 
-Status ShmMember::Parse(std::string_view descriptor, const std::string& directory, ShmMember* member) {
+Status ShmMember::Parse(std::string_view descriptor, const std::string& directory,
+                        ShmMember* member) {
   const auto refuse = [](const char* why) {
     return Status("FABRIC_CONNECT", std::string("bad shm descriptor: ") + why);
   };
@@ -185,7 +189,8 @@ Status ShmMember::Parse(std::string_view descriptor, const std::string& director
   if (!TakeLine(&text, "falcon-shm", &value) || !ParseNumber(value, 10, &version))
     return refuse("not one");
   if (version != kShmVersion) return refuse("another version");
-  if (!TakeLine(&text, "directory", &value) || value != directory) return refuse("another directory");
+  if (!TakeLine(&text, "directory", &value) || value != directory)
+    return refuse("another directory");
   member->directory = directory;
   if (!TakeLine(&text, "member", &value) || !ShmNameIsRight(value)) return refuse("member name");
   member->name = value;
@@ -218,7 +223,7 @@ Status PrepareShmDirectory(const std::string& directory) {
       directory.size() > kMaxDescriptorBytes / 2)
     return {"SHM_OPEN", "the directory must be an absolute path"};
   if (mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) return Errno("mkdir", directory);
-  struct stat file{};
+  struct stat file {};
   if (lstat(directory.c_str(), &file) != 0) return Errno("stat", directory);
   if (!S_ISDIR(file.st_mode) || file.st_uid != geteuid() || (file.st_mode & 022) != 0)
     return {"SHM_OPEN", directory + " is not a directory that only this user may write"};
@@ -238,11 +243,13 @@ Status LockShmMember(const std::string& directory, const std::string& name, Uniq
       if (errno == EWOULDBLOCK) return {"SHM_BUSY", path + " is held by a live process"};
       return Errno("flock", path);
     }
-    // The owner before unlinks the file while it holds it: a lock on an unlinked file excludes nobody.
-    struct stat held{};
-    struct stat named{};
+    // The owner before unlinks the file while it holds it: a lock on an unlinked file excludes
+    // nobody.
+    struct stat held {};
+    struct stat named {};
     if (fstat(fd.get(), &held) != 0) return Errno("stat", path);
-    if (stat(path.c_str(), &named) != 0 || held.st_ino != named.st_ino || held.st_dev != named.st_dev)
+    if (stat(path.c_str(), &named) != 0 || held.st_ino != named.st_ino ||
+        held.st_dev != named.st_dev)
       continue;
     *lock = std::move(fd);
     return Ok();
@@ -269,7 +276,7 @@ Status MakeShmBell(const std::string& path, UniqueFd* bell) {
 Status OpenShmBell(const std::string& path, UniqueFd* bell) {
   UniqueFd fd(open(path.c_str(), O_RDWR | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC));
   if (!fd.valid()) return Errno("open", path);
-  struct stat file{};
+  struct stat file {};
   if (fstat(fd.get(), &file) != 0) return Errno("stat", path);
   if (!IsOurs(file, S_IFIFO)) return {"SHM_OPEN", path + " is not a private FIFO of this user"};
   *bell = std::move(fd);

@@ -1,5 +1,6 @@
-// The files behind the shm fabric: the lock that makes a member unique, mapped files with a header page, the
-// descriptor that tells peers of them, and the removal of what a dead process left behind.
+// The files behind the shm fabric: the lock that makes a member unique, mapped files with a header
+// page, the descriptor that tells peers of them, and the removal of what a dead process left
+// behind.
 #pragma once
 
 #include <array>
@@ -16,7 +17,8 @@
 
 namespace falcon {
 
-inline constexpr size_t kShmHeaderBytes = 4096;  // in front of each file's body, which is page-aligned then
+inline constexpr size_t kShmHeaderBytes =
+    4096;  // in front of each file's body, which is page-aligned then
 inline constexpr uint64_t kMaxShmRegionBytes = 1ull << 40;
 inline constexpr uint32_t kShmVersion = 1;
 
@@ -33,7 +35,8 @@ struct ShmFileHeader {
 
 inline constexpr uint64_t kShmMagic = 0x314D48534E4F4C46;  // "FLONSHM1"
 inline constexpr uint32_t kShmMemberPage = 0xFFFFFFFF;
-inline constexpr size_t kShmSleepingOffset = 128;  // of the sleeping word, on a cache line of its own
+inline constexpr size_t kShmSleepingOffset =
+    128;  // of the sleeping word, on a cache line of its own
 static_assert(sizeof(ShmFileHeader) == 40 && sizeof(ShmFileHeader) <= kShmSleepingOffset);
 
 // A shared mapping of one such file.
@@ -75,8 +78,8 @@ struct ShmMember {
   [[nodiscard]] ShmFileHeader RegionHeader(RegionId region) const;
 
   [[nodiscard]] std::string Descriptor() const;
-  // Takes a descriptor that anybody may have made up: the name cannot lead out of the directory, and the
-  // directory must be `directory`. Errors: FABRIC_CONNECT.
+  // Takes a descriptor that anybody may have made up: the name cannot lead out of the directory,
+  // and the directory must be `directory`. Errors: FABRIC_CONNECT.
   static Status Parse(std::string_view descriptor, const std::string& directory, ShmMember* member);
 
  private:
@@ -85,7 +88,8 @@ struct ShmMember {
 
 [[nodiscard]] bool ShmNameIsRight(std::string_view name);
 
-// Makes `directory` if it is missing; it must be a directory that only this user may write. Errors: SHM_OPEN.
+// Makes `directory` if it is missing; it must be a directory that only this user may write. Errors:
+// SHM_OPEN.
 Status PrepareShmDirectory(const std::string& directory);
 
 // Takes `<directory>/<name>.lock`. Errors: SHM_BUSY, SHM_OPEN.

@@ -10,8 +10,8 @@
 
 namespace falcon {
 
-// The memory of one incarnation of a node. Channels hold on to it after its end, so that late packets find
-// that it is gone instead of memory that belongs to somebody else.
+// The memory of one incarnation of a node. Channels hold on to it after its end, so that late
+// packets find that it is gone instead of memory that belongs to somebody else.
 struct SimNetwork::Memory {
   PeerId node = 0;
   uint64_t incarnation = 0;
@@ -274,7 +274,8 @@ size_t SimNetwork::NextBytes(PeerId from, PeerId to) const {
 
 // Moves up to `bytes` more of `operation` between the pieces and the target's memory.
 size_t SimNetwork::Deliver(Channel& channel, Operation& operation, size_t bytes, Tear tear) {
-  std::byte* at = channel.target->regions[operation.address.region].data() + operation.address.offset;
+  std::byte* at =
+      channel.target->regions[operation.address.region].data() + operation.address.offset;
   const size_t left = operation.bytes - operation.delivered;
   if (operation.is_read) {
     std::copy_n(at, operation.bytes, operation.into.begin());
@@ -380,7 +381,8 @@ size_t SimNetwork::StalePending(PeerId from, PeerId to) const { return At(from, 
 bool SimNetwork::DeliverStale(PeerId from, PeerId to) {
   const Channel& channel = At(from, to);
   if (channel.cut || channel.stale.empty()) return false;
-  const size_t left = channel.stale.front().operation.bytes - channel.stale.front().operation.delivered;
+  const size_t left =
+      channel.stale.front().operation.bytes - channel.stale.front().operation.delivered;
   return DeliverStalePart(from, to, left) == left;
 }
 

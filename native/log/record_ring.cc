@@ -11,7 +11,8 @@ namespace falcon {
 namespace {
 
 uint32_t HeaderChecksum(const RecordHeader& header) {
-  return Crc32c(std::as_bytes(std::span(&header, 1)).first(offsetof(RecordHeader, header_checksum)));
+  return Crc32c(
+      std::as_bytes(std::span(&header, 1)).first(offsetof(RecordHeader, header_checksum)));
 }
 
 // The checksum of bytes that their writer may be changing right now.
@@ -43,7 +44,8 @@ void RecordRingWriter::Reset(uint64_t connection, uint64_t stream, size_t ring_b
   FALCON_CHECK(RingBytesAreRight(ring_bytes));
   FALCON_CHECK(remote.offset % 8 == 0);
   if (slots_ == nullptr) slots_ = std::make_unique<std::array<Slot, kSlots>>();
-  // Completions are counted from 0 on each connection; on the same one, headers may still be in flight.
+  // Completions are counted from 0 on each connection; on the same one, headers may still be in
+  // flight.
   if (connection != connection_) {
     for (Slot& slot : *slots_) slot.sent_at = 0;
   }
@@ -64,9 +66,9 @@ bool RecordRingWriter::SetConsumed(uint64_t position) {
 
 size_t RecordRingWriter::Space() const {
   if (ring_bytes_ == 0) return 0;
-  // What is skipped at the end of the ring holds nothing, so a reader that stands before it is beyond it.
-  const uint64_t used =
-      RecordStart(position_, ring_bytes_) - RecordStart(consumed_, ring_bytes_);
+  // What is skipped at the end of the ring holds nothing, so a reader that stands before it is
+  // beyond it.
+  const uint64_t used = RecordStart(position_, ring_bytes_) - RecordStart(consumed_, ring_bytes_);
   FALCON_CHECK(used <= ring_bytes_);
   const size_t free = ring_bytes_ - static_cast<size_t>(used);
   const size_t payload = free <= kRecordHeaderBytes ? 0 : free - kRecordHeaderBytes;
@@ -98,15 +100,16 @@ Status RecordRingWriter::PostMany(Fabric& fabric, PeerId peer, std::span<const s
   const size_t before_wrap = BytesBeforeWrap(ring_bytes_, offset, length);
   const size_t first_before = std::min(first.size(), before_wrap);
   const size_t second_before = before_wrap - first_before;
-  // What wraps goes first: if the queue has no room for the second write, only free bytes were touched.
+  // What wraps goes first: if the queue has no room for the second write, only free bytes were
+  // touched.
   if (before_wrap < length) {
     const std::span<const std::byte> wrapped[] = {first.subspan(first_before),
                                                   second.subspan(second_before)};
     Status status = fabric.Write(peer, remote_, wrapped);
     if (!status.ok()) return status;
   }
-  const std::span<const std::byte> pieces[] = {std::as_bytes(std::span(&header, 1)),
-                                               first.first(first_before), second.first(second_before)};
+  const std::span<const std::byte> pieces[] = {
+      std::as_bytes(std::span(&header, 1)), first.first(first_before), second.first(second_before)};
   const size_t used_pieces = second_before > 0 ? 3 : 2;
   const RemoteAddress to = {remote_.region, remote_.offset + offset};
   Status status = fabric.Write(peer, to, std::span(pieces).first(used_pieces));
@@ -137,7 +140,8 @@ bool RecordRingReader::ReadHeader(RecordHeader* header) const {
   CopyFromShared(std::as_writable_bytes(std::span(header, 1)), at);
   if (header->position != start || header->connection != connection_ || header->stream != stream_)
     return false;
-  if (header->length == 0 || header->length > ring_.size() - kRecordHeaderBytes || header->reserved != 0)
+  if (header->length == 0 || header->length > ring_.size() - kRecordHeaderBytes ||
+      header->reserved != 0)
     return false;
   return header->header_checksum == HeaderChecksum(*header);
 }

@@ -1,13 +1,16 @@
-// A ring of records that one replica writes into a region of another: log entries, and control messages.
+// A ring of records that one replica writes into a region of another: log entries, and control
+// messages.
 //
-// Positions are absolute bytes since the stream began and only grow; a record lies at position modulo ring
-// size, so full and empty cannot be confused and bytes of an earlier lap never look like new ones. A record
-// is believed only if its header carries the expected connection, stream and position and its checksums are
-// right: one that is torn, late, repeated or damaged is simply not there (yet). The writer overwrites
-// nothing that the reader has not consumed; it learns of that through SetConsumed.
+// Positions are absolute bytes since the stream began and only grow; a record lies at position
+// modulo ring size, so full and empty cannot be confused and bytes of an earlier lap never look
+// like new ones. A record is believed only if its header carries the expected connection, stream
+// and position and its checksums are right: one that is torn, late, repeated or damaged is simply
+// not there (yet). The writer overwrites nothing that the reader has not consumed; it learns of
+// that through SetConsumed.
 //
-// The payload may wrap around the end of the ring (that record takes two writes, so a send queue must hold at
-// least two); the header never does: with less than a header left, both sides go on at the ring's start.
+// The payload may wrap around the end of the ring (that record takes two writes, so a send queue
+// must hold at least two); the header never does: with less than a header left, both sides go on at
+// the ring's start.
 #pragma once
 
 #include <array>
@@ -55,15 +58,15 @@ inline constexpr size_t kMinRecordRingBytes = 2 * kRecordHeaderBytes;
 
 class RecordRingWriter {
  public:
-  // Starts a stream at position 0. `remote` is where the ring begins in the peer's region. No (connection,
-  // stream) is ever used twice. A new stream may follow on a connection whose writes are still in flight; a
-  // new connection may only follow after Connect. `checksum_payload` false leaves payload_checksum out, for
-  // payloads that carry their own.
+  // Starts a stream at position 0. `remote` is where the ring begins in the peer's region. No
+  // (connection, stream) is ever used twice. A new stream may follow on a connection whose writes
+  // are still in flight; a new connection may only follow after Connect. `checksum_payload` false
+  // leaves payload_checksum out, for payloads that carry their own.
   void Reset(uint64_t connection, uint64_t stream, size_t ring_bytes, RemoteAddress remote,
              bool checksum_payload = true);
 
-  // Takes the reader's consumed() as the peer published it. A value that goes back or beyond what was
-  // written is ignored, and false returned.
+  // Takes the reader's consumed() as the peer published it. A value that goes back or beyond what
+  // was written is ignored, and false returned.
   bool SetConsumed(uint64_t position);
 
   // Largest payload that can be posted now; 0: none.
@@ -74,14 +77,15 @@ class RecordRingWriter {
   [[nodiscard]] uint64_t position() const { return position_; }
   [[nodiscard]] uint64_t consumed() const { return consumed_; }
 
-  // Posts one record (at least 1 byte). The payload must stay unchanged until fabric.Completed(peer) reaches
-  // fabric.Posted(peer) as it is after the call, also if the call said FABRIC_BUSY. Errors: RECORD_RING_FULL
-  // (Space() is too small, wait for the reader), FABRIC_BUSY (try again after Poll), FABRIC_DOWN. On every
-  // error the record was not posted and the stream stands where it stood.
+  // Posts one record (at least 1 byte). The payload must stay unchanged until
+  // fabric.Completed(peer) reaches fabric.Posted(peer) as it is after the call, also if the call
+  // said FABRIC_BUSY. Errors: RECORD_RING_FULL (Space() is too small, wait for the reader),
+  // FABRIC_BUSY (try again after Poll), FABRIC_DOWN. On every error the record was not posted and
+  // the stream stands where it stood.
   Status Post(Fabric& fabric, PeerId peer, std::span<const std::byte> payload);
 
-  // Posts one record whose payload is several whole items back to back, in at most two places of the
-  // sender's memory (so that a source that is itself a ring needs no copy).
+  // Posts one record whose payload is several whole items back to back, in at most two places of
+  // the sender's memory (so that a source that is itself a ring needs no copy).
   Status PostMany(Fabric& fabric, PeerId peer, std::span<const std::byte> first,
                   std::span<const std::byte> second = {});
 
@@ -105,21 +109,23 @@ class RecordRingWriter {
 
 class RecordRingReader {
  public:
-  // `ring` is 8-byte aligned memory that only the expected writer writes. `verify_payload` false leaves the
-  // payload unchecked (and possibly not wholly there), for payloads that carry their own checksum.
+  // `ring` is 8-byte aligned memory that only the expected writer writes. `verify_payload` false
+  // leaves the payload unchecked (and possibly not wholly there), for payloads that carry their own
+  // checksum.
   void Reset(uint64_t connection, uint64_t stream, std::span<const std::byte> ring,
              bool verify_payload = true);
 
-  // True if the next record is there: its payload is `first` followed by `second` (empty unless it wraps).
-  // The spans are in the ring and stay valid until the consumed position behind them is published; what
-  // must not change between check and use (by a stray late write) is copied first and checked then, as
-  // NextInto does. Calling it again without Consume gives the same record.
+  // True if the next record is there: its payload is `first` followed by `second` (empty unless it
+  // wraps). The spans are in the ring and stay valid until the consumed position behind them is
+  // published; what must not change between check and use (by a stray late write) is copied first
+  // and checked then, as NextInto does. Calling it again without Consume gives the same record.
   bool Next(std::span<const std::byte>* first, std::span<const std::byte>* second);
 
   // Goes behind the record that the last Next returned.
   void Consume();
 
-  // Copies the next payload out, always verifies the copy unless verify_payload is off, and consumes it.
+  // Copies the next payload out, always verifies the copy unless verify_payload is off, and
+  // consumes it.
   bool NextInto(std::vector<std::byte>* payload);
 
   // Position behind the last consumed record: what the writer's SetConsumed takes.

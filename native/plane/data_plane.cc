@@ -74,8 +74,12 @@ void DataPlane::Fail(const char* code, const std::string& detail) {
 Status DataPlane::Connect(PeerId id, uint64_t connection, std::string_view descriptor) {
   FALCON_CHECK(id < peers_.size() && peers_[id] != nullptr);
   Disconnect(id);
-  if (Status s = fabric_->Connect(id, connection, descriptor); !s.ok()) return s;
   PeerLink& peer = *peers_[id];
+  ++peer.generation;
+  if (Status s = fabric_->Connect(id, connection, descriptor); !s.ok()) {
+    StreamBroken(id, (std::string(s.code()) + " " + s.detail()).c_str());
+    return s;
+  }
   const RegionLayout layout{options_.ring_bytes};
   const auto region = fabric_->region(0);
   peer.connection = connection;

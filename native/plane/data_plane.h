@@ -60,13 +60,13 @@ struct PlaneEvent {
     kPromised,      // view; tail in log_tail; at = heartbeat acked at (-1: never)
     kFollowing,     // view
     kLeading,       // view, op = view-start
-    kMail,          // peer, bytes
+    kMail,          // peer, op = generation of the connection, bytes
     kControl,       // a committed entry that is no frame: entry_kind, view, op, bytes = payload
     kCaughtUp,      // leader: its guest has taken all input up to view-start
     kGateOpened,    // view, at
     kInputHeld,     // view, op = last
     kSurrendered,   // view
-    kStreamBroken,  // peer: what it writes cannot be (bytes: why); reconnect
+    kStreamBroken,  // peer, op = generation: what it writes cannot be (bytes: why); reconnect
     kFeedLost,      // peer: needs entries that are not kept any more
     kFailed,        // the replica must stop: bytes = "CODE detail"
   };

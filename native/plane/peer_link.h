@@ -55,6 +55,7 @@ struct PeerLink {
 
   PeerId id;
   uint64_t connection = 0;
+  uint64_t generation = 0;  // connections made so far: events of an earlier one are told apart by it
   bool up = false;
 
   // their words, as last believed

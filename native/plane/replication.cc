@@ -76,6 +76,7 @@ int DataPlane::ReadMail(PeerLink& peer) {
   while (taken < 16 && peer.mail_in.NextInto(&peer.mail_buffer)) {
     PlaneEvent& event = Emit(PlaneEvent::Kind::kMail);
     event.peer = peer.id;
+    event.op = peer.generation;
     event.bytes = peer.mail_buffer;
     peer.words_dirty = true;
     ++taken;
@@ -86,6 +87,7 @@ int DataPlane::ReadMail(PeerLink& peer) {
 void DataPlane::StreamBroken(PeerId id, const char* why) {
   PlaneEvent& event = Emit(PlaneEvent::Kind::kStreamBroken);
   event.peer = id;
+  event.op = peers_[id]->generation;
   const auto* begin = reinterpret_cast<const std::byte*>(why);
   event.bytes.assign(begin, begin + std::strlen(why));
   Disconnect(id);

@@ -128,7 +128,7 @@ export function convertEvent(event: NativeEvent): PlaneEvent {
     case 'leading':
       return { type: 'leading', view, startOp: op };
     case 'mail':
-      return { type: 'mail', from: peer, bytes: event.bytes ?? new Uint8Array() };
+      return { type: 'mail', from: peer, generation: op, bytes: event.bytes ?? new Uint8Array() };
     case 'control':
       return { type: 'control', kind: (event.entryKind ?? 0) as EntryKind, view, op, payload: event.bytes ?? new Uint8Array() };
     case 'caught-up':
@@ -140,7 +140,7 @@ export function convertEvent(event: NativeEvent): PlaneEvent {
     case 'surrendered':
       return { type: 'surrendered', view };
     case 'stream-broken':
-      return { type: 'stream-broken', peer, why: text() };
+      return { type: 'stream-broken', peer, generation: op, why: text() };
     case 'feed-lost':
       return { type: 'feed-lost', peer };
     case 'failed':

@@ -76,6 +76,8 @@ export interface NativePlaneOptions {
 export interface NativeReplicaOptions extends NativePlaneOptions {
   readonly cluster: string;
   readonly walDirectory: string;
+  /** Makes batch headers unguessable, so that no frame can look like one. */
+  readonly walSalt: number;
   readonly segmentBytes: number;
   readonly retainBytes: number;
   readonly shmDirectory: string;

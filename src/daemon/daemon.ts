@@ -1,9 +1,9 @@
 /** One falcond: the ports of a real replica, joined to the engine, until it is told to stop or must. */
 import { execFileSync } from 'node:child_process';
 import { randomInt } from 'node:crypto';
-import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { setPriority } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 
 import type { Logger } from 'pino';
 
@@ -182,6 +182,7 @@ function nativeOptions(cluster: Cluster, node: NodeConfig, self: number, promise
     vmAddress: Uint8Array.from(vm.address.split('.').map(Number)),
     cluster: config.cluster,
     walDirectory: paths.wal,
+    walSalt: randomInt(1, 2 ** 32),
     segmentBytes: log.segmentBytes,
     retainBytes: log.retainBytes,
     shmDirectory: shmDirectory(config.cluster),
@@ -202,12 +203,13 @@ function makeGuest(cluster: Cluster, node: NodeConfig, replica: NativeReplica): 
   const built = (script: string): string =>
     execFileSync(join(repositoryRoot, script), { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }).trim();
   const image = vm.kernel === null || vm.initrd === null ? built('cluster/guest/build') : '';
+  const kernel = vm.kernel ?? join(image, 'vmlinux');
   const paths = nodePaths(cluster.directory, node.name);
   return new QemuGuest({
     binary: vm.qemu ?? built('cluster/qemu/build'),
-    kernel: vm.kernel ?? join(image, 'vmlinux'),
+    kernel,
     initrd: vm.initrd ?? join(image, 'initrd'),
-    append: vm.append === '' ? defaultAppend : vm.append,
+    append: [baseAppend(kernel), vm.append].filter((part) => part !== '').join(' '),
     memoryMiB: vm.memoryMiB,
     mac: vm.mac,
     address: `${vm.address}/${vm.prefix}`,
@@ -218,8 +220,15 @@ function makeGuest(cluster: Cluster, node: NodeConfig, replica: NativeReplica): 
   });
 }
 
-const defaultAppend =
-  'console=ttyS0 quiet panic=-1 oops=panic mitigations=off nokaslr tsc=reliable random.trust_cpu=on net.ifnames=0 ipv6.disable=1';
+const defaultAppend = 'console=ttyS0 quiet panic=-1 oops=panic net.ifnames=0 ipv6.disable=1';
+
+/** What the image says its kernel wants (manifest.json beside it), or what any needs. */
+function baseAppend(kernel: string): string {
+  const manifest = join(dirname(kernel), 'manifest.json');
+  if (!existsSync(manifest)) return defaultAppend;
+  const { append } = JSON.parse(readFileSync(manifest, 'utf8')) as { append?: unknown };
+  return typeof append === 'string' ? append : defaultAppend;
+}
 
 async function transferLeader(cluster: Cluster, engine: ReplicaEngine, params: unknown): Promise<unknown> {
   const to = (params as { to?: unknown } | null)?.to ?? null;

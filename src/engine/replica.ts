@@ -69,6 +69,8 @@ export class ReplicaEngine {
   private readonly ports: EnginePorts;
   private readonly reports = new Map<NodeId, GuestReport>();
   private readonly connected = new Set<NodeId>();
+  /** Connections made to each peer, counted as the data plane counts them. */
+  private readonly generations = new Map<NodeId, number>();
   private own: GuestReport = noGuest;
   private lastBootOp = 0;
   private leadingView = 0;
@@ -108,6 +110,7 @@ export class ReplicaEngine {
   // ---- what comes in
 
   onPeerUp(peer: NodeId, connection: Uint8Array, descriptor: Uint8Array): void {
+    this.generations.set(peer, (this.generations.get(peer) ?? 0) + 1);
     this.ports.plane.connect(peer, connection, descriptor);
     this.connected.add(peer);
     this.step({ type: 'peer-up', now: this.ports.clock.now(), node: peer });
@@ -182,6 +185,8 @@ export class ReplicaEngine {
         this.takeovers.leading(now);
         return this.step({ ...event, now });
       case 'mail':
+        // What an earlier incarnation of the peer said must not be taken for this one's word.
+        if (event.generation !== this.generations.get(event.from)) return;
         return this.onMail(event.from, event.bytes, now);
       case 'control':
         return this.onControl(event.kind, event.op);
@@ -196,6 +201,7 @@ export class ReplicaEngine {
       case 'surrendered':
         return this.step({ ...event, now });
       case 'stream-broken':
+        if (event.generation !== this.generations.get(event.peer)) return;
         this.ports.log('warn', 'connection dropped', { peer: event.peer, why: event.why });
         this.onPeerDown(event.peer);
         return this.ports.reconnect(event.peer, event.why);

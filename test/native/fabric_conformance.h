@@ -1,5 +1,6 @@
-// What every fabric must do, as one suite of cases over a bed: a few connected members of one fabric. A test
-// program for a fabric makes a FabricBed of it and calls AddConformanceCases<ItsBed>() before Main.
+// What every fabric must do, as one suite of cases over a bed: a few connected members of one
+// fabric. A test program for a fabric makes a FabricBed of it and calls
+// AddConformanceCases<ItsBed>() before Main.
 #pragma once
 
 #include <dirent.h>
@@ -33,8 +34,8 @@ class FabricBed {
   virtual ~FabricBed() = default;
   [[nodiscard]] virtual const char* name() const = 0;
 
-  // A new incarnation of `member` with its regions, not connected to anybody. The one before (if any) was
-  // closed with Close or Kill.
+  // A new incarnation of `member` with its regions, not connected to anybody. The one before (if
+  // any) was closed with Close or Kill.
   virtual void Start(PeerId member) = 0;
   [[nodiscard]] virtual Fabric& at(PeerId member) = 0;
   virtual void Close(PeerId member) = 0;  // in order, as a daemon stops
@@ -43,14 +44,15 @@ class FabricBed {
   virtual void Drive() = 0;  // until everything that was posted has arrived
   virtual bool Step() = 0;   // a small piece of the same; false: nothing was left
 
-  // Makes what is on its way from one member to another arrive late: at the next call of DeliverLate, which
-  // comes after the connection was replaced.
+  // Makes what is on its way from one member to another arrive late: at the next call of
+  // DeliverLate, which comes after the connection was replaced.
   virtual void KeepLate(PeerId from, PeerId to) = 0;
   virtual void DeliverLate(PeerId from, PeerId to) = 0;
 
-  [[nodiscard]] virtual bool concurrent() const = 0;      // members may live on threads of their own
-  [[nodiscard]] virtual size_t queue_bound() const = 0;   // of the send queue; 0: never full
-  [[nodiscard]] virtual size_t Leftovers() const = 0;     // files and the like that exist for the members
+  [[nodiscard]] virtual bool concurrent() const = 0;     // members may live on threads of their own
+  [[nodiscard]] virtual size_t queue_bound() const = 0;  // of the send queue; 0: never full
+  [[nodiscard]] virtual size_t Leftovers()
+      const = 0;  // files and the like that exist for the members
 
   void StartAll(size_t members) {
     for (PeerId member = 0; member < members; ++member) Start(member);
@@ -85,7 +87,9 @@ inline Bytes Pattern(uint64_t seed, size_t length) {
   return bytes;
 }
 
-inline bool Is(const Status& status, const char* code) { return std::string(status.code()) == code; }
+inline bool Is(const Status& status, const char* code) {
+  return std::string(status.code()) == code;
+}
 
 inline Status WriteOne(Fabric& fabric, PeerId peer, RemoteAddress to, Span bytes) {
   const Span pieces[] = {bytes};
@@ -133,7 +137,7 @@ inline void WritesAndReadsReachTheRightRegion(FabricBed& bed) {
 inline void PiecesAreJoined(FabricBed& bed) {
   bed.StartAll(2);
   const Bytes data = Pattern(3, 96);
-  const size_t cuts[][3] = {{0, 0, 0},  {1, 2, 3},    {8, 16, 24}, {3, 11, 13}, {7, 7, 9},
+  const size_t cuts[][3] = {{0, 0, 0},   {1, 2, 3},    {8, 16, 24},  {3, 11, 13}, {7, 7, 9},
                             {5, 70, 96}, {96, 96, 96}, {40, 48, 49}, {2, 4, 90}};
   for (const auto& cut : cuts) {
     for (size_t offset = 64; offset < 74; ++offset) {
@@ -193,8 +197,9 @@ inline void NothingIsWrittenBeyondARegion(FabricBed& bed) {
   CHECK(fabric.State(1) == PeerState::kUp);
 }
 
-// Keeps the calling thread on one of the processors it may use, the first or the second, for as long as
-// this lives: two threads that share a processor never race. Does nothing where there is only one.
+// Keeps the calling thread on one of the processors it may use, the first or the second, for as
+// long as this lives: two threads that share a processor never race. Does nothing where there is
+// only one.
 class Pinned {
  public:
   explicit Pinned(int which) {
@@ -450,8 +455,8 @@ inline void LateWritesDoNotReachANewIncarnation(FabricBed& bed) {
   CHECK(IsZero(bed.at(1).region(0).subspan(512)));
 }
 
-// 100 000 races or as many as fit into a few seconds, for a machine that is busy with something else; or
-// exactly as many as FALCON_WAKE_RACES says.
+// 100 000 races or as many as fit into a few seconds, for a machine that is busy with something
+// else; or exactly as many as FALCON_WAKE_RACES says.
 struct WakeRaces {
   uint64_t count = 100000;
   Nanoseconds budget = 3 * kSecond;
@@ -463,8 +468,8 @@ struct WakeRaces {
   }
 };
 
-// Waits until the word at `offset` of our region is `value`: looks a few times, then sleeps by the book.
-// False: nobody woke us, although the word has changed or would have.
+// Waits until the word at `offset` of our region is `value`: looks a few times, then sleeps by the
+// book. False: nobody woke us, although the word has changed or would have.
 inline bool AwaitWord(Fabric& fabric, size_t offset, uint64_t value, uint64_t looks) {
   for (uint64_t i = 0; i < looks; ++i) {
     if (Word(fabric, 0, offset) == value) return true;
@@ -489,8 +494,8 @@ inline void Linger(uint64_t turns) {
   for (uint64_t i = 0; i < turns; ++i) static_cast<void>(anything.load(std::memory_order_relaxed));
 }
 
-// Sleeper and writer meet, awake, before each round; then one goes to sleep while the other writes and
-// rings, at moments that wander past each other.
+// Sleeper and writer meet, awake, before each round; then one goes to sleep while the other writes
+// and rings, at moments that wander past each other.
 inline void NoWakeIsLost(FabricBed& bed) {
   bed.StartAll(2);
   if (bed.at(0).wake_fd() < 0 || !bed.concurrent()) {
@@ -513,7 +518,8 @@ inline void NoWakeIsLost(FabricBed& bed) {
   const Pinned pinned(0);
   uint64_t word = 0;
   for (uint64_t i = 1; i <= last && !failed; ++i) {
-    if (i % 256 == 0 && MonotonicNow() > until) last = i;  // said before the write that ends round i
+    if (i % 256 == 0 && MonotonicNow() > until)
+      last = i;  // said before the write that ends round i
     for (uint64_t looks = 1; ready.load(std::memory_order_acquire) < i && !failed; ++looks) {
       if (looks % 4096 == 0) std::this_thread::yield();
     }
@@ -585,7 +591,8 @@ inline void MembersCloseInEveryState(FabricBed& bed) {
   bed.StartAll(2);
   bed.Kill(1);
   bed.Close(0);
-  CHECK(bed.Leftovers() <= 1);  // a process that was killed could not clean up; its member's next start does
+  CHECK(bed.Leftovers() <=
+        1);  // a process that was killed could not clean up; its member's next start does
   bed.Start(1);
   bed.Close(1);
   CHECK(bed.Leftovers() == 0);
@@ -708,21 +715,25 @@ void AddConformanceCase(const char* name) {
 template <typename Bed>
 void AddConformanceCases() {
   namespace c = conformance;
-  AddConformanceCase<Bed, c::WritesAndReadsReachTheRightRegion>("writes_and_reads_reach_the_right_region");
+  AddConformanceCase<Bed, c::WritesAndReadsReachTheRightRegion>(
+      "writes_and_reads_reach_the_right_region");
   AddConformanceCase<Bed, c::PiecesAreJoined>("pieces_are_joined");
   AddConformanceCase<Bed, c::BigWritesArriveWhole>("big_writes_arrive_whole");
   AddConformanceCase<Bed, c::NothingIsWrittenBeyondARegion>("nothing_is_written_beyond_a_region");
-  AddConformanceCase<Bed, c::WritesOfOneConnectionKeepTheirOrder>("writes_of_one_connection_keep_their_order");
+  AddConformanceCase<Bed, c::WritesOfOneConnectionKeepTheirOrder>(
+      "writes_of_one_connection_keep_their_order");
   AddConformanceCase<Bed, c::AlignedWordsNeverTear>("aligned_words_never_tear");
   AddConformanceCase<Bed, c::PeersDoNotDisturbEachOther>("peers_do_not_disturb_each_other");
   AddConformanceCase<Bed, c::OperationsAreCounted>("operations_are_counted");
   AddConformanceCase<Bed, c::AFullQueueSaysSo>("a_full_queue_says_so");
   AddConformanceCase<Bed, c::AWriterMayDieInTheMiddle>("a_writer_may_die_in_the_middle");
-  AddConformanceCase<Bed, c::LateWritesDoNotReachANewIncarnation>("late_writes_do_not_reach_a_new_incarnation");
+  AddConformanceCase<Bed, c::LateWritesDoNotReachANewIncarnation>(
+      "late_writes_do_not_reach_a_new_incarnation");
   AddConformanceCase<Bed, c::NoWakeIsLost>("no_wake_is_lost");
   AddConformanceCase<Bed, c::NobodyIsRungWhoDoesNotSleep>("nobody_is_rung_who_does_not_sleep");
   AddConformanceCase<Bed, c::MembersCloseInEveryState>("members_close_in_every_state");
-  AddConformanceCase<Bed, c::NothingLeaksOverManyConnections>("nothing_leaks_over_many_connections");
+  AddConformanceCase<Bed, c::NothingLeaksOverManyConnections>(
+      "nothing_leaks_over_many_connections");
   AddConformanceCase<Bed, c::BadDescriptorsAreRefused>("bad_descriptors_are_refused");
   AddConformanceCase<Bed, c::RegionsAreMadeOnceAndEarly>("regions_are_made_once_and_early");
 }

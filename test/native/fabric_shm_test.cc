@@ -1,7 +1,5 @@
-// The shm fabric: the conformance suite with all members in this process, then what only several processes
-// can show: a writer killed in the middle, files left behind, one owner per member.
-#include "fabric/shm.h"
-
+// The shm fabric: the conformance suite with all members in this process, then what only several
+// processes can show: a writer killed in the middle, files left behind, one owner per member.
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/stat.h>
@@ -15,6 +13,7 @@
 #include <vector>
 
 #include "check.h"
+#include "fabric/shm.h"
 #include "fabric_conformance.h"
 #include "os/clock.h"
 
@@ -74,7 +73,8 @@ class ShmBed final : public falcon::test::FabricBed {
   [[nodiscard]] const char* name() const override { return "shm"; }
   void Start(PeerId member) override {
     fabrics_[member].reset();
-    const falcon::ShmOptions options = {directory_.path(), "member" + std::to_string(member), member};
+    const falcon::ShmOptions options = {directory_.path(), "member" + std::to_string(member),
+                                        member};
     CHECK(MakeShmFabric(options, &fabrics_[member]).ok());
     CHECK(fabrics_[member]->AddRegion(0, falcon::test::kRegion0Bytes).ok());
     CHECK(fabrics_[member]->AddRegion(1, falcon::test::kRegion1Bytes).ok());
@@ -96,7 +96,8 @@ class ShmBed final : public falcon::test::FabricBed {
   std::array<std::unique_ptr<Fabric>, falcon::kMaxMembers> fabrics_;
 };
 
-// A child process that runs `body` and exits with its result. The parent talks to it through two pipes.
+// A child process that runs `body` and exits with its result. The parent talks to it through two
+// pipes.
 class Child {
  public:
   explicit Child(const std::function<int(int from_parent, int to_parent)>& body) {
@@ -209,16 +210,16 @@ TEST(writers_in_other_processes_are_killed_in_the_middle) {
     for (const int self : {1, 2}) {
       const auto id = static_cast<PeerId>(self);
       std::fill_n(fabric->region(0).begin() + id * 16384, 16384, std::byte{0});
-      children.push_back(std::make_unique<Child>([&](int from, int to) {
-        return WriteBlocksForEver(directory.path(), id, from, to);
-      }));
+      children.push_back(std::make_unique<Child>(
+          [&](int from, int to) { return WriteBlocksForEver(directory.path(), id, from, to); }));
       const std::string descriptor = Hear(children.back()->from());
       REQUIRE(fabric->Connect(id, static_cast<uint64_t>(round), descriptor).ok());
       REQUIRE(Tell(children.back()->to(), fabric->Descriptor()));
     }
     const falcon::Nanoseconds give_up = falcon::MonotonicNow() + kPatience;
     const uint64_t enough = 1000 + 37 * static_cast<uint64_t>(round);
-    while (Word(*fabric, 0, 16384 + kAfterAt) < enough || Word(*fabric, 0, 32768 + kAfterAt) < enough) {
+    while (Word(*fabric, 0, 16384 + kAfterAt) < enough ||
+           Word(*fabric, 0, 32768 + kAfterAt) < enough) {
       CHECK(BlockIsInOrder(*fabric, 1) && BlockIsInOrder(*fabric, 2));
       REQUIRE(falcon::MonotonicNow() < give_up);
     }
@@ -291,7 +292,8 @@ TEST(a_member_has_one_owner) {
   child.Kill();
   CHECK(MakeShmFabric({directory.path(), "member3", 3}, &fabric).ok());
   CHECK(directory.Files().size() == 4 + 3);
-  CHECK(Is(MakeShmFabric({directory.path(), "member3", 3}, &fabric), "SHM_BUSY"));  // in one process, too
+  CHECK(Is(MakeShmFabric({directory.path(), "member3", 3}, &fabric),
+           "SHM_BUSY"));  // in one process, too
   CHECK(Is(reader->Connect(3, 2, descriptor), "FABRIC_CONNECT"));
   fabric.reset();
   CHECK(directory.Files().size() == 4);
@@ -299,8 +301,12 @@ TEST(a_member_has_one_owner) {
 
 TEST(only_files_of_the_same_member_are_removed) {
   const TestDirectory directory;
-  const std::vector<std::string> keep = {"a.page",           "a.0123456789abcdef",      "ab.0123456789abcdef.page",
-                                         "a.0123456789abcde.page", "a.0123456789abcdeg.page", "b.lock"};
+  const std::vector<std::string> keep = {"a.page",
+                                         "a.0123456789abcdef",
+                                         "ab.0123456789abcdef.page",
+                                         "a.0123456789abcde.page",
+                                         "a.0123456789abcdeg.page",
+                                         "b.lock"};
   const std::vector<std::string> gone = {"a.0123456789abcdef.page", "a.0123456789abcdef.region0",
                                          "a.ffffffffffffffff.bell"};
   for (const auto* names : {&keep, &gone}) {
@@ -347,7 +353,8 @@ TEST(descriptors_lead_nowhere_else) {
   REQUIRE(fabric != nullptr && peer != nullptr && stranger != nullptr);
   const std::string good = peer->Descriptor();
   const auto refused = [&](const std::string& text) {
-    return Is(fabric->Connect(1, 1, text), "FABRIC_CONNECT") && fabric->State(1) == PeerState::kDown;
+    return Is(fabric->Connect(1, 1, text), "FABRIC_CONNECT") &&
+           fabric->State(1) == PeerState::kDown;
   };
   CHECK(refused(stranger->Descriptor()));
   CHECK(refused(Replaced(stranger->Descriptor(), outside.path(), directory.path())));
@@ -377,7 +384,8 @@ TEST(files_are_checked_before_they_are_used) {
       REQUIRE(peer != nullptr);
       std::string path;
       for (const std::string& file : directory.Files()) {
-        if (file.starts_with("member1.") && file.ends_with(ending)) path = directory.path() + "/" + file;
+        if (file.starts_with("member1.") && file.ends_with(ending))
+          path = directory.path() + "/" + file;
       }
       REQUIRE(!path.empty());
       if (trick == 0) CHECK(unlink(path.c_str()) == 0);

@@ -1,11 +1,10 @@
 // The sim fabric: the conformance suite, and each of the test's powers over the network.
-#include "fabric/sim.h"
-
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "check.h"
+#include "fabric/sim.h"
 #include "fabric_conformance.h"
 
 namespace {

@@ -40,7 +40,7 @@ class Model {
       replica.model = this;
       replica.number = r;
       replica.lag = r == 0 ? 1 : 1 + Below(30);
-      replica.appetite = 1 + Below(3000);
+      replica.appetite = 100 + Below(3000);
       replica.guest = std::make_unique<SimTcp>(true, RandomIss(), window, 1460, guest_scale);
       replica.guest->send = [this, &replica](const Bytes& frame) { replica.egress.push_back(frame); };
       FlowOptions options;

@@ -1,4 +1,5 @@
-// The record ring: a writer and a reader over the sim fabric, where every write can be torn, and over shm.
+// The record ring: a writer and a reader over the sim fabric, where every write can be torn, and
+// over shm.
 #include "log/record_ring.h"
 
 #include <unistd.h>
@@ -112,9 +113,9 @@ struct SimBed {
 TEST(record_sizes_and_starts) {
   CHECK(RecordBytes(1) == 48 && RecordBytes(8) == 48 && RecordBytes(9) == 56);
   CHECK(RecordStart(0, 128) == 0);
-  CHECK(RecordStart(128, 128) == 128);      // nothing left is the same as all left
-  CHECK(RecordStart(88, 128) == 88);        // exactly one header left
-  CHECK(RecordStart(96, 128) == 128);       // one word less: skipped
+  CHECK(RecordStart(128, 128) == 128);  // nothing left is the same as all left
+  CHECK(RecordStart(88, 128) == 88);    // exactly one header left
+  CHECK(RecordStart(96, 128) == 128);   // one word less: skipped
   CHECK(RecordStart(128 + 120, 128) == 256);
 }
 
@@ -139,7 +140,8 @@ TEST(one_record_from_two_places) {
   for (size_t cut = 0; cut <= payload.size(); ++cut) {
     SimBed bed(kRing);
     REQUIRE(bed.MoveTo(80));  // wraps after 40 bytes of payload
-    REQUIRE(bed.writer.PostMany(*bed.a, 1, Span(payload).first(cut), Span(payload).subspan(cut)).ok());
+    REQUIRE(
+        bed.writer.PostMany(*bed.a, 1, Span(payload).first(cut), Span(payload).subspan(cut)).ok());
     bed.network.DeliverAll(0, 1);
     CHECK(bed.Take() == payload);
   }
@@ -276,7 +278,8 @@ TEST(records_of_other_connections_streams_and_positions_are_not_there) {
 TEST(lengths_that_cannot_be_are_refused) {
   SimBed bed(256);
   Span first, second;
-  // 216 is the largest that fits: it shows that the checksum made here is the one that a reader wants.
+  // 216 is the largest that fits: it shows that the checksum made here is the one that a reader
+  // wants.
   for (const uint32_t length : {0u, 216u, 217u, 256u, 0x7FFFFFFFu, 0xFFFFFFFFu}) {
     RecordHeader header{kConnection, kStream, 0, length, 0, 0, 0};
     const Span raw = std::as_bytes(std::span(&header, 1));
@@ -356,7 +359,8 @@ TEST(late_writes_of_an_old_connection_never_make_a_record) {
   }
 }
 
-// Posts, deliveries in pieces, reads and credits in random order against a queue of what was posted.
+// Posts, deliveries in pieces, reads and credits in random order against a queue of what was
+// posted.
 void CheckAgainstModel(uint64_t seed, size_t ring_bytes, int steps) {
   Random random{seed};
   SimBed bed(ring_bytes, {.queue_bound = 1 + random.Below(8), .capture_at_post = false});
