@@ -104,7 +104,8 @@ function startMember(index: number, directory: string, shm: string, c: Case): Me
       reconnect: (_peer, why) => broken(`a connection broke: ${why}`),
       fail: broken,
       log: (level, text, fields) => {
-        if (level === 'warn' || level === 'error') process.stderr.write(`member ${index}: ${text} ${JSON.stringify(fields ?? {})}\n`);
+        if (level === 'warn' || level === 'error')
+          process.stderr.write(`member ${index}: ${text} ${JSON.stringify(fields ?? {})}\n`);
       },
     },
   );
@@ -126,7 +127,12 @@ async function measure(c: Case, directory: string, shm: string): Promise<NativeL
     };
     for (let i = 0; i < 2000 && !commits(); i++) await sleep(5);
     if (!commits()) throw new Error('no primary');
-    a.native.startLoad({ entryBytes: c.entryBytes, depth: c.depth, entries: c.entries, warmUp: Math.ceil(c.entries / 10) });
+    a.native.startLoad({
+      entryBytes: c.entryBytes,
+      depth: c.depth,
+      entries: c.entries,
+      warmUp: Math.ceil(c.entries / 10),
+    });
     await sleep(20);
     for (let i = 0; i < 6000 && !a.native.snapshot().load.done; i++) await sleep(10);
     const { load } = a.native.snapshot();
@@ -151,16 +157,27 @@ async function main(): Promise<void> {
   const results: (Case & NativeLoad & { perSecond: number })[] = [];
   try {
     process.stderr.write('floors...\n');
-    const program = join(process.env['FALCON_NATIVE'] ?? join(repositoryRoot, 'build/native'), 'floors_bench');
+    const program = join(
+      process.env['FALCON_NATIVE'] ?? join(repositoryRoot, 'build/native'),
+      'floors_bench',
+    );
     const floors = JSON.parse(execFileSync(program, [directory], { encoding: 'utf8' })) as Record<
       'spin' | 'wake' | 'force',
       { p50Ns: number; p99Ns: number }
     >;
     console.log('floors, there and back (µs)      p50      p99');
-    console.log(`  spinning, two processes   ${us(floors.spin.p50Ns).padStart(8)} ${us(floors.spin.p99Ns).padStart(8)}`);
-    console.log(`  wake-up, two processes    ${us(floors.wake.p50Ns).padStart(8)} ${us(floors.wake.p99Ns).padStart(8)}`);
-    console.log(`  lone 512 B fdatasync      ${us(floors.force.p50Ns).padStart(8)} ${us(floors.force.p99Ns).padStart(8)}`);
-    console.log('\nappend to commit, 3 members, 1 down         depth      p50      p99 (µs)  entries/s  p50/floor');
+    console.log(
+      `  spinning, two processes   ${us(floors.spin.p50Ns).padStart(8)} ${us(floors.spin.p99Ns).padStart(8)}`,
+    );
+    console.log(
+      `  wake-up, two processes    ${us(floors.wake.p50Ns).padStart(8)} ${us(floors.wake.p99Ns).padStart(8)}`,
+    );
+    console.log(
+      `  lone 512 B fdatasync      ${us(floors.force.p50Ns).padStart(8)} ${us(floors.force.p99Ns).padStart(8)}`,
+    );
+    console.log(
+      '\nappend to commit, 3 members, 1 down         depth      p50      p99 (µs)  entries/s  p50/floor',
+    );
     for (const durability of ['memory', 'disk'] as const) {
       for (const busy of [true, false]) {
         for (const entryBytes of [64, 1024]) {
@@ -171,7 +188,8 @@ async function main(): Promise<void> {
             const load = await measure(c, directory, shm);
             const perSecond = Math.round((load.entries / load.elapsedNs) * 1e9);
             results.push({ ...c, ...load, perSecond });
-            const floor = durability === 'disk' ? floors.force.p50Ns : busy ? floors.spin.p50Ns : floors.wake.p50Ns;
+            const floor =
+              durability === 'disk' ? floors.force.p50Ns : busy ? floors.spin.p50Ns : floors.wake.p50Ns;
             const name = `${durability.padEnd(6)} ${busy ? 'busy    ' : 'adaptive'} ${String(entryBytes).padStart(4)} B`;
             console.log(
               `  ${name.padEnd(40)} ${String(depth).padStart(6)} ${us(load.p50Ns).padStart(8)} ${us(load.p99Ns).padStart(8)}    ` +

@@ -1,5 +1,5 @@
-// The data plane's commands as methods, the same for a real replica and for one in the simulator: Target says
-// how a command reaches the plane.
+// The data plane's commands as methods, the same for a real replica and for one in the simulator:
+// Target says how a command reaches the plane.
 #pragma once
 
 #include <napi.h>
@@ -13,7 +13,8 @@ namespace falcon::addon {
 
 // `args` are those behind the command's name. Calls run(plane) through `deliver`.
 template <typename Deliver>
-bool DispatchCommand(const std::string& name, const std::vector<Napi::Value>& args, Deliver deliver) {
+bool DispatchCommand(const std::string& name, const std::vector<Napi::Value>& args,
+                     Deliver deliver) {
   const auto number = [&args](size_t i) {
     return i < args.size() ? static_cast<uint64_t>(args[i].ToNumber().DoubleValue()) : 0;
   };
@@ -37,7 +38,8 @@ bool DispatchCommand(const std::string& name, const std::vector<Napi::Value>& ar
   if (name == "reclaim") return deliver([a](DataPlane& p) { p.Reclaim(a); }), true;
   if (name == "openGate") return deliver([a](DataPlane& p) { p.OpenGate(a); }), true;
   if (name == "admitInput") return deliver([a](DataPlane& p) { p.AdmitInput(a != 0); }), true;
-  if (name == "setGuest") return deliver([a](DataPlane& p) { p.SetGuest(static_cast<GuestMode>(a)); }), true;
+  if (name == "setGuest")
+    return deliver([a](DataPlane& p) { p.SetGuest(static_cast<GuestMode>(a)); }), true;
   if (name == "disconnect") return deliver([peer_a](DataPlane& p) { p.Disconnect(peer_a); }), true;
   if (name == "sendMail") {
     return deliver([peer_a, data = bytes(1)](DataPlane& p) { p.SendMail(peer_a, data); }), true;

@@ -7,7 +7,8 @@ namespace falcon::addon {
 namespace {
 
 Napi::Value Bytes(Napi::Env env, const std::vector<std::byte>& bytes) {
-  return Napi::Buffer<uint8_t>::Copy(env, reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size());
+  return Napi::Buffer<uint8_t>::Copy(env, reinterpret_cast<const uint8_t*>(bytes.data()),
+                                     bytes.size());
 }
 
 Napi::Array TableArray(Napi::Env env, const std::vector<ViewTableRow>& table) {
@@ -21,9 +22,9 @@ Napi::Array TableArray(Napi::Env env, const std::vector<ViewTableRow>& table) {
   return rows;
 }
 
-constexpr const char* kEventNames[] = {"promised",   "following",   "leading",     "mail",
-                                       "control",    "caught-up",   "gate-opened", "input-held",
-                                       "surrendered", "stream-broken", "feed-lost", "failed"};
+constexpr const char* kEventNames[] = {"promised",    "following",     "leading",     "mail",
+                                       "control",     "caught-up",     "gate-opened", "input-held",
+                                       "surrendered", "stream-broken", "feed-lost",   "failed"};
 constexpr const char* kRoleNames[] = {"idle", "leading", "following"};
 constexpr const char* kGuestNames[] = {"none", "booting", "running"};
 
@@ -63,7 +64,9 @@ Napi::Object FlowObject(Napi::Env env, const FlowCounters& f) {
 
 }  // namespace
 
-double Number(const Napi::Object& from, const char* key) { return from.Get(key).ToNumber().DoubleValue(); }
+double Number(const Napi::Object& from, const char* key) {
+  return from.Get(key).ToNumber().DoubleValue();
+}
 bool Flag(const Napi::Object& from, const char* key) { return from.Get(key).ToBoolean().Value(); }
 
 std::string Text(const Napi::Object& from, const char* key) {
@@ -96,7 +99,8 @@ PlaneOptions ReadPlaneOptions(const Napi::Object& from) {
   const auto mac = BytesOf(from.Get("vmMac"));
   if (mac.size() == sizeof o.flows.vm_mac) std::memcpy(o.flows.vm_mac, mac.data(), mac.size());
   const auto address = BytesOf(from.Get("vmAddress"));
-  if (address.size() == sizeof o.vm_address) std::memcpy(&o.vm_address, address.data(), address.size());
+  if (address.size() == sizeof o.vm_address)
+    std::memcpy(&o.vm_address, address.data(), address.size());
   return o;
 }
 
@@ -145,7 +149,8 @@ Napi::Object SnapshotObject(Napi::Env env, const PlaneSnapshot& s, size_t member
   Put(o, "deliveredOp", s.delivered_op);
   Napi::Array acked = Napi::Array::New(env, members);
   for (uint32_t i = 0; i < members; ++i) {
-    acked.Set(i, s.acks[i] ? Napi::Value(Napi::Number::New(env, static_cast<double>(s.acked[i]))) : env.Null());
+    acked.Set(i, s.acks[i] ? Napi::Value(Napi::Number::New(env, static_cast<double>(s.acked[i])))
+                           : env.Null());
   }
   o.Set("acked", acked);
   Put(o, "leaseEndNs", s.lease_end);

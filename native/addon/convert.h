@@ -1,5 +1,6 @@
-// Between JavaScript values and the data plane's types. Views and ops are JavaScript numbers (integers below
-// 2^53, checked in TypeScript before they come here); times are nanoseconds, also as numbers.
+// Between JavaScript values and the data plane's types. Views and ops are JavaScript numbers
+// (integers below 2^53, checked in TypeScript before they come here); times are nanoseconds, also
+// as numbers.
 #pragma once
 
 #include <napi.h>
@@ -20,7 +21,8 @@ bool Throw(Napi::Env env, const Status& status);
 
 [[nodiscard]] PlaneOptions ReadPlaneOptions(const Napi::Object& from);
 [[nodiscard]] Napi::Object EventObject(Napi::Env env, const PlaneEvent& event);
-[[nodiscard]] Napi::Object SnapshotObject(Napi::Env env, const PlaneSnapshot& snapshot, size_t members);
+[[nodiscard]] Napi::Object SnapshotObject(Napi::Env env, const PlaneSnapshot& snapshot,
+                                          size_t members);
 [[nodiscard]] Napi::Object LoadObject(Napi::Env env, const LoadResult& load);
 [[nodiscard]] Napi::Object RecoveredObject(Napi::Env env, const RecoveredLog& recovered);
 [[nodiscard]] std::span<const std::byte> BytesOf(const Napi::Value& value);

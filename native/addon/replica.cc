@@ -31,14 +31,15 @@ ReactorOptions ReadOptions(const Napi::Object& from) {
 }  // namespace
 
 Napi::Function Replica::Define(Napi::Env env) {
-  return DefineClass(env, "Replica",
-                     {InstanceMethod("start", &Replica::Start), InstanceMethod("command", &Replica::Command),
-                      InstanceMethod("connect", &Replica::Connect), InstanceMethod("tick", &Replica::Tick),
-                      InstanceMethod("snapshot", &Replica::Snapshot),
-                      InstanceMethod("recovered", &Replica::Recovered),
-                      InstanceMethod("descriptor", &Replica::Descriptor),
-                      InstanceMethod("tapFd", &Replica::TapFd), InstanceMethod("expectVm", &Replica::ExpectVm),
-                      InstanceMethod("startLoad", &Replica::StartLoad), InstanceMethod("close", &Replica::Close)});
+  return DefineClass(
+      env, "Replica",
+      {InstanceMethod("start", &Replica::Start), InstanceMethod("command", &Replica::Command),
+       InstanceMethod("connect", &Replica::Connect), InstanceMethod("tick", &Replica::Tick),
+       InstanceMethod("snapshot", &Replica::Snapshot),
+       InstanceMethod("recovered", &Replica::Recovered),
+       InstanceMethod("descriptor", &Replica::Descriptor), InstanceMethod("tapFd", &Replica::TapFd),
+       InstanceMethod("expectVm", &Replica::ExpectVm),
+       InstanceMethod("startLoad", &Replica::StartLoad), InstanceMethod("close", &Replica::Close)});
 }
 
 Replica::Replica(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Replica>(info) {
@@ -61,11 +62,13 @@ void Replica::Stop() {
 Napi::Value Replica::Start(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   if (reactor_ == nullptr || started_) return env.Undefined();
-  to_javascript_ = Napi::ThreadSafeFunction::New(env, info[0].As<Napi::Function>(), "falcon events", 0, 1);
+  to_javascript_ =
+      Napi::ThreadSafeFunction::New(env, info[0].As<Napi::Function>(), "falcon events", 0, 1);
   started_ = true;
   const Status status = reactor_->Start([this] {
     if (calling_.exchange(true, std::memory_order_acq_rel)) return;
-    to_javascript_.NonBlockingCall([this](Napi::Env e, Napi::Function callback) { Deliver(e, callback); });
+    to_javascript_.NonBlockingCall(
+        [this](Napi::Env e, Napi::Function callback) { Deliver(e, callback); });
   });
   Throw(env, status);
   return env.Undefined();

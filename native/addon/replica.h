@@ -1,4 +1,5 @@
-// The bridge to a real replica's data plane. It decides nothing: options in, commands in, events out.
+// The bridge to a real replica's data plane. It decides nothing: options in, commands in, events
+// out.
 #pragma once
 
 #include <napi.h>
@@ -32,7 +33,8 @@ class Replica : public Napi::ObjectWrap<Replica> {
   void Stop();
 
   size_t members_ = 0;
-  // One call to JavaScript is under way for all that has happened: it takes everything when it runs.
+  // One call to JavaScript is under way for all that has happened: it takes everything when it
+  // runs.
   std::atomic<bool> calling_{false};
   Napi::ThreadSafeFunction to_javascript_;
   bool started_ = false;

@@ -18,19 +18,28 @@ PeerId Peer(const Napi::CallbackInfo& info, size_t argument) {
 }  // namespace
 
 Napi::Function Simulation::Define(Napi::Env env) {
-  return DefineClass(
-      env, "Simulation",
-      {InstanceMethod("start", &Simulation::Start), InstanceMethod("kill", &Simulation::Kill),
-       InstanceMethod("poll", &Simulation::Poll), InstanceMethod("stepWal", &Simulation::StepWal),
-       InstanceMethod("events", &Simulation::Events), InstanceMethod("command", &Simulation::Command),
-       InstanceMethod("connect", &Simulation::Connect), InstanceMethod("descriptor", &Simulation::Descriptor),
-       InstanceMethod("tick", &Simulation::Tick), InstanceMethod("snapshot", &Simulation::Snapshot),
-       InstanceMethod("mayRelease", &Simulation::MayRelease), InstanceMethod("expectVm", &Simulation::ExpectVm), InstanceMethod("inject", &Simulation::Inject),
-       InstanceMethod("outputs", &Simulation::Outputs), InstanceMethod("service", &Simulation::Service),
-       InstanceMethod("entries", &Simulation::Entries), InstanceMethod("pending", &Simulation::Pending),
-       InstanceMethod("deliver", &Simulation::Deliver),
-       InstanceMethod("deliverStale", &Simulation::DeliverStale), InstanceMethod("cut", &Simulation::Cut),
-       InstanceMethod("break", &Simulation::Break)});
+  return DefineClass(env, "Simulation",
+                     {InstanceMethod("start", &Simulation::Start),
+                      InstanceMethod("kill", &Simulation::Kill),
+                      InstanceMethod("poll", &Simulation::Poll),
+                      InstanceMethod("stepWal", &Simulation::StepWal),
+                      InstanceMethod("events", &Simulation::Events),
+                      InstanceMethod("command", &Simulation::Command),
+                      InstanceMethod("connect", &Simulation::Connect),
+                      InstanceMethod("descriptor", &Simulation::Descriptor),
+                      InstanceMethod("tick", &Simulation::Tick),
+                      InstanceMethod("snapshot", &Simulation::Snapshot),
+                      InstanceMethod("mayRelease", &Simulation::MayRelease),
+                      InstanceMethod("expectVm", &Simulation::ExpectVm),
+                      InstanceMethod("inject", &Simulation::Inject),
+                      InstanceMethod("outputs", &Simulation::Outputs),
+                      InstanceMethod("service", &Simulation::Service),
+                      InstanceMethod("entries", &Simulation::Entries),
+                      InstanceMethod("pending", &Simulation::Pending),
+                      InstanceMethod("deliver", &Simulation::Deliver),
+                      InstanceMethod("deliverStale", &Simulation::DeliverStale),
+                      InstanceMethod("cut", &Simulation::Cut),
+                      InstanceMethod("break", &Simulation::Break)});
 }
 
 Simulation::Simulation(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Simulation>(info) {
@@ -67,17 +76,19 @@ Napi::Value Simulation::Start(const Napi::CallbackInfo& info) {
   wal.cluster = "sim";
   wal.node = options.self;
   node.recovered = {};
-  if (Throw(info.Env(), OpenWal(*node.storage, wal, &node.recovered, &node.wal))) return info.Env().Null();
+  if (Throw(info.Env(), OpenWal(*node.storage, wal, &node.recovered, &node.wal)))
+    return info.Env().Null();
   node.fabric = network_.MakeFabric(options.self);
-  if (Throw(info.Env(), node.fabric->AddRegion(0, DataPlane::RegionBytes(options)))) return info.Env().Null();
+  if (Throw(info.Env(), node.fabric->AddRegion(0, DataPlane::RegionBytes(options))))
+    return info.Env().Null();
   if (Flag(from, "vm")) {
     node.rings = std::make_unique<VmRings>();
     if (Throw(info.Env(), node.rings->Make(kSimRingBytes))) return info.Env().Null();
     node.builtin.Attach(node.rings.get());
     node.tap.Attach(node.rings->shm(), FALCON_RING_INGRESS, node.rings->to_falcond_fd());
   }
-  node.plane = std::make_unique<DataPlane>(options, &node.clock, node.fabric.get(), node.wal.get(), node.recovered,
-                                           node.rings.get(), &node.wire);
+  node.plane = std::make_unique<DataPlane>(options, &node.clock, node.fabric.get(), node.wal.get(),
+                                           node.recovered, node.rings.get(), &node.wire);
   return RecoveredObject(info.Env(), node.recovered);
 }
 
@@ -117,7 +128,8 @@ Napi::Value Simulation::Events(const Napi::CallbackInfo& info) {
   Napi::Array list = Napi::Array::New(info.Env());
   if (node.plane == nullptr) return list;
   uint32_t count = 0;
-  for (const PlaneEvent& event : node.plane->events()) list.Set(count++, EventObject(info.Env(), event));
+  for (const PlaneEvent& event : node.plane->events())
+    list.Set(count++, EventObject(info.Env(), event));
   node.plane->events().clear();
   return list;
 }
@@ -126,9 +138,10 @@ Napi::Value Simulation::Command(const Napi::CallbackInfo& info) {
   Node& node = At(info);
   std::vector<Napi::Value> args;
   for (size_t i = 2; i < info.Length(); ++i) args.push_back(info[i]);
-  const bool known = DispatchCommand(info[1].As<Napi::String>().Utf8Value(), args, [&node](auto command) {
-    if (node.plane != nullptr) command(*node.plane);
-  });
+  const bool known =
+      DispatchCommand(info[1].As<Napi::String>().Utf8Value(), args, [&node](auto command) {
+        if (node.plane != nullptr) command(*node.plane);
+      });
   return Napi::Boolean::New(info.Env(), known);
 }
 
@@ -152,7 +165,8 @@ Napi::Value Simulation::Descriptor(const Napi::CallbackInfo& info) {
 
 Napi::Value Simulation::Tick(const Napi::CallbackInfo& info) {
   Node& node = At(info);
-  if (node.plane != nullptr) node.plane->Tick(static_cast<Nanoseconds>(info[1].ToNumber().DoubleValue()));
+  if (node.plane != nullptr)
+    node.plane->Tick(static_cast<Nanoseconds>(info[1].ToNumber().DoubleValue()));
   return info.Env().Undefined();
 }
 
@@ -183,7 +197,8 @@ Napi::Value Simulation::ExpectVm(const Napi::CallbackInfo& info) {
 
 Napi::Value Simulation::Inject(const Napi::CallbackInfo& info) {
   Node& node = At(info);
-  const bool taken = node.plane != nullptr && node.rings != nullptr && node.tap.Push(BytesOf(info[1]));
+  const bool taken =
+      node.plane != nullptr && node.rings != nullptr && node.tap.Push(BytesOf(info[1]));
   return Napi::Boolean::New(info.Env(), taken);
 }
 
@@ -194,8 +209,9 @@ Napi::Value Simulation::Outputs(const Napi::CallbackInfo& info) {
   for (const auto& output : node.wire.outputs) {
     Napi::Object object = Napi::Object::New(info.Env());
     object.Set("atNs", static_cast<double>(output.at));
-    object.Set("frame", Napi::Buffer<uint8_t>::Copy(info.Env(), reinterpret_cast<const uint8_t*>(output.frame.data()),
-                                                    output.frame.size()));
+    object.Set("frame", Napi::Buffer<uint8_t>::Copy(
+                            info.Env(), reinterpret_cast<const uint8_t*>(output.frame.data()),
+                            output.frame.size()));
     list.Set(count++, object);
   }
   node.wire.outputs.clear();
@@ -237,7 +253,8 @@ Napi::Value Simulation::Entries(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value Simulation::Pending(const Napi::CallbackInfo& info) {
-  return Napi::Number::New(info.Env(), static_cast<double>(network_.Pending(Peer(info, 0), Peer(info, 1))));
+  return Napi::Number::New(info.Env(),
+                           static_cast<double>(network_.Pending(Peer(info, 0), Peer(info, 1))));
 }
 
 Napi::Value Simulation::Deliver(const Napi::CallbackInfo& info) {

@@ -1,5 +1,5 @@
-// A whole cluster's data planes in one thread, on the simulated fabric and simulated disks: the real log, rings
-// and gates, driven by a test that owns time, the network and every fault.
+// A whole cluster's data planes in one thread, on the simulated fabric and simulated disks: the
+// real log, rings and gates, driven by a test that owns time, the network and every fault.
 #pragma once
 
 #include <napi.h>
@@ -53,28 +53,30 @@ class Simulation : public Napi::ObjectWrap<Simulation> {
   };
 
   // All take the node's index first.
-  Napi::Value Start(const Napi::CallbackInfo& info);      // (node, options, vm) -> recovered
-  Napi::Value Kill(const Napi::CallbackInfo& info);       // (node, losePower, keepWire)
-  Napi::Value Poll(const Napi::CallbackInfo& info);       // (node, nowNs) -> work done
-  Napi::Value StepWal(const Napi::CallbackInfo& info);    // (node) -> entries written
-  Napi::Value Events(const Napi::CallbackInfo& info);     // (node) -> events
-  Napi::Value Command(const Napi::CallbackInfo& info);    // (node, name, ...args)
-  Napi::Value Connect(const Napi::CallbackInfo& info);    // (node, peer, connection, descriptor)
+  Napi::Value Start(const Napi::CallbackInfo& info);    // (node, options, vm) -> recovered
+  Napi::Value Kill(const Napi::CallbackInfo& info);     // (node, losePower, keepWire)
+  Napi::Value Poll(const Napi::CallbackInfo& info);     // (node, nowNs) -> work done
+  Napi::Value StepWal(const Napi::CallbackInfo& info);  // (node) -> entries written
+  Napi::Value Events(const Napi::CallbackInfo& info);   // (node) -> events
+  Napi::Value Command(const Napi::CallbackInfo& info);  // (node, name, ...args)
+  Napi::Value Connect(const Napi::CallbackInfo& info);  // (node, peer, connection, descriptor)
   Napi::Value Descriptor(const Napi::CallbackInfo& info);
-  Napi::Value Tick(const Napi::CallbackInfo& info);       // (node, nowNs)
+  Napi::Value Tick(const Napi::CallbackInfo& info);  // (node, nowNs)
   Napi::Value Snapshot(const Napi::CallbackInfo& info);
   Napi::Value MayRelease(const Napi::CallbackInfo& info);  // (node, nowNs)
   Napi::Value ExpectVm(const Napi::CallbackInfo& info);
-  Napi::Value Inject(const Napi::CallbackInfo& info);     // (node, frame) -> taken by the tap
-  Napi::Value Outputs(const Napi::CallbackInfo& info);    // (node) -> [{atNs, frame}], and forgets them
-  Napi::Value Service(const Napi::CallbackInfo& info);    // (node) -> {frames, digest}
-  Napi::Value Entries(const Napi::CallbackInfo& info);    // (node, from, until) -> [{view, op, kind, checksum}] from its disk and memory
+  Napi::Value Inject(const Napi::CallbackInfo& info);  // (node, frame) -> taken by the tap
+  Napi::Value Outputs(
+      const Napi::CallbackInfo& info);  // (node) -> [{atNs, frame}], and forgets them
+  Napi::Value Service(const Napi::CallbackInfo& info);  // (node) -> {frames, digest}
+  Napi::Value Entries(const Napi::CallbackInfo& info);  // (node, from, until) -> [{view, op, kind,
+                                                        // checksum}] from its disk and memory
   // The network: (from, to, ...)
   Napi::Value Pending(const Napi::CallbackInfo& info);
-  Napi::Value Deliver(const Napi::CallbackInfo& info);      // (from, to, bytes; 0: whole) -> done
+  Napi::Value Deliver(const Napi::CallbackInfo& info);  // (from, to, bytes; 0: whole) -> done
   Napi::Value DeliverStale(const Napi::CallbackInfo& info);
   Napi::Value Cut(const Napi::CallbackInfo& info);
-  Napi::Value Break(const Napi::CallbackInfo& info);        // (from, to, known, keepStale)
+  Napi::Value Break(const Napi::CallbackInfo& info);  // (from, to, known, keepStale)
 
   Node& At(const Napi::CallbackInfo& info, size_t argument = 0);
 

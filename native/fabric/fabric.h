@@ -1,12 +1,13 @@
 // One-sided memory between replicas.
 //
-// A fabric lets a replica write into memory regions of its peers without their processors taking part. It
-// knows nothing of logs or views. Every implementation (shm, sim, later verbs and tcp) passes the same
-// conformance suite (test/native/fabric_conformance).
+// A fabric lets a replica write into memory regions of its peers without their processors taking
+// part. It knows nothing of logs or views. Every implementation (shm, sim, later verbs and tcp)
+// passes the same conformance suite (test/native/fabric_conformance).
 //
 // What a user may rely on, and nothing more:
 //  - writes of one connection to one region become visible in the order they were posted;
-//  - a write larger than 8 bytes may become visible piece by piece (torn), and a write may be lost together
+//  - a write larger than 8 bytes may become visible piece by piece (torn), and a write may be lost
+//  together
 //    with everything behind it when its connection breaks: readers validate what they find;
 //  - aligned 8-byte words never tear.
 //
@@ -42,9 +43,9 @@ struct FabricCounters {
   uint64_t writes = 0;
   uint64_t written_bytes = 0;
   uint64_t reads = 0;
-  uint64_t wakes_sent = 0;      // doorbells rung for sleeping peers
+  uint64_t wakes_sent = 0;  // doorbells rung for sleeping peers
   uint64_t wakes_received = 0;
-  uint64_t errors = 0;          // operations refused or failed
+  uint64_t errors = 0;  // operations refused or failed
 };
 
 class Fabric {
@@ -53,42 +54,46 @@ class Fabric {
 
   [[nodiscard]] virtual const char* name() const = 0;
 
-  // Makes a region that connected peers may write and read. Regions are made before the first Connect.
+  // Makes a region that connected peers may write and read. Regions are made before the first
+  // Connect.
   virtual Status AddRegion(RegionId region, size_t bytes) = 0;
   [[nodiscard]] virtual std::span<std::byte> region(RegionId region) = 0;
 
-  // What a peer needs to reach this replica's regions; opaque, at most 4 KiB, carried by the bootstrap.
+  // What a peer needs to reach this replica's regions; opaque, at most 4 KiB, carried by the
+  // bootstrap.
   [[nodiscard]] virtual std::string Descriptor() const = 0;
 
-  // Connects to a peer. `connection` identifies this incarnation on both sides. An earlier connection to
-  // the same peer is dropped first. Errors: FABRIC_CONNECT.
+  // Connects to a peer. `connection` identifies this incarnation on both sides. An earlier
+  // connection to the same peer is dropped first. Errors: FABRIC_CONNECT.
   virtual Status Connect(PeerId peer, uint64_t connection, std::string_view descriptor) = 0;
   virtual void Disconnect(PeerId peer) = 0;  // idempotent
   // kBroken stays until Disconnect or Connect.
   [[nodiscard]] virtual PeerState State(PeerId peer) const = 0;
 
-  // Posts one write of the concatenation of `pieces` (at most kMaxPieces). The pieces must stay unchanged
-  // until Completed(peer) >= the value of Posted(peer) after this call. FABRIC_BUSY: the queue is full,
-  // nothing was posted, try again after Poll. FABRIC_DOWN: not connected or broken.
-  virtual Status Write(PeerId peer, RemoteAddress to, std::span<const std::span<const std::byte>> pieces) = 0;
+  // Posts one write of the concatenation of `pieces` (at most kMaxPieces). The pieces must stay
+  // unchanged until Completed(peer) >= the value of Posted(peer) after this call. FABRIC_BUSY: the
+  // queue is full, nothing was posted, try again after Poll. FABRIC_DOWN: not connected or broken.
+  virtual Status Write(PeerId peer, RemoteAddress to,
+                       std::span<const std::span<const std::byte>> pieces) = 0;
   static constexpr size_t kMaxPieces = 4;
 
-  // Posts a read of into.size() bytes; done when Completed(peer) reaches Posted(peer) after this call.
+  // Posts a read of into.size() bytes; done when Completed(peer) reaches Posted(peer) after this
+  // call.
   virtual Status Read(PeerId peer, RemoteAddress from, std::span<std::byte> into) = 0;
 
   // Operations posted and completed on the current connection; both start at 0 with it.
   [[nodiscard]] virtual uint64_t Posted(PeerId peer) const = 0;
   [[nodiscard]] virtual uint64_t Completed(PeerId peer) const = 0;
 
-  // Wakes the peer if it sleeps and this replica has written to it since the last call. Called once after a
-  // batch of writes.
+  // Wakes the peer if it sleeps and this replica has written to it since the last call. Called once
+  // after a batch of writes.
   virtual void Ring(PeerId peer) = 0;
 
   // Drives completions. Returns how many things happened (0: idle).
   virtual int Poll() = 0;
 
-  // Sleeping: ArmWake(), look at the memory once more, then wait for wake_fd() to become readable, then
-  // DisarmWake(). A write that lands after ArmWake makes wake_fd readable.
+  // Sleeping: ArmWake(), look at the memory once more, then wait for wake_fd() to become readable,
+  // then DisarmWake(). A write that lands after ArmWake makes wake_fd readable.
   [[nodiscard]] virtual int wake_fd() const = 0;  // -1: cannot sleep (sim)
   virtual void ArmWake() = 0;
   virtual void DisarmWake() = 0;  // also drains wake_fd

@@ -12,7 +12,8 @@ constexpr size_t kChecksummedFrom = offsetof(EntryHeader, previous);
 
 uint32_t EntryChecksum(std::span<const std::byte> entry, uint32_t payload_length) {
   FALCON_CHECK(entry.size() >= kEntryHeaderBytes + payload_length);
-  return Crc32c(entry.subspan(kChecksummedFrom, kEntryHeaderBytes - kChecksummedFrom + payload_length));
+  return Crc32c(
+      entry.subspan(kChecksummedFrom, kEntryHeaderBytes - kChecksummedFrom + payload_length));
 }
 
 EntryHeader ReadEntryHeader(std::span<const std::byte> bytes) {
@@ -27,7 +28,8 @@ bool EntryIsWhole(std::span<const std::byte> bytes) {
   const EntryHeader header = ReadEntryHeader(bytes);
   if (header.magic != kEntryMagic || header.payload_length > kMaxPayloadBytes) return false;
   const auto kind = static_cast<uint8_t>(header.kind);
-  if (kind < static_cast<uint8_t>(EntryKind::kFrame) || kind > static_cast<uint8_t>(EntryKind::kNoop)) {
+  if (kind < static_cast<uint8_t>(EntryKind::kFrame) ||
+      kind > static_cast<uint8_t>(EntryKind::kNoop)) {
     return false;
   }
   if (header.op == 0 || header.view == 0) return false;

@@ -1,8 +1,9 @@
 // The layout of a log entry: what one replica writes to another, and what goes to disk.
 //
-// An entry is a fixed little-endian header and a payload, padded with zeros to 8 bytes. `previous` is the
-// checksum of the entry with op - 1, so that the log is a chain: an entry that fits behind another one was
-// made to stand there. src/wire/entry.ts has TypeScript's view of this layout; a test compares the two.
+// An entry is a fixed little-endian header and a payload, padded with zeros to 8 bytes. `previous`
+// is the checksum of the entry with op - 1, so that the log is a chain: an entry that fits behind
+// another one was made to stand there. src/wire/entry.ts has TypeScript's view of this layout; a
+// test compares the two.
 #pragma once
 
 #include <cstddef>
@@ -58,8 +59,8 @@ static_assert(offsetof(EntryHeader, kind) == 40);
 
 [[nodiscard]] uint32_t EntryChecksum(std::span<const std::byte> entry, uint32_t payload_length);
 
-// True if `bytes` starts with a whole entry whose magic, length, kind and checksum are right. Looks at
-// nothing beyond `bytes`.
+// True if `bytes` starts with a whole entry whose magic, length, kind and checksum are right. Looks
+// at nothing beyond `bytes`.
 [[nodiscard]] bool EntryIsWhole(std::span<const std::byte> bytes);
 
 // The header at the start of `bytes`, which must hold one.

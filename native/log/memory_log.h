@@ -1,8 +1,9 @@
 // The newest part of the log in memory: where entries are made, sent from and delivered from.
 //
-// One circular buffer of bytes in which every entry is contiguous, an index from op to place, and the log's
-// view table. Old entries are evicted only up to a floor that the owner sets (durable, delivered and sent);
-// when an entry does not fit above the floor, the answer is "no space", which is back-pressure.
+// One circular buffer of bytes in which every entry is contiguous, an index from op to place, and
+// the log's view table. Old entries are evicted only up to a floor that the owner sets (durable,
+// delivered and sent); when an entry does not fit above the floor, the answer is "no space", which
+// is back-pressure.
 #pragma once
 
 #include <cstddef>
@@ -24,20 +25,23 @@ class MemoryLog {
   // Starts behind what is on disk: nothing in memory, the next op is last_op + 1.
   void Restore(const RecoveredLog& recovered);
 
-  // Room for the next entry, contiguous; empty if there is none above the floor. What is not followed by
-  // Commit is given up by the next Reserve.
+  // Room for the next entry, contiguous; empty if there is none above the floor. What is not
+  // followed by Commit is given up by the next Reserve.
   [[nodiscard]] std::span<std::byte> Reserve(size_t bytes);
-  // Takes the whole, checked entry at the start of the room that Reserve gave; it must be the next of the chain.
+  // Takes the whole, checked entry at the start of the room that Reserve gave; it must be the next
+  // of the chain.
   void Commit(const EntryHeader& header);
 
-  [[nodiscard]] Op first_op() const { return first_op_; }  // oldest in memory; last_op() + 1 if none
+  [[nodiscard]] Op first_op() const {
+    return first_op_;
+  }  // oldest in memory; last_op() + 1 if none
   [[nodiscard]] Op last_op() const { return last_op_; }
   [[nodiscard]] View last_view() const { return table_.empty() ? 0 : table_.back().view; }
   [[nodiscard]] uint32_t last_checksum() const { return last_checksum_; }
   [[nodiscard]] bool Holds(Op op) const { return op >= first_op_ && op <= last_op_; }
   [[nodiscard]] std::span<const std::byte> Entry(Op op) const;
-  // Entries from `op` on that stand contiguous in memory, at most `max_bytes` (one at least) and not beyond
-  // last_op(); *count says how many.
+  // Entries from `op` on that stand contiguous in memory, at most `max_bytes` (one at least) and
+  // not beyond last_op(); *count says how many.
   [[nodiscard]] std::span<const std::byte> Run(Op op, size_t max_bytes, size_t* count) const;
 
   // Entries up to `op` may be evicted.

@@ -14,8 +14,8 @@ namespace falcon {
 
 }  // namespace falcon
 
-#define FALCON_CHECK(expression)                                      \
-  do {                                                                \
-    if (!(expression)) [[unlikely]]                                   \
-      ::falcon::CheckFailed(__FILE__, __LINE__, #expression);         \
+#define FALCON_CHECK(expression)                              \
+  do {                                                        \
+    if (!(expression)) [[unlikely]]                           \
+      ::falcon::CheckFailed(__FILE__, __LINE__, #expression); \
   } while (0)

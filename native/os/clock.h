@@ -1,5 +1,5 @@
-// Time. Every duration in the data plane is measured on CLOCK_MONOTONIC, in nanoseconds; wall clocks
-// decide nothing.
+// Time. Every duration in the data plane is measured on CLOCK_MONOTONIC, in nanoseconds; wall
+// clocks decide nothing.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// CRC32C (Castagnoli), as iSCSI defines it (RFC 3720, appendix B.4): the checksum of log entries, ring
-// records and shared words. Uses the SSE4.2 instruction where the processor has it.
+// CRC32C (Castagnoli), as iSCSI defines it (RFC 3720, appendix B.4): the checksum of log entries,
+// ring records and shared words. Uses the SSE4.2 instruction where the processor has it.
 #pragma once
 
 #include <cstddef>

@@ -8,8 +8,8 @@
 
 namespace falcon {
 
-// Opens (and makes, if it is not there) the tap `name` of this network namespace: one queue, whole Ethernet
-// frames without headers of the kernel's own, not blocking. Errors: TAP_OPEN.
+// Opens (and makes, if it is not there) the tap `name` of this network namespace: one queue, whole
+// Ethernet frames without headers of the kernel's own, not blocking. Errors: TAP_OPEN.
 Status OpenTap(const std::string& name, UniqueFd* tap);
 
 }  // namespace falcon

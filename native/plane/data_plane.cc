@@ -27,7 +27,8 @@ DataPlane::DataPlane(const PlaneOptions& options, Clock* clock, Fabric* fabric, 
       rings_(rings),
       wire_(wire),
       log_(options.log_bytes, options.log_entries) {
-  FALCON_CHECK(options.members >= 1 && options.members <= kMaxMembers && options.self < options.members);
+  FALCON_CHECK(options.members >= 1 && options.members <= kMaxMembers &&
+               options.self < options.members);
   FALCON_CHECK(fabric->region(0).size() >= RegionBytes(options));
   promised_view_ = options.promised_view;
   log_.Restore(recovered);
@@ -178,7 +179,8 @@ void DataPlane::Feed(PeerId id, View view, Op agree_op) {
 }
 
 void DataPlane::Resign(View view) {
-  if (view == promised_view_ && (role_ == PlaneRole::kLeading || pending_ == Pending::kLead)) BecomeIdle();
+  if (view == promised_view_ && (role_ == PlaneRole::kLeading || pending_ == Pending::kLead))
+    BecomeIdle();
 }
 
 void DataPlane::HoldInput(View view) {
@@ -218,7 +220,8 @@ void DataPlane::SetGuest(GuestMode mode) {
 }
 
 bool DataPlane::CanPropose() const {
-  return role_ == PlaneRole::kLeading && log_.last_op() - std::min(commit_op_, log_.last_op()) < options_.inflight_entries;
+  return role_ == PlaneRole::kLeading &&
+         log_.last_op() - std::min(commit_op_, log_.last_op()) < options_.inflight_entries;
 }
 
 bool DataPlane::Propose(EntryKind kind, std::span<const std::byte> payload) {
@@ -283,7 +286,8 @@ Nanoseconds DataPlane::NextDeadline(Nanoseconds now) const {
   if (role_ == PlaneRole::kLeading && !surrendered_) next = std::min(next, next_heartbeat_);
   if (guest_ == GuestMode::kRunning) next = std::min(next, next_flow_tick_);
   // The guest tells nobody when its ring has run empty: looked after while somebody waits for it.
-  if (role_ == PlaneRole::kLeading && !caught_up_told_) next = std::min(next, now + kMillisecond / 2);
+  if (role_ == PlaneRole::kLeading && !caught_up_told_)
+    next = std::min(next, now + kMillisecond / 2);
   return std::max(next, now);
 }
 

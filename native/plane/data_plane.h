@@ -1,10 +1,13 @@
-// The data plane of one replica: everything between a frame's arrival and its delivery, as a state machine.
+// The data plane of one replica: everything between a frame's arrival and its delivery, as a state
+// machine.
 //
-// PollOnce(now) does a bounded amount of work and never waits; a reactor thread calls it in a loop (reactor.h)
-// and the simulator calls it when it likes. What to do (who leads, whom to follow, when the gate may open) is
-// told by commands; what happened is told by events. Decisions are not taken here.
+// PollOnce(now) does a bounded amount of work and never waits; a reactor thread calls it in a loop
+// (reactor.h) and the simulator calls it when it likes. What to do (who leads, whom to follow, when
+// the gate may open) is told by commands; what happened is told by events. Decisions are not taken
+// here.
 //
-// Roles, as commands set them:  idle --Lead--> leading     idle --Follow--> following     any --Promise--> idle
+// Roles, as commands set them:  idle --Lead--> leading     idle --Follow--> following     any
+// --Promise--> idle
 //
 // One thread owns a DataPlane. Commands are called on that thread (reactor.h carries them over).
 #pragma once
@@ -31,20 +34,22 @@ namespace falcon {
 
 struct PlaneOptions {
   PeerId self = 0;
-  size_t members = 1;  // 2f + 1
-  View promised_view = 0;  // from the hard state: nothing below it is accepted
-  bool force = true;   // durability "disk": an acknowledgement means forced
-  size_t log_bytes = 64 << 20;      // of the log in memory, a power of two
-  size_t log_entries = 1 << 18;     // most entries in memory, a power of two
-  size_t ring_bytes = 8 << 20;      // of the inbound entry ring for each peer, a power of two
+  size_t members = 1;                 // 2f + 1
+  View promised_view = 0;             // from the hard state: nothing below it is accepted
+  bool force = true;                  // durability "disk": an acknowledgement means forced
+  size_t log_bytes = 64 << 20;        // of the log in memory, a power of two
+  size_t log_entries = 1 << 18;       // most entries in memory, a power of two
+  size_t ring_bytes = 8 << 20;        // of the inbound entry ring for each peer, a power of two
   size_t inflight_entries = 1 << 14;  // most that wait for commit before the tap is held back
   Nanoseconds heartbeat_interval = 5 * kMillisecond;
   Nanoseconds lease = 40 * kMillisecond;
-  Nanoseconds decider_stall = 250 * kMillisecond;  // no tick from the deciding thread for so long: no heartbeats
+  Nanoseconds decider_stall =
+      250 * kMillisecond;  // no tick from the deciding thread for so long: no heartbeats
   FlowOptions flows;
   IngressPoolOptions pool;
   bool keep_unproposed = true;  // lan: flood
-  uint32_t vm_address = 0;      // IPv4 of the guest in network order, for the announcement; 0: RARP only
+  uint32_t vm_address =
+      0;  // IPv4 of the guest in network order, for the announcement; 0: RARP only
 };
 
 enum class PlaneRole : uint8_t { kIdle, kLeading, kFollowing };
@@ -87,12 +92,12 @@ struct PlaneSnapshot {
   View promised_view = 0;
   View log_view = 0;
   Op last_op = 0, durable_op = 0, commit_op = 0, delivered_op = 0;
-  std::array<Op, kMaxMembers> acked{};      // leading: durable op of each member in this view
-  std::array<bool, kMaxMembers> acks{};     // it follows this view
-  Nanoseconds lease_end = 0;                // leading; 0: none
+  std::array<Op, kMaxMembers> acked{};   // leading: durable op of each member in this view
+  std::array<bool, kMaxMembers> acks{};  // it follows this view
+  Nanoseconds lease_end = 0;             // leading; 0: none
   bool gate_open = false;
   bool gate_armed = false;
-  View heard_view = 0;                      // of the last heartbeat that was acknowledged
+  View heard_view = 0;  // of the last heartbeat that was acknowledged
   PeerId heard_from = 0;
   Nanoseconds heard_at = -1;
   GuestMode guest = GuestMode::kNone;
@@ -101,7 +106,8 @@ struct PlaneSnapshot {
   FabricCounters fabric;
   Wal::Counters wal;
   uint64_t entries_proposed = 0, frames_in = 0, frames_out = 0, frames_gated = 0, wire_errors = 0;
-  uint64_t polls = 0, busy_polls = 0, doorbells = 0, records_posted = 0, mail_dropped = 0, pool_proposed = 0;
+  uint64_t polls = 0, busy_polls = 0, doorbells = 0, records_posted = 0, mail_dropped = 0,
+           pool_proposed = 0;
 };
 
 // Where released output goes: the tap, or a recorder.
@@ -188,7 +194,8 @@ class DataPlane final : private FlowSink {
   bool CopyRecord(PeerLink& peer, Nanoseconds now);
   bool TakeReceived(Nanoseconds now);
   bool StartFeed(PeerLink& peer);
-  bool PostRecord(PeerLink& peer, std::span<const std::byte> entries, Op first_op, size_t count, bool from_memory);
+  bool PostRecord(PeerLink& peer, std::span<const std::byte> entries, Op first_op, size_t count,
+                  bool from_memory);
   bool AppendReceived(std::span<const std::byte> entry, Nanoseconds now);
   void StreamBroken(PeerId peer, const char* why);
   int FeedPeers();
@@ -242,10 +249,10 @@ class DataPlane final : private FlowSink {
   Op commit_op_ = 0;
   Op durable_op_ = 0;
   // Ops and WAL sequence numbers run in parallel between two cuts.
-  uint64_t wal_sequence_ = 0;       // last appended
+  uint64_t wal_sequence_ = 0;  // last appended
   uint64_t wal_base_sequence_ = 0;
   Op wal_base_op_ = 0;
-  Op wal_handed_op_ = 0;            // last op that the WAL's queue took
+  Op wal_handed_op_ = 0;  // last op that the WAL's queue took
 
   // A command that waits until the log is at rest.
   enum class Pending : uint8_t { kNone, kPromise, kFollow, kLead };

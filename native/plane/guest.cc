@@ -21,7 +21,8 @@ int DataPlane::PollIngress(Nanoseconds now) {
     const Frame frame = ingress_.Front();
     if (frame.empty()) break;
     size_t length = 0;
-    const bool wanted = leading ? admit_input_ && guest_ == GuestMode::kRunning : options_.keep_unproposed;
+    const bool wanted =
+        leading ? admit_input_ && guest_ == GuestMode::kRunning : options_.keep_unproposed;
     if (wanted && flows_->Admit(frame, normalised_, &length, now) == Admission::kPropose) {
       const Frame normalised(normalised_.data(), length);
       if (leading && !AppendOwn(EntryKind::kFrame, normalised)) break;  // no room: the tap waits
@@ -35,7 +36,8 @@ int DataPlane::PollIngress(Nanoseconds now) {
   return frames;
 }
 
-// The frames that the network sent to the dead primary, which this replica's tap has seen and the log has not.
+// The frames that the network sent to the dead primary, which this replica's tap has seen and the
+// log has not.
 void DataPlane::ProposeUnproposed(Nanoseconds now) {
   if (pool_ == nullptr || !options_.keep_unproposed) return;
   if (guest_ != GuestMode::kRunning || !admit_input_) {
@@ -58,7 +60,8 @@ int DataPlane::PollDelivery(Nanoseconds now) {
   for (; delivered_op_ < commit_op_ && taken < kFramesPerRound; ++taken) {
     const Op op = delivered_op_ + 1;
     if (!log_.Holds(op)) {
-      // Only entries from before this replica's start are not in memory: there is no guest to take them.
+      // Only entries from before this replica's start are not in memory: there is no guest to take
+      // them.
       FALCON_CHECK(op <= recovered_op_ || guest_ == GuestMode::kNone);
       ++delivered_op_;
       continue;
@@ -142,11 +145,13 @@ void DataPlane::PollGate(Nanoseconds now) {
   event.at = now;
 }
 
-// Moves the switches' entries for the guest's address to this host: RARP as QEMU's announce-self sends it, and
-// a gratuitous ARP when the guest's address is known.
+// Moves the switches' entries for the guest's address to this host: RARP as QEMU's announce-self
+// sends it, and a gratuitous ARP when the guest's address is known.
 void DataPlane::Announce() {
   std::byte frame[60] = {};
-  const auto put = [&frame](size_t at, const void* data, size_t bytes) { std::memcpy(frame + at, data, bytes); };
+  const auto put = [&frame](size_t at, const void* data, size_t bytes) {
+    std::memcpy(frame + at, data, bytes);
+  };
   const auto* mac = options_.flows.vm_mac;
   std::memset(frame, 0xFF, 6);
   put(6, mac, 6);

@@ -1,8 +1,8 @@
 // The lease: how long this primary may let output leave.
 //
-// A heartbeat round that f others have acknowledged lets output leave until one lease after the round was
-// *sent*. Nobody who acknowledged it helps another primary into office before that time and a margin for
-// clock drift have passed.
+// A heartbeat round that f others have acknowledged lets output leave until one lease after the
+// round was *sent*. Nobody who acknowledged it helps another primary into office before that time
+// and a margin for clock drift have passed.
 #include <algorithm>
 
 #include "plane/data_plane.h"

@@ -44,8 +44,8 @@ int Load::Step(DataPlane& plane) {
       return done;
     }
   }
-  while (proposed_ < options_.warm_up + options_.entries && proposed_ - committed_ < options_.depth &&
-         plane.CanPropose()) {
+  while (proposed_ < options_.warm_up + options_.entries &&
+         proposed_ - committed_ < options_.depth && plane.CanPropose()) {
     if (measured_from_ == 0) measured_from_ = MonotonicNow();
     appended_at_[(plane.last_op() + 1) % appended_at_.size()] = MonotonicNow();
     if (!plane.Propose(EntryKind::kFrame, payload_)) break;

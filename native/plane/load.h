@@ -1,5 +1,6 @@
-// A load for measuring the log: the primary proposes entries of a fixed size and times each from append to
-// commit. Runs inside the reactor, between rounds, so that what is measured is the log and not the caller.
+// A load for measuring the log: the primary proposes entries of a fixed size and times each from
+// append to commit. Runs inside the reactor, between rounds, so that what is measured is the log
+// and not the caller.
 #pragma once
 
 #include <cstddef>

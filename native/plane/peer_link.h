@@ -1,5 +1,5 @@
-// What a replica keeps for one peer: the connection, the words that the two write into each other's memory,
-// the entry ring and the mailbox in both directions.
+// What a replica keeps for one peer: the connection, the words that the two write into each other's
+// memory, the entry ring and the mailbox in both directions.
 #pragma once
 
 #include <array>
@@ -14,8 +14,8 @@
 
 namespace falcon {
 
-// Written one-sidedly by one member into another's region. Believed only if connection and checksum are
-// right; a torn one is simply read again.
+// Written one-sidedly by one member into another's region. Believed only if connection and checksum
+// are right; a torn one is simply read again.
 struct PeerWords {
   uint64_t connection;
   uint64_t sequence;         // grows with every write
@@ -55,7 +55,8 @@ struct PeerLink {
 
   PeerId id;
   uint64_t connection = 0;
-  uint64_t generation = 0;  // connections made so far: events of an earlier one are told apart by it
+  uint64_t generation =
+      0;  // connections made so far: events of an earlier one are told apart by it
   bool up = false;
 
   // their words, as last believed
@@ -71,7 +72,7 @@ struct PeerLink {
 
   RecordRingWriter mail_out;
   RecordRingReader mail_in;
-  std::vector<std::byte> mail_buffer;      // incoming
+  std::vector<std::byte> mail_buffer;  // incoming
   // outgoing mail is copied here until it is sent
   static constexpr size_t kMailSlots = 32;
   std::array<std::vector<std::byte>, kMailSlots> mail_slots;
@@ -97,7 +98,8 @@ struct PeerLink {
 
   // entries from them
   RecordRingReader entries_in;
-  Nanoseconds bad_since = 0;  // a record is there but its entries are not whole: torn, or broken if it lasts
+  Nanoseconds bad_since =
+      0;  // a record is there but its entries are not whole: torn, or broken if it lasts
   bool wrote = false;  // something was written since the last doorbell
 };
 

@@ -20,7 +20,8 @@ constexpr Nanoseconds kPublishInterval = kMillisecond;
 constexpr int kTapFramesPerRound = 64;
 
 void LowerNice(int nice_value) {
-  if (nice_value != 0) setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), nice_value);
+  if (nice_value != 0)
+    setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), nice_value);
 }
 
 }  // namespace
@@ -54,7 +55,9 @@ Status Reactor::Open(const ReactorOptions& options) {
   options_ = options;
   storage_ = MakePosixStorage();
   if (Status s = OpenWal(*storage_, options.wal, &recovered_, &wal_); !s.ok()) return s;
-  if (Status s = MakeShmFabric({options.shm_directory, options.shm_name, options.plane.self}, &fabric_); !s.ok()) {
+  if (Status s =
+          MakeShmFabric({options.shm_directory, options.shm_name, options.plane.self}, &fabric_);
+      !s.ok()) {
     return s;
   }
   if (Status s = fabric_->AddRegion(0, DataPlane::RegionBytes(options.plane)); !s.ok()) return s;
@@ -69,8 +72,8 @@ Status Reactor::Open(const ReactorOptions& options) {
   }
   clock_ = std::make_unique<MonotonicClock>();
   wire_ = std::make_unique<TapWire>(&tap_);
-  plane_ = std::make_unique<DataPlane>(options.plane, clock_.get(), fabric_.get(), wal_.get(), recovered_,
-                                       options.vm ? &rings_ : nullptr, wire_.get());
+  plane_ = std::make_unique<DataPlane>(options.plane, clock_.get(), fabric_.get(), wal_.get(),
+                                       recovered_, options.vm ? &rings_ : nullptr, wire_.get());
   if (options.vm && options.builtin) {
     builtin_.Attach(&rings_);
     tap_ingress_.Attach(rings_.shm(), FALCON_RING_INGRESS, rings_.to_falcond_fd());
@@ -245,7 +248,8 @@ void Reactor::Sleep(Nanoseconds until) {
   const int ready = epoll_pwait2(epoll_.get(), events, 8, &bound, nullptr);
   for (int i = 0; i < ready; ++i) {
     const int fd = events[i].data.fd;
-    if (fd == command_bell_.get() || (options_.vm && fd == rings_.to_falcond_fd())) DrainDoorbell(fd);
+    if (fd == command_bell_.get() || (options_.vm && fd == rings_.to_falcond_fd()))
+      DrainDoorbell(fd);
   }
 }
 

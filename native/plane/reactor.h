@@ -1,5 +1,6 @@
-// The thread that drives a data plane: it loops over PollOnce, spins for a while when there is nothing to do,
-// then arms the doorbells, looks once more and sleeps on file descriptors with a bound.
+// The thread that drives a data plane: it loops over PollOnce, spins for a while when there is
+// nothing to do, then arms the doorbells, looks once more and sleeps on file descriptors with a
+// bound.
 #pragma once
 
 #include <sys/epoll.h>
@@ -28,14 +29,14 @@ struct ReactorOptions {
   WalOptions wal;
   std::string shm_directory;
   std::string shm_name;
-  bool vm = true;                // false: a witness
-  bool builtin = false;          // the built-in service instead of QEMU
-  std::string vm_socket;         // QEMU attaches here
-  std::string tap;               // empty: none
+  bool vm = true;         // false: a witness
+  bool builtin = false;   // the built-in service instead of QEMU
+  std::string vm_socket;  // QEMU attaches here
+  std::string tap;        // empty: none
   uint64_t vm_ring_bytes = 1 << 20;
-  bool busy = false;             // never sleep
+  bool busy = false;  // never sleep
   Nanoseconds spin = 10 * kMicrosecond;
-  int nice = 0;                  // of the reactor and WAL threads
+  int nice = 0;  // of the reactor and WAL threads
 };
 
 enum class VmHappened : uint8_t { kAttached, kDetached, kRefused };

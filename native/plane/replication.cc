@@ -11,9 +11,11 @@
 namespace falcon {
 namespace {
 
-constexpr size_t kRecordBytesMax = 64 << 10;   // entries that travel as one record, unless one alone is larger
+constexpr size_t kRecordBytesMax =
+    64 << 10;  // entries that travel as one record, unless one alone is larger
 constexpr int kRecordsPerRound = 64;
-constexpr Nanoseconds kTornBound = 200 * kMillisecond;  // a record that stays torn so long is broken
+constexpr Nanoseconds kTornBound =
+    200 * kMillisecond;  // a record that stays torn so long is broken
 constexpr size_t kDiskChunkBytes = 256 << 10;
 
 uint32_t WordsChecksum(const PeerWords& words) {
@@ -55,11 +57,12 @@ void DataPlane::ReadWords(PeerLink& peer) {
 void DataPlane::TakeWords(PeerLink& peer, const PeerWords& words) {
   peer.words = words;
   peer.mail_out.SetConsumed(words.mail_consumed);
-  if (role_ == PlaneRole::kLeading && peer.feeding && !peer.feed_waits && words.following_view == peer.feed_view) {
+  if (role_ == PlaneRole::kLeading && peer.feeding && !peer.feed_waits &&
+      words.following_view == peer.feed_view) {
     peer.entries_out.SetConsumed(words.entries_consumed);
   }
-  // A heartbeat is acknowledged only if it is of the very view that was promised: after promise(v) a lower
-  // primary's lease is never extended from here.
+  // A heartbeat is acknowledged only if it is of the very view that was promised: after promise(v)
+  // a lower primary's lease is never extended from here.
   const bool heartbeat = words.leading_view != 0 && words.leading_view == promised_view_ &&
                          role_ != PlaneRole::kLeading;
   if (!heartbeat) return;
@@ -148,7 +151,8 @@ bool DataPlane::TakeReceived(Nanoseconds now) {
 
 bool DataPlane::AppendReceived(std::span<const std::byte> entry, Nanoseconds now) {
   const EntryHeader header = ReadEntryHeader(entry);
-  if (header.view > promised_view_) return StreamBroken(primary_, "an entry of a later view"), false;
+  if (header.view > promised_view_)
+    return StreamBroken(primary_, "an entry of a later view"), false;
   if (header.op <= log_.last_op()) {
     // Entries that this log already has may come again when the point of agreement was taken low.
     const bool same = header.op <= commit_op_ || ChecksumOf(header.op) == header.checksum;
@@ -209,7 +213,8 @@ int DataPlane::PollWal() {
 }
 
 bool DataPlane::LogAtRest() const {
-  return wal_handed_op_ == log_.last_op() && wal_->durable() == wal_sequence_ && wal_durable_op_ == log_.last_op();
+  return wal_handed_op_ == log_.last_op() && wal_->durable() == wal_sequence_ &&
+         wal_durable_op_ == log_.last_op();
 }
 
 uint32_t DataPlane::ChecksumOf(Op op) {
@@ -279,7 +284,8 @@ void DataPlane::FinishLead(Nanoseconds now) {
   const std::byte self[1] = {static_cast<std::byte>(options_.self)};
   view_start_op_ = log_.last_op() + 1;
   if (!AppendOwn(EntryKind::kViewStart, self)) {
-    // The log is at rest, so all of it can be evicted but what waits for delivery: retried next round.
+    // The log is at rest, so all of it can be evicted but what waits for delivery: retried next
+    // round.
     role_ = PlaneRole::kIdle;
     pending_ = Pending::kLead;
     return;
@@ -296,7 +302,8 @@ void DataPlane::FinishLead(Nanoseconds now) {
 bool DataPlane::AppendOwn(EntryKind kind, std::span<const std::byte> payload) {
   const auto room = log_.Reserve(EntryBytes(payload.size()));
   if (room.empty()) return false;
-  WriteEntry(room, promised_view_, log_.last_op() + 1, commit_op_, kind, log_.last_checksum(), payload);
+  WriteEntry(room, promised_view_, log_.last_op() + 1, commit_op_, kind, log_.last_checksum(),
+             payload);
   log_.Commit(ReadEntryHeader(room));
   ++count_.entries_proposed;
   return true;
@@ -310,14 +317,15 @@ void DataPlane::NoteSent(PeerLink& peer) {
   }
 }
 
-// A stream starts only when everything posted earlier on the connection has left: then no old source can be
-// overwritten while it is still being sent.
+// A stream starts only when everything posted earlier on the connection has left: then no old
+// source can be overwritten while it is still being sent.
 bool DataPlane::StartFeed(PeerLink& peer) {
   if (fabric_->Completed(peer.id) < fabric_->Posted(peer.id)) return false;
   const RegionLayout layout{options_.ring_bytes};
-  // The record's checksum covers the payload too: whole entries of an earlier lap, still lying where new ones
-  // are about to land, must not be taken for them.
-  peer.entries_out.Reset(peer.connection, peer.feed_view, options_.ring_bytes, {0, layout.RingAt(options_.self)});
+  // The record's checksum covers the payload too: whole entries of an earlier lap, still lying
+  // where new ones are about to land, must not be taken for them.
+  peer.entries_out.Reset(peer.connection, peer.feed_view, options_.ring_bytes,
+                         {0, layout.RingAt(options_.self)});
   peer.sent_head = peer.sent_tail = 0;
   peer.feed_waits = false;
   return true;
@@ -343,8 +351,8 @@ int DataPlane::FeedPeers() {
   return posted;
 }
 
-bool DataPlane::PostRecord(PeerLink& peer, std::span<const std::byte> entries, Op first_op, size_t count,
-                           bool from_memory) {
+bool DataPlane::PostRecord(PeerLink& peer, std::span<const std::byte> entries, Op first_op,
+                           size_t count, bool from_memory) {
   if (from_memory && peer.sent_head - peer.sent_tail == PeerLink::kSentSlots) return false;
   if (!peer.entries_out.Post(*fabric_, peer.id, entries).ok()) return false;
   if (from_memory) {
@@ -361,7 +369,8 @@ int DataPlane::FeedFromDisk(PeerLink& peer) {
   const size_t space = peer.entries_out.Space();
   peer.disk_chunk.clear();
   const Op until = std::min(log_.first_op(), wal_durable_op_ + 1);
-  const Status s = wal_->Read(peer.next_op, until, std::min(space, kDiskChunkBytes), &peer.disk_chunk);
+  const Status s =
+      wal_->Read(peer.next_op, until, std::min(space, kDiskChunkBytes), &peer.disk_chunk);
   if (!s.ok()) {
     peer.feeding = false;
     Emit(PlaneEvent::Kind::kFeedLost).peer = peer.id;
@@ -369,7 +378,8 @@ int DataPlane::FeedFromDisk(PeerLink& peer) {
   }
   size_t count = 0;
   for (size_t at = 0; at < peer.disk_chunk.size(); ++count) {
-    at += EntryBytes(ReadEntryHeader(std::span<const std::byte>(peer.disk_chunk).subspan(at)).payload_length);
+    at += EntryBytes(
+        ReadEntryHeader(std::span<const std::byte>(peer.disk_chunk).subspan(at)).payload_length);
   }
   if (count == 0 || peer.disk_chunk.size() > space) return 0;
   if (!PostRecord(peer, peer.disk_chunk, peer.next_op, count, false)) return 0;
@@ -394,7 +404,8 @@ void DataPlane::AdvanceCommit() {
   MarkWords(true);
 }
 
-// Entries stay in memory until they are on disk, delivered here, and gone to those who are being sent them.
+// Entries stay in memory until they are on disk, delivered here, and gone to those who are being
+// sent them.
 void DataPlane::SetEvictionFloor() {
   Op floor = std::min(delivered_op_, wal_durable_op_);
   for (const auto& peer : peers_) {

@@ -33,7 +33,8 @@ int BuiltinService::Poll() {
 
 bool BuiltinService::Answer(std::span<const std::byte> frame) {
   if (frame.size() < kEthernetBytes) return true;
-  const auto type = static_cast<uint16_t>(static_cast<unsigned>(frame[12]) << 8 | static_cast<unsigned>(frame[13]));
+  const auto type = static_cast<uint16_t>(static_cast<unsigned>(frame[12]) << 8 |
+                                          static_cast<unsigned>(frame[13]));
   if (type != kBuiltinEthertype) return true;
   if (!egress_.HasSpace(kEthernetBytes + sizeof(BuiltinAnswer))) return false;
   const auto payload = frame.subspan(kEthernetBytes);

@@ -1,6 +1,7 @@
-// The guest of `vm: none`: a small deterministic service on the guest's side of the rings. It answers each
-// frame of ethertype 0x88B5 (IEEE 802, local experimental) to its sender with what it has seen so far, so that
-// delivery, order and the gate can be checked from outside on any fabric and without QEMU.
+// The guest of `vm: none`: a small deterministic service on the guest's side of the rings. It
+// answers each frame of ethertype 0x88B5 (IEEE 802, local experimental) to its sender with what it
+// has seen so far, so that delivery, order and the gate can be checked from outside on any fabric
+// and without QEMU.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +14,8 @@ inline constexpr uint16_t kBuiltinEthertype = 0x88B5;
 
 // What an answer carries behind its Ethernet header.
 struct BuiltinAnswer {
-  uint64_t frames;    // taken so far, this one included
-  uint32_t digest;    // CRC32C over all payloads taken so far, in order
+  uint64_t frames;  // taken so far, this one included
+  uint32_t digest;  // CRC32C over all payloads taken so far, in order
   uint32_t reserved;
   uint8_t request[32];  // the first bytes of the payload that is answered, zero padded
 };

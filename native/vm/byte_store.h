@@ -1,5 +1,6 @@
-// Bounded storage for the bytes of many streams: blocks of one pool, allocated when the pool is made, chained into one
-// queue per stream. A queue may have holes; who uses it knows where they are.
+// Bounded storage for the bytes of many streams: blocks of one pool, allocated when the pool is
+// made, chained into one queue per stream. A queue may have holes; who uses it knows where they
+// are.
 #pragma once
 
 #include <cstddef>
@@ -33,12 +34,13 @@ class BlockPool {
   size_t stored_ = 0;  // sum of the lengths of all queues
 };
 
-// Bytes 0 ... length() of a stream, counted from its first byte still kept. Owns its blocks: Clear before the end.
+// Bytes 0 ... length() of a stream, counted from its first byte still kept. Owns its blocks: Clear
+// before the end.
 class ByteQueue {
  public:
   [[nodiscard]] size_t length() const { return length_; }
-  // Makes the queue at least `length` long; new bytes are undefined until written. False, and nothing changed, if
-  // the pool has too few blocks.
+  // Makes the queue at least `length` long; new bytes are undefined until written. False, and
+  // nothing changed, if the pool has too few blocks.
   [[nodiscard]] bool Extend(BlockPool& pool, size_t length);
   void Write(BlockPool& pool, size_t at, std::span<const std::byte> bytes);
   void Read(BlockPool& pool, size_t at, std::span<std::byte> into) const;

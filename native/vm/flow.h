@@ -30,7 +30,8 @@ struct FlowKey {
   return {p.destination, p.source, p.destination_port, p.source_port};
 }
 
-// An Ethernet header with its VLAN tags, as one side last sent it; segments made here start with it.
+// An Ethernet header with its VLAN tags, as one side last sent it; segments made here start with
+// it.
 struct LinkHeader {
   std::array<std::byte, kMaxLinkBytes> bytes{};
   uint8_t length = 0;
@@ -42,7 +43,8 @@ struct LinkHeader {
   [[nodiscard]] Frame view() const { return Frame(bytes).first(length); }
 };
 
-// A short frame kept whole: the client's SYN until the guest has answered it, then the guest's SYN-ACK.
+// A short frame kept whole: the client's SYN until the guest has answered it, then the guest's
+// SYN-ACK.
 struct KeptFrame {
   static constexpr size_t kMaxBytes = 192;
   std::array<std::byte, kMaxBytes> bytes{};
@@ -61,11 +63,11 @@ struct Flow {
 
   // From the log; the same on every replica.
   Seq client_iss = 0;
-  Seq wire_iss = 0;      // means something once `defined`
+  Seq wire_iss = 0;  // means something once `defined`
   bool defined = false;
-  Seq client_ack = 0;    // the highest acknowledgement of the client, wire space
-  Seq client_edge = 0;   // the highest right edge that the client ever offered, wire space
-  Seq window_seq = 0;    // of the segment that client_window came from
+  Seq client_ack = 0;   // the highest acknowledgement of the client, wire space
+  Seq client_edge = 0;  // the highest right edge that the client ever offered, wire space
+  Seq window_seq = 0;   // of the segment that client_window came from
   uint16_t client_window = 0;
   SynOptions client_options;
 
@@ -80,19 +82,20 @@ struct Flow {
   Nanoseconds guest_reset_at = 0;  // 0: it has not
 
   // Of this replica.
-  bool opened_here = false;    // the SYN came while this replica was primary: it knows all that the client can have seen
+  bool opened_here = false;    // the SYN came while this replica was primary: it knows all that the
+                               // client can have seen
   bool closed = false;         // both sides are through, or one has reset
   bool client_reset = false;   // the client's RST is in the log
   bool reset_offered = false;  // and the guest has been given it
   bool ack_owed = false;       // the guest is to get an acknowledgement of our making
   FlowDivergence divergence = FlowDivergence::kNone;
   uint8_t syn_offers = 0;
-  uint8_t reoffers = 0;        // without progress
-  uint8_t probe_answers = 0;   // since the client last said something
+  uint8_t reoffers = 0;       // without progress
+  uint8_t probe_answers = 0;  // since the client last said something
   Nanoseconds last_heard = 0;
-  Nanoseconds syn_offer_at = 0;   // 0: none due
-  Nanoseconds hold_until = 0;     // 0: nothing waits for the SYN-ACK
-  Nanoseconds reoffer_at = 0;     // 0: none due
+  Nanoseconds syn_offer_at = 0;  // 0: none due
+  Nanoseconds hold_until = 0;    // 0: nothing waits for the SYN-ACK
+  Nanoseconds reoffer_at = 0;    // 0: none due
   KeptFrame handshake;
   LinkHeader to_guest, to_wire;
   InputStream input;
@@ -108,7 +111,8 @@ struct Flow {
   [[nodiscard]] bool ready() const { return defined && guest_iss_known; }
   [[nodiscard]] bool diverged() const { return divergence != FlowDivergence::kNone; }
   [[nodiscard]] bool Scaled() const {
-    return client_options.scale != kNoScale && (!guest_iss_known || guest_options.scale != kNoScale);
+    return client_options.scale != kNoScale &&
+           (!guest_iss_known || guest_options.scale != kNoScale);
   }
   // Window scaling counts only if both sides asked for it.
   [[nodiscard]] uint8_t ClientScale() const { return Scaled() ? client_options.scale : uint8_t{0}; }

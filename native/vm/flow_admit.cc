@@ -1,9 +1,10 @@
 // What of the network's traffic may be proposed.
 //
-// The result for a frame that is proposed depends on its bytes alone, so that a backup's pool of unproposed frames and
-// the log can be compared. Whether a segment may be proposed at all is the primary's judgement: it keeps out of the
-// log what would make replicas disagree (segments of earlier connections on the same ports, forged
-// acknowledgements, data beyond any window) and TCP repeats what was kept out wrongly.
+// The result for a frame that is proposed depends on its bytes alone, so that a backup's pool of
+// unproposed frames and the log can be compared. Whether a segment may be proposed at all is the
+// primary's judgement: it keeps out of the log what would make replicas disagree (segments of
+// earlier connections on the same ports, forged acknowledgements, data beyond any window) and TCP
+// repeats what was kept out wrongly.
 #include "vm/flow_engine.h"
 
 namespace falcon {
@@ -14,9 +15,11 @@ Admission FlowEngine::Refuse(bool malformed) {
   return Admission::kNotForUs;
 }
 
-Admission FlowEngine::Admit(Frame frame, std::span<std::byte> normalised, size_t* length, Nanoseconds now) {
+Admission FlowEngine::Admit(Frame frame, std::span<std::byte> normalised, size_t* length,
+                            Nanoseconds now) {
   *length = 0;
-  if (frame.size() < kEthernetHeaderBytes || frame.size() > kMaxFrameBytes || normalised.size() < frame.size()) {
+  if (frame.size() < kEthernetHeaderBytes || frame.size() > kMaxFrameBytes ||
+      normalised.size() < frame.size()) {
     return Refuse(true);
   }
   const bool unicast = (Load8(frame, 0) & 1) == 0;
@@ -51,18 +54,21 @@ bool FlowEngine::MayPropose(Frame frame, const Packet& packet, Nanoseconds now) 
   const FlowKey key = KeyOfClient(packet);
   const uint64_t hash = index_.Hash(key);
   Flow* flow = index_.Find(key);
-  if (packet.Has(kTcpSyn)) return packet.Has(kTcpAck) || MayProposeSyn(frame, packet, flow, hash, now);
+  if (packet.Has(kTcpSyn))
+    return packet.Has(kTcpAck) || MayProposeSyn(frame, packet, flow, hash, now);
   if (!packet.Has(kTcpRst) && packet.Has(kTcpAck) && pending_.Has(hash, now)) return false;
   return flow == nullptr || MayProposeSegment(packet, *flow);
 }
 
-bool FlowEngine::MayProposeSyn(Frame frame, const Packet& packet, Flow* flow, uint64_t hash, Nanoseconds now) {
+bool FlowEngine::MayProposeSyn(Frame frame, const Packet& packet, Flow* flow, uint64_t hash,
+                               Nanoseconds now) {
   if (flow != nullptr && flow->client_iss == packet.seq) return true;  // repeated
   if (flow != nullptr && flow->defined && !flow->closed && !flow->diverged()) {
     ChallengeClient(frame, packet, *flow);
     return false;
   }
-  const size_t live = index_.size() - index_.count(FlowIndex::kHalfOpen) - index_.count(FlowIndex::kClosed);
+  const size_t live =
+      index_.size() - index_.count(FlowIndex::kHalfOpen) - index_.count(FlowIndex::kClosed);
   if (flow == nullptr && live >= options_.max_flows) {
     ++counters_.refused_full;
     return false;
@@ -71,9 +77,10 @@ bool FlowEngine::MayProposeSyn(Frame frame, const Packet& packet, Flow* flow, ui
   return true;
 }
 
-// A SYN on a live connection is forged, or its client has forgotten the connection. Asked which (RFC 5961, section 4), the
-// latter answers with a reset that fits; that goes through the log and ends the flow everywhere, and the next SYN opens
-// a new one. So a SYN in the log always opens a flow, on every replica alike.
+// A SYN on a live connection is forged, or its client has forgotten the connection. Asked which
+// (RFC 5961, section 4), the latter answers with a reset that fits; that goes through the log and
+// ends the flow everywhere, and the next SYN opens a new one. So a SYN in the log always opens a
+// flow, on every replica alike.
 void FlowEngine::ChallengeClient(Frame frame, const Packet& packet, const Flow& flow) {
   if (!flow.ready()) return;
   std::array<std::byte, kMaxLinkBytes> link;
@@ -91,16 +98,21 @@ void FlowEngine::ChallengeClient(Frame frame, const Packet& packet, const Flow& 
 bool FlowEngine::MayProposeSegment(const Packet& packet, const Flow& flow) const {
   if (packet.Has(kTcpRst) || !packet.Has(kTcpAck) || flow.diverged()) return true;
   if (!flow.defined) {
-    // This primary has let out the SYN-ACK itself: only what acknowledges exactly that can be of this connection.
+    // This primary has let out the SYN-ACK itself: only what acknowledges exactly that can be of
+    // this connection.
     if (!flow.opened_here) return true;
-    return flow.guest_iss_known && (packet.ack == flow.guest_iss + 1 ||
-                                    (flow.earlier_guest_iss_known && packet.ack == flow.earlier_guest_iss + 1));
+    return flow.guest_iss_known &&
+           (packet.ack == flow.guest_iss + 1 ||
+            (flow.earlier_guest_iss_known && packet.ack == flow.earlier_guest_iss + 1));
   }
   const Seq end = packet.seq + static_cast<Seq>(packet.PayloadBytes());
-  if (SeqDistance(flow.input.acked() + static_cast<Seq>(options_.hold_bytes_per_flow), end) > 0) return false;
-  // Storage runs short only through holes that clients leave: then nothing is taken that would widen one.
+  if (SeqDistance(flow.input.acked() + static_cast<Seq>(options_.hold_bytes_per_flow), end) > 0)
+    return false;
+  // Storage runs short only through holes that clients leave: then nothing is taken that would
+  // widen one.
   const bool short_of_room = held_.free_blocks() < options_.hold_bytes / BlockPool::kBlockBytes / 4;
-  if (short_of_room && packet.PayloadBytes() > 0 && SeqBefore(flow.input.next(), packet.seq)) return false;
+  if (short_of_room && packet.PayloadBytes() > 0 && SeqBefore(flow.input.next(), packet.seq))
+    return false;
   if (!flow.opened_here || !flow.ready()) return PlausibleAck(flow, packet.ack);
   const Seq edge = flow.input.edge() + 1;  // a probe of a closed window, or a FIN
   return !SeqBefore(flow.guest_next - flow.Delta(), packet.ack) && !SeqBefore(edge, packet.seq) &&

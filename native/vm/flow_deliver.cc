@@ -31,7 +31,8 @@ void FlowEngine::DeliverSyn(Frame frame, const Packet& packet, Flow* flow, Nanos
     return;
   }
   if (flow != nullptr) {
-    const bool lost_input = !flow->diverged() && flow->defined && flow->input.acked() != flow->input.next();
+    const bool lost_input =
+        !flow->diverged() && flow->defined && flow->input.acked() != flow->input.next();
     if (lost_input && !flow->client_reset && role_ == FlowRole::kBackup) ++counters_.diverged;
     RetireGuestSide(flow);
     Remove(flow);
@@ -63,8 +64,9 @@ void FlowEngine::DeliverSegment(Frame frame, const Packet& packet, Flow* flow, N
   flow->last_heard = now;
   flow->probe_answers = 0;
   flow->to_guest.Set(frame, packet);
-  if (flow->guest_reset_at != 0 && !flow->diverged() && role_ == FlowRole::kBackup && flow->ready() &&
-      !packet.Has(kTcpRst) && !flow->client_reset && now - flow->guest_reset_at > kResetGrace) {
+  if (flow->guest_reset_at != 0 && !flow->diverged() && role_ == FlowRole::kBackup &&
+      flow->ready() && !packet.Has(kTcpRst) && !flow->client_reset &&
+      now - flow->guest_reset_at > kResetGrace) {
     Diverge(flow, FlowDivergence::kReset);  // the primary's guest has not reset: its client goes on
   }
   if (flow->diverged()) {
@@ -101,8 +103,8 @@ void FlowEngine::DeliverUndefined(Frame frame, const Packet& packet, Flow* flow,
   DeliverData(frame, packet, flow, now);
 }
 
-// The first segment that the client sends after its SYN tells every replica alike what the client took for the
-// server's initial sequence number.
+// The first segment that the client sends after its SYN tells every replica alike what the client
+// took for the server's initial sequence number.
 void FlowEngine::Define(const Packet& packet, Flow* flow, Nanoseconds now) {
   flow->defined = true;
   flow->wire_iss = packet.ack - 1;
@@ -136,12 +138,15 @@ void FlowEngine::LearnClientAck(const Packet& packet, Flow* flow) {
   flow->client_window = packet.window;
   flow->window_seq = packet.seq;
   // Judged by what the client offered alone, so that every replica finds the same edge.
-  const uint8_t scale = flow->client_options.scale == kNoScale ? uint8_t{0} : flow->client_options.scale;
-  flow->client_edge = SeqMax(flow->client_edge, packet.ack + (static_cast<Seq>(packet.window) << scale));
+  const uint8_t scale =
+      flow->client_options.scale == kNoScale ? uint8_t{0} : flow->client_options.scale;
+  flow->client_edge =
+      SeqMax(flow->client_edge, packet.ack + (static_cast<Seq>(packet.window) << scale));
 }
 
 void FlowEngine::DeliverReset(Frame frame, const Packet& packet, Flow* flow, Nanoseconds now) {
-  // Guests accept a reset only at exactly the next position; one that lags must get what comes before it first.
+  // Guests accept a reset only at exactly the next position; one that lags must get what comes
+  // before it first.
   const bool exact = packet.seq == flow->input.next();
   const bool straight = !flow->defined || ClientRepeats(*flow) ||
                         (flow->guest_iss_known && flow->input.offered() == flow->input.next());
@@ -198,8 +203,8 @@ void FlowEngine::DeliverData(Frame frame, const Packet& packet, Flow* flow, Nano
   } else {
     ++counters_.held;
     const bool sent = Pump(flow, now);
-    // A client that probes a closed window wants an answer, which the guest gives to what is out of place. A bare
-    // acknowledgement wants none: answered, it would go round for ever.
+    // A client that probes a closed window wants an answer, which the guest gives to what is out of
+    // place. A bare acknowledgement wants none: answered, it would go round for ever.
     const bool probe = role_ == FlowRole::kPrimary && input.edge() == input.acked() &&
                        (!pure_ack || SeqBefore(packet.seq, input.next()));
     const Seq seq = probe ? input.acked() - 1 : PlaceForAck(*flow);
@@ -222,7 +227,8 @@ bool FlowEngine::PassToGuest(Frame frame, const Packet& packet, Flow* flow, bool
   if (clamp) {
     const Seq ahead = ack - flow->guest_next;
     const uint8_t scale = flow->ClientScale();
-    const uint64_t window = packet.window + ((static_cast<uint64_t>(ahead) + (1u << scale) - 1) >> scale);
+    const uint64_t window =
+        packet.window + ((static_cast<uint64_t>(ahead) + (1u << scale) - 1) >> scale);
     ReplaceSeq(copy, packet, kAckOffset, flow->guest_next);
     ReplaceWindow(copy, packet, static_cast<uint16_t>(std::min<uint64_t>(window, UINT16_MAX)));
     ++counters_.clamped_acks;
@@ -237,7 +243,8 @@ bool FlowEngine::PassToGuest(Frame frame, const Packet& packet, Flow* flow, bool
       ReplaceInSegment(copy, packet, packet.OptionsAt(), options);
     }
   }
-  if (overlay && flow->input.Overlay(held_, packet.seq, copy.subspan(packet.payload_at, packet.PayloadBytes()))) {
+  if (overlay && flow->input.Overlay(held_, packet.seq,
+                                     copy.subspan(packet.payload_at, packet.PayloadBytes()))) {
     FillTcpChecksums(copy, packet);
   }
   return ToGuest(copy);

@@ -55,7 +55,8 @@ void FlowEngine::EmitSynAck(Frame frame, const Packet& packet, Flow* flow, Nanos
   flow->input.GuestAcknowledged(held_, packet.ack, packet.window);
   if (!flow->defined) {
     ToWire(frame);
-    if (flow->client_reset && !ClientRepeats(*flow) && !SendResetToGuest(flow, packet.ack)) Block(flow);
+    if (flow->client_reset && !ClientRepeats(*flow) && !SendResetToGuest(flow, packet.ack))
+      Block(flow);
     return;
   }
   SendTranslated(frame, packet, flow);
@@ -100,21 +101,23 @@ void FlowEngine::LearnFromGuest(const Packet& packet, Flow* flow, Frame frame, N
   if (!SeqBefore(flow->guest_next, packet.seq)) flow->guest_next = SeqMax(flow->guest_next, end);
   if (packet.SeqLength() == 0) return;
   const auto payload = frame.subspan(packet.payload_at, packet.PayloadBytes());
-  counters_.retain_dropped += flow->output.Append(retained_, packet.seq - flow->Delta(), payload,
-                                                  packet.Has(kTcpFin), options_.retain_bytes_per_flow);
+  counters_.retain_dropped +=
+      flow->output.Append(retained_, packet.seq - flow->Delta(), payload, packet.Has(kTcpFin),
+                          options_.retain_bytes_per_flow);
 }
 
-// The client has acknowledged, in the log, bytes that this guest sends only now, or sends again: nobody else will
-// tell it. A client that a primary serves itself speaks for itself.
+// The client has acknowledged, in the log, bytes that this guest sends only now, or sends again:
+// nobody else will tell it. A client that a primary serves itself speaks for itself.
 void FlowEngine::AnswerForClient(const Packet& packet, Flow* flow, Nanoseconds now) {
   if (ClientRepeats(*flow)) return;
   if (flow->reset_offered) {
     if (!SendResetToGuest(flow, packet.ack)) ++counters_.dropped_to_guest;
     return;
   }
-  const bool acknowledged = packet.SeqLength() > 0 && SeqBefore(packet.seq, flow->client_ack + flow->Delta());
-  // A probe of an idle connection or of a closed window. A few are answered, in case the guest missed an update; more
-  // would hide from the guest that its client is gone.
+  const bool acknowledged =
+      packet.SeqLength() > 0 && SeqBefore(packet.seq, flow->client_ack + flow->Delta());
+  // A probe of an idle connection or of a closed window. A few are answered, in case the guest
+  // missed an update; more would hide from the guest that its client is gone.
   const bool probe = packet.SeqLength() == 0 && packet.seq + 1 == flow->AckForGuest() &&
                      flow->probe_answers < kMaxProbeAnswers;
   if (!acknowledged && !probe) return;

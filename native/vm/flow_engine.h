@@ -1,9 +1,10 @@
-// The flow table's insides. The class is one, its functions stand in files by where a frame comes from:
+// The flow table's insides. The class is one, its functions stand in files by where a frame comes
+// from:
 //   flow_admit.cc    from the network, before it is proposed
 //   flow_deliver.cc  from the log, to this replica's guest
 //   flow_emit.cc     from this replica's guest, to the network
-//   flow_timer.cc    what time brings: re-offers, holds that end, expiry; take-over and other changes of role
-//   flow_table.cc    opening and ending flows; what the others share
+//   flow_timer.cc    what time brings: re-offers, holds that end, expiry; take-over and other
+//   changes of role flow_table.cc    opening and ending flows; what the others share
 #pragma once
 
 #include <memory>
@@ -23,7 +24,8 @@ class FlowEngine final : public FlowTable {
  public:
   FlowEngine(const FlowOptions& options, FlowSink* sink);
 
-  Admission Admit(Frame frame, std::span<std::byte> normalised, size_t* length, Nanoseconds now) override;
+  Admission Admit(Frame frame, std::span<std::byte> normalised, size_t* length,
+                  Nanoseconds now) override;
   void Deliver(Frame frame, Nanoseconds now) override;
   void FromGuest(Frame frame, Nanoseconds now) override;
   Nanoseconds Tick(Nanoseconds now) override;
@@ -34,10 +36,11 @@ class FlowEngine final : public FlowTable {
   [[nodiscard]] FlowCounters counters() const override;
 
  private:
-  // What a client may exceed its window by before it is taken for a liar: probes of a closed window, and windows that
-  // were updated by a segment that the log never saw.
+  // What a client may exceed its window by before it is taken for a liar: probes of a closed
+  // window, and windows that were updated by a segment that the log never saw.
   static constexpr int32_t kWindowSlackBytes = 65536;
-  // Furthest from the SYN that the first segment of a connection can be: SYN-ACK windows are not scaled.
+  // Furthest from the SYN that the first segment of a connection can be: SYN-ACK windows are not
+  // scaled.
   static constexpr int32_t kFirstWindowBytes = 65536;
   static constexpr int kMaxBackOff = 7;
   static constexpr uint8_t kMaxSynOffersUndefined = 6;
@@ -45,13 +48,15 @@ class FlowEngine final : public FlowTable {
   static constexpr int kReofferSegments = 4;
   static constexpr int kTickFlows = 256;  // looked at in one Tick
   static constexpr Nanoseconds kTickBound = kSecond;
-  static constexpr Nanoseconds kResetGrace = kSecond;  // for what a client sent before the RST reached it
+  static constexpr Nanoseconds kResetGrace =
+      kSecond;  // for what a client sent before the RST reached it
   static constexpr Nanoseconds kHalfOpenTimeout = 60 * kSecond;
 
   // ---- flow_admit.cc
   [[nodiscard]] Admission Refuse(bool malformed);
   [[nodiscard]] bool MayPropose(Frame frame, const Packet& packet, Nanoseconds now);
-  [[nodiscard]] bool MayProposeSyn(Frame frame, const Packet& packet, Flow* flow, uint64_t hash, Nanoseconds now);
+  [[nodiscard]] bool MayProposeSyn(Frame frame, const Packet& packet, Flow* flow, uint64_t hash,
+                                   Nanoseconds now);
   [[nodiscard]] bool MayProposeSegment(const Packet& packet, const Flow& flow) const;
   void ChallengeClient(Frame frame, const Packet& packet, const Flow& flow);
 
@@ -91,7 +96,9 @@ class FlowEngine final : public FlowTable {
   void CheckFinished(Flow* flow);
   void Diverge(Flow* flow, FlowDivergence why);
   // The client, and nobody else, can be relied on to repeat what this guest lacks.
-  [[nodiscard]] bool ClientRepeats(const Flow& flow) const { return role_ == FlowRole::kPrimary && flow.opened_here; }
+  [[nodiscard]] bool ClientRepeats(const Flow& flow) const {
+    return role_ == FlowRole::kPrimary && flow.opened_here;
+  }
   void Schedule(Flow* flow, Nanoseconds when);
   void Reschedule(Flow* flow, Nanoseconds now);
   void ArmReoffer(Flow* flow, Nanoseconds now);
@@ -110,7 +117,9 @@ class FlowEngine final : public FlowTable {
   [[nodiscard]] Segment SegmentToGuest(const Flow& flow) const;
   [[nodiscard]] Segment SegmentToWire(const Flow& flow) const;
   // Where a bare acknowledgement is in place: behind all that was offered, inside the window.
-  [[nodiscard]] static Seq PlaceForAck(const Flow& flow) { return SeqMin(flow.input.offered(), flow.input.edge()); }
+  [[nodiscard]] static Seq PlaceForAck(const Flow& flow) {
+    return SeqMin(flow.input.offered(), flow.input.edge());
+  }
   [[nodiscard]] size_t SegmentBytesForGuest(const Flow& flow) const;
   [[nodiscard]] uint16_t WindowForGuest(const Flow& flow, Seq ack) const;
   [[nodiscard]] uint16_t WindowForWire(const Flow& flow, uint16_t window) const;
@@ -126,7 +135,7 @@ class FlowEngine final : public FlowTable {
   Neighbours neighbours_;
   BlockPool held_, retained_;
   FlowCounters counters_;
-  std::vector<uint32_t> blocked_;  // slots that wait for GuestWritable, a ring
+  std::vector<uint32_t> blocked_;    // slots that wait for GuestWritable, a ring
   std::vector<uint8_t> is_blocked_;  // per slot: it is in that ring
   size_t blocked_first_ = 0, blocked_count_ = 0;
   std::unique_ptr<std::byte[]> scratch_;

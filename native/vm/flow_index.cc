@@ -8,7 +8,9 @@
 
 namespace falcon {
 
-DeadlineHeap::DeadlineHeap(size_t slots) : place_(slots, kNowhere), when_(slots, 0) { heap_.reserve(slots); }
+DeadlineHeap::DeadlineHeap(size_t slots) : place_(slots, kNowhere), when_(slots, 0) {
+  heap_.reserve(slots);
+}
 
 void DeadlineHeap::Place(size_t at, uint32_t slot) {
   heap_[at] = slot;
@@ -71,7 +73,10 @@ void DeadlineHeap::Clear() {
 }
 
 FlowIndex::FlowIndex(size_t slots, uint64_t hash_seed)
-    : deadlines(slots), hash_seed_(hash_seed), flows_(slots), buckets_(std::bit_ceil(slots * 2 + 2), kNone) {
+    : deadlines(slots),
+      hash_seed_(hash_seed),
+      flows_(slots),
+      buckets_(std::bit_ceil(slots * 2 + 2), kNone) {
   free_.reserve(slots);
   for (size_t i = slots; i-- > 0;) {
     flows_[i].index = static_cast<uint32_t>(i);
@@ -138,8 +143,10 @@ void FlowIndex::Remove(Flow* flow) {
 
 void FlowIndex::Unlink(Flow* flow) {
   if (flow->list == kNoList) return;
-  uint32_t& before = flow->list_previous == kNone ? first_[flow->list] : flows_[flow->list_previous].list_next;
-  uint32_t& behind = flow->list_next == kNone ? last_[flow->list] : flows_[flow->list_next].list_previous;
+  uint32_t& before =
+      flow->list_previous == kNone ? first_[flow->list] : flows_[flow->list_previous].list_next;
+  uint32_t& behind =
+      flow->list_next == kNone ? last_[flow->list] : flows_[flow->list_next].list_previous;
   before = flow->list_next;
   behind = flow->list_previous;
   --counts_[flow->list];
@@ -157,6 +164,8 @@ void FlowIndex::MoveTo(Flow* flow, List list) {
   ++counts_[list];
 }
 
-Flow* FlowIndex::Oldest(List list) { return first_[list] == kNone ? nullptr : &flows_[first_[list]]; }
+Flow* FlowIndex::Oldest(List list) {
+  return first_[list] == kNone ? nullptr : &flows_[first_[list]];
+}
 
 }  // namespace falcon

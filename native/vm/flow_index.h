@@ -1,5 +1,5 @@
-// Where flows are found: by key, by age among the half-open or closed ones, by deadline. A fixed number of slots,
-// allocated once.
+// Where flows are found: by key, by age among the half-open or closed ones, by deadline. A fixed
+// number of slots, allocated once.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,8 @@
 
 namespace falcon {
 
-// Which flow wants attention first. A flow's deadline may be moved at any time; a heap of slot numbers.
+// Which flow wants attention first. A flow's deadline may be moved at any time; a heap of slot
+// numbers.
 class DeadlineHeap {
  public:
   explicit DeadlineHeap(size_t slots);
@@ -57,7 +58,9 @@ class FlowIndex {
 
  private:
   void Unlink(Flow* flow);
-  [[nodiscard]] size_t Home(const FlowKey& key) const { return static_cast<size_t>(Hash(key)) & (buckets_.size() - 1); }
+  [[nodiscard]] size_t Home(const FlowKey& key) const {
+    return static_cast<size_t>(Hash(key)) & (buckets_.size() - 1);
+  }
 
   uint64_t hash_seed_;
   std::vector<Flow> flows_;

@@ -20,7 +20,8 @@ FlowEngine::FlowEngine(const FlowOptions& options, FlowSink* sink)
       is_blocked_(index_.slots(), 0),
       scratch_(std::make_unique<std::byte[]>(kMaxFrameBytes)) {
   FALCON_CHECK(sink != nullptr && options.max_flows > 0 && options.max_half_open > 0);
-  FALCON_CHECK(options.hold_bytes_per_flow < (size_t{1} << 28) && options.retain_bytes_per_flow < (size_t{1} << 28));
+  FALCON_CHECK(options.hold_bytes_per_flow < (size_t{1} << 28) &&
+               options.retain_bytes_per_flow < (size_t{1} << 28));
 }
 
 std::unique_ptr<FlowTable> MakeFlowTable(const FlowOptions& options, FlowSink* sink) {
@@ -73,14 +74,15 @@ Flow* FlowEngine::Open(const FlowKey& key) {
   return flow;
 }
 
-// Tells the guest that a connection which the table forgets is over, so that it neither completes it untranslated
-// nor takes the next one on these ports for it.
+// Tells the guest that a connection which the table forgets is over, so that it neither completes
+// it untranslated nor takes the next one on these ports for it.
 void FlowEngine::RetireGuestSide(Flow* flow) {
   const bool through = flow->input.finished() && flow->output.finished();
   if (through || flow->guest_reset_at != 0 || flow->reset_offered) return;
   const Seq seq = flow->input.acked();
   if (!SendResetToGuest(flow, seq)) ++counters_.dropped_to_guest;
-  if (flow->input.offered() != seq && !SendResetToGuest(flow, flow->input.offered())) ++counters_.dropped_to_guest;
+  if (flow->input.offered() != seq && !SendResetToGuest(flow, flow->input.offered()))
+    ++counters_.dropped_to_guest;
 }
 
 void FlowEngine::Remove(Flow* flow) {
@@ -136,7 +138,8 @@ FlowCounters FlowEngine::counters() const {
 
 void FlowEngine::Schedule(Flow* flow, Nanoseconds when) {
   DeadlineHeap& deadlines = index_.deadlines;
-  if (!deadlines.Holds(flow->index) || when < deadlines.time(flow->index)) deadlines.Set(flow->index, when);
+  if (!deadlines.Holds(flow->index) || when < deadlines.time(flow->index))
+    deadlines.Set(flow->index, when);
 }
 
 void FlowEngine::Reschedule(Flow* flow, Nanoseconds now) {
@@ -148,7 +151,8 @@ void FlowEngine::Reschedule(Flow* flow, Nanoseconds now) {
 }
 
 void FlowEngine::ArmReoffer(Flow* flow, Nanoseconds now) {
-  if (flow->reoffer_at != 0 || ClientRepeats(*flow) || flow->input.acked() == flow->input.next()) return;
+  if (flow->reoffer_at != 0 || ClientRepeats(*flow) || flow->input.acked() == flow->input.next())
+    return;
   if (flow->diverged() || flow->guest_reset_at != 0) return;
   flow->reoffer_at = now + (options_.reoffer_after << flow->reoffers);
   Schedule(flow, flow->reoffer_at);
@@ -205,7 +209,8 @@ void FlowEngine::OfferSyn(Flow* flow, Nanoseconds now) {
   }
   flow->syn_offers = static_cast<uint8_t>(std::min<int>(flow->syn_offers + 1, UINT8_MAX));
   const int back_off = std::min<int>(flow->syn_offers, kMaxBackOff);
-  const bool again = flow->defined || (role_ == FlowRole::kBackup && flow->syn_offers < kMaxSynOffersUndefined);
+  const bool again =
+      flow->defined || (role_ == FlowRole::kBackup && flow->syn_offers < kMaxSynOffersUndefined);
   flow->syn_offer_at = again ? now + (options_.reoffer_after << (back_off - 1)) : 0;
 }
 
@@ -229,7 +234,8 @@ bool FlowEngine::Pump(Flow* flow, Nanoseconds now) {
 bool FlowEngine::OfferPiece(Flow* flow, const InputStream::Piece& piece) {
   Segment segment = SegmentToGuest(*flow);
   segment.seq = piece.seq;
-  segment.flags = static_cast<uint8_t>(kTcpAck | (piece.bytes > 0 ? kTcpPsh : 0) | (piece.fin ? kTcpFin : 0));
+  segment.flags =
+      static_cast<uint8_t>(kTcpAck | (piece.bytes > 0 ? kTcpPsh : 0) | (piece.fin ? kTcpFin : 0));
   const size_t header = SegmentHeaderBytes(segment);
   flow->input.Read(held_, piece, scratch().subspan(header, piece.bytes));
   if (!ToGuest(scratch().first(FinishSegment(scratch(), segment, piece.bytes)))) {
@@ -237,7 +243,8 @@ bool FlowEngine::OfferPiece(Flow* flow, const InputStream::Piece& piece) {
     return false;
   }
   flow->ack_owed = false;
-  flow->input.MarkOffered(piece.seq, piece.seq + static_cast<Seq>(piece.bytes) + (piece.fin ? 1 : 0));
+  flow->input.MarkOffered(piece.seq,
+                          piece.seq + static_cast<Seq>(piece.bytes) + (piece.fin ? 1 : 0));
   return true;
 }
 
@@ -290,12 +297,13 @@ size_t FlowEngine::SegmentBytesForGuest(const Flow& flow) const {
   return std::min<size_t>(flow.guest_options.mss, flow.v4() ? 1460 : 1440);
 }
 
-// If the acknowledgement is clamped, the window grows by as much: its right edge is the client's, and a guest that lags
-// behind a full client can still send what that client has long received.
+// If the acknowledgement is clamped, the window grows by as much: its right edge is the client's,
+// and a guest that lags behind a full client can still send what that client has long received.
 uint16_t FlowEngine::WindowForGuest(const Flow& flow, Seq ack) const {
   const Seq ahead = flow.client_ack + flow.Delta() - ack;
   const uint8_t scale = flow.ClientScale();
-  const uint64_t window = flow.client_window + ((static_cast<uint64_t>(ahead) + (1u << scale) - 1) >> scale);
+  const uint64_t window =
+      flow.client_window + ((static_cast<uint64_t>(ahead) + (1u << scale) - 1) >> scale);
   return static_cast<uint16_t>(std::min<uint64_t>(window, UINT16_MAX));
 }
 

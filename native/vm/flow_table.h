@@ -1,10 +1,10 @@
 // Flows: one client, 2f+1 guests (DESIGN section 7).
 //
-// Each guest's TCP stack picks its own initial sequence number, so the client's acknowledgements fit only
-// the guest it talks to. Every replica keeps a flow table that translates between wire space (what the
-// client sees) and guest space. The table is a state machine driven by one thread: frames and time come in,
-// frames go out through a sink, it never waits and allocates nothing per frame (everything it needs is
-// allocated, bounded, when it is made).
+// Each guest's TCP stack picks its own initial sequence number, so the client's acknowledgements
+// fit only the guest it talks to. Every replica keeps a flow table that translates between wire
+// space (what the client sees) and guest space. The table is a state machine driven by one thread:
+// frames and time come in, frames go out through a sink, it never waits and allocates nothing per
+// frame (everything it needs is allocated, bounded, when it is made).
 #pragma once
 
 #include <cstddef>
@@ -28,19 +28,23 @@ struct FlowOptions {
   size_t hold_bytes_per_flow = 512 << 10;    // input that this guest has not acknowledged
   size_t hold_bytes = 32 << 20;              // of all flows
   Nanoseconds handshake_hold = 3 * kSecond;  // how long a delivery waits for this guest's SYN-ACK
-  Nanoseconds reoffer_after = 20 * kMillisecond;  // unacknowledged input is offered to the guest again, with back-off
-  Nanoseconds closed_linger = 60 * kSecond;  // how long a closed flow's entry is kept for late segments
+  Nanoseconds reoffer_after =
+      20 * kMillisecond;  // unacknowledged input is offered to the guest again, with back-off
+  Nanoseconds closed_linger =
+      60 * kSecond;  // how long a closed flow's entry is kept for late segments
   Nanoseconds idle_timeout = 24 * 3600 * kSecond;
-  uint64_t hash_seed = 0;  // random per process, so that nobody can aim at a bucket; decides nothing else
+  uint64_t hash_seed =
+      0;  // random per process, so that nobody can aim at a bucket; decides nothing else
 };
 
-// Where the table's frames go. A frame is valid during the call only. Called from inside Deliver, FromGuest,
-// TakeOver, GuestWritable and Tick, never re-entrantly; ToWire also from inside Admit (the challenge to a SYN on a live flow).
+// Where the table's frames go. A frame is valid during the call only. Called from inside Deliver,
+// FromGuest, TakeOver, GuestWritable and Tick, never re-entrantly; ToWire also from inside Admit
+// (the challenge to a SYN on a live flow).
 class FlowSink {
  public:
   virtual ~FlowSink() = default;
-  // To this replica's own guest. Returns false if the deliver ring is full: the table keeps what it may
-  // (held input) or counts it as dropped_to_guest.
+  // To this replica's own guest. Returns false if the deliver ring is full: the table keeps what it
+  // may (held input) or counts it as dropped_to_guest.
   virtual bool ToGuest(Frame frame) = 0;
   // To the network, in wire space; the caller decides by role, lease and gate whether it leaves.
   virtual void ToWire(Frame frame) = 0;
@@ -49,9 +53,10 @@ class FlowSink {
 enum class FlowRole : uint8_t { kBackup, kPrimary };
 
 enum class Admission : uint8_t {
-  kPropose,    // propose the normalised frame
-  kNotForUs,   // other unicast destination, our own source address, runt, too long: drop
-  kHold,       // may not be proposed now: drop, TCP repeats it (an ACK that does not fit the SYN-ACK this primary released)
+  kPropose,   // propose the normalised frame
+  kNotForUs,  // other unicast destination, our own source address, runt, too long: drop
+  kHold,      // may not be proposed now: drop, TCP repeats it (an ACK that does not fit the SYN-ACK
+              // this primary released)
 };
 
 // Why a flow of this replica no longer equals the primary's; healed by state transfer.
@@ -59,14 +64,15 @@ enum class FlowDivergence : uint8_t { kNone, kNoSynAck, kHoldBound, kReset };
 
 struct FlowCounters {
   uint64_t frames_admitted = 0, frames_refused = 0;
-  uint64_t frames_delivered = 0;      // log frames taken by Deliver
-  uint64_t frames_to_guest = 0;       // frames made for the guest, re-offers and local ACKs included
+  uint64_t frames_delivered = 0;  // log frames taken by Deliver
+  uint64_t frames_to_guest = 0;   // frames made for the guest, re-offers and local ACKs included
   uint64_t frames_from_guest = 0, frames_to_wire = 0;
   uint64_t reoffered = 0, local_acks = 0, clamped_acks = 0, held = 0;
   uint64_t neighbour_answers = 0;
   uint64_t retained_resent = 0, retain_dropped = 0;
-  uint64_t flows = 0, half_open = 0, flows_opened = 0, flows_closed = 0, evicted_half_open = 0, refused_full = 0;
-  uint64_t diverged = 0;              // flows counted as diverged
+  uint64_t flows = 0, half_open = 0, flows_opened = 0, flows_closed = 0, evicted_half_open = 0,
+           refused_full = 0;
+  uint64_t diverged = 0;  // flows counted as diverged
   uint64_t malformed = 0, dropped_to_guest = 0;
   uint64_t retained_bytes = 0, held_bytes = 0;  // now
 };
@@ -76,25 +82,30 @@ class FlowTable {
   virtual ~FlowTable() = default;
 
   // ---- primary, before a frame is proposed
-  // Looks at a frame from the network. On kPropose the frame to propose is in `normalised` (capacity at
-  // least frame.size(); its length is written to *length): SYN options that carry per-stack state are taken out, the checksum is right again.
-  // Also used, with role kBackup, to normalise frames for the pool of unproposed frames (then never kHold).
-  virtual Admission Admit(Frame frame, std::span<std::byte> normalised, size_t* length, Nanoseconds now) = 0;
+  // Looks at a frame from the network. On kPropose the frame to propose is in `normalised`
+  // (capacity at least frame.size(); its length is written to *length): SYN options that carry
+  // per-stack state are taken out, the checksum is right again. Also used, with role kBackup, to
+  // normalise frames for the pool of unproposed frames (then never kHold).
+  virtual Admission Admit(Frame frame, std::span<std::byte> normalised, size_t* length,
+                          Nanoseconds now) = 0;
 
   // ---- every replica
-  // Takes the next committed frame, in log order, and offers it to this replica's guest as it can take it.
+  // Takes the next committed frame, in log order, and offers it to this replica's guest as it can
+  // take it.
   virtual void Deliver(Frame frame, Nanoseconds now) = 0;
-  // Takes a frame that this replica's guest sent. Calls ToWire with what the client expects. On a backup it also retains
-  // unacknowledged payload, and answers the guest's neighbour questions through ToGuest.
+  // Takes a frame that this replica's guest sent. Calls ToWire with what the client expects. On a
+  // backup it also retains unacknowledged payload, and answers the guest's neighbour questions
+  // through ToGuest.
   virtual void FromGuest(Frame frame, Nanoseconds now) = 0;
-  // Re-offers, local ACKs, expiry. Returns the next time that it wants to be called (at most now + 1 s).
+  // Re-offers, local ACKs, expiry. Returns the next time that it wants to be called (at most now +
+  // 1 s).
   virtual Nanoseconds Tick(Nanoseconds now) = 0;
   // The sink can take frames again after ToGuest returned false.
   virtual void GuestWritable(Nanoseconds now) = 0;
 
   virtual void SetRole(FlowRole role) = 0;
-  // The gate of this new primary has just opened: sends retained, unacknowledged output of every flow through
-  // ToWire at once (SYN-ACKs of half-open flows included).
+  // The gate of this new primary has just opened: sends retained, unacknowledged output of every
+  // flow through ToWire at once (SYN-ACKs of half-open flows included).
   virtual void TakeOver(Nanoseconds now) = 0;
 
   // Forgets everything (the guest starts anew).

@@ -17,7 +17,8 @@ Nanoseconds FlowEngine::Tick(Nanoseconds now) {
 
 void FlowEngine::GuestWritable(Nanoseconds now) { Unblock(now); }
 
-// A backup lets a flow live longer than a primary: what the primary still proposes, every backup must still know.
+// A backup lets a flow live longer than a primary: what the primary still proposes, every backup
+// must still know.
 Nanoseconds FlowEngine::ExpiryOf(const Flow& flow) const {
   const bool backup = role_ == FlowRole::kBackup;
   if (flow.closed) return flow.last_heard + options_.closed_linger;
@@ -42,8 +43,8 @@ void FlowEngine::OnDeadline(Flow* flow, Nanoseconds now) {
   Reschedule(flow, now);
 }
 
-// The guest has not acknowledged what it was given (it dropped it, or is slow), or says that it has no window (an
-// update may have got lost): again, less and less often.
+// The guest has not acknowledged what it was given (it dropped it, or is slow), or says that it has
+// no window (an update may have got lost): again, less and less often.
 void FlowEngine::Reoffer(Flow* flow, Nanoseconds now) {
   flow->reoffer_at = 0;
   const InputStream& input = flow->input;
@@ -104,7 +105,8 @@ void FlowEngine::TakeOver(Nanoseconds now) {
 void FlowEngine::ResendRetained(Flow* flow) {
   const OutputStream& output = flow->output;
   const Seq end = output.end();
-  const bool fin_left = output.fin_known() && end == output.fin();  // else beyond what was kept, or acknowledged
+  const bool fin_left =
+      output.fin_known() && end == output.fin();  // else beyond what was kept, or acknowledged
   const size_t most = std::min<size_t>(flow->client_options.mss, flow->v4() ? 1460 : 1440);
   Segment segment = SegmentToWire(*flow);
   Seq at = output.begin();
@@ -114,7 +116,8 @@ void FlowEngine::ResendRetained(Flow* flow) {
     const size_t header = SegmentHeaderBytes(segment);
     output.Read(retained_, at, scratch().subspan(header, bytes));
     segment.seq = at;
-    segment.flags = static_cast<uint8_t>(kTcpAck | (bytes > 0 ? kTcpPsh : 0) | (last && fin_left ? kTcpFin : 0));
+    segment.flags = static_cast<uint8_t>(kTcpAck | (bytes > 0 ? kTcpPsh : 0) |
+                                         (last && fin_left ? kTcpFin : 0));
     ++counters_.retained_resent;
     ToWire(scratch().first(FinishSegment(scratch(), segment, bytes)));
     at += static_cast<Seq>(bytes);
@@ -122,11 +125,12 @@ void FlowEngine::ResendRetained(Flow* flow) {
   }
 }
 
-// A connection that this replica's guest does not have as its client knows it cannot be continued: better a
-// reset now than a client that waits for ever.
+// A connection that this replica's guest does not have as its client knows it cannot be continued:
+// better a reset now than a client that waits for ever.
 void FlowEngine::AbortToClient(Flow* flow) {
   if (!flow->defined || flow->client_reset) return;
-  if (flow->to_wire.length == 0) {  // the guest never spoke: back where the client's frames come from
+  if (flow->to_wire.length ==
+      0) {  // the guest never spoke: back where the client's frames come from
     flow->to_wire = flow->to_guest;
     std::memcpy(flow->to_wire.bytes.data(), flow->to_guest.bytes.data() + 6, 6);
     std::memcpy(flow->to_wire.bytes.data() + 6, vm_mac_.data(), 6);

@@ -13,12 +13,13 @@ namespace {
 constexpr uint32_t kNone = UINT32_MAX;
 constexpr uint64_t kHashSeed = 0x2545F4914F6CDD1D;
 
-// A ring of entries that can be found by hash: the oldest goes first, any may be struck out. `Entry` carries what its
-// user needs.
+// A ring of entries that can be found by hash: the oldest goes first, any may be struck out.
+// `Entry` carries what its user needs.
 template <typename Entry>
 class HashedRing {
  public:
-  explicit HashedRing(size_t capacity) : slots_(std::max<size_t>(capacity, 1)), buckets_(std::bit_ceil(slots_.size() * 2), kNone) {}
+  explicit HashedRing(size_t capacity)
+      : slots_(std::max<size_t>(capacity, 1)), buckets_(std::bit_ceil(slots_.size() * 2), kNone) {}
 
   [[nodiscard]] bool empty() const { return count_ == 0; }
   [[nodiscard]] bool full() const { return count_ == slots_.size(); }
@@ -40,8 +41,8 @@ class HashedRing {
     --count_;
   }
 
-  // Strikes out one entry of this hash for which `same` holds, the newest, and returns it, or null. (Equal frames are
-  // worth the same, and a flood of them must not make this a search.)
+  // Strikes out one entry of this hash for which `same` holds, the newest, and returns it, or null.
+  // (Equal frames are worth the same, and a flood of them must not make this a search.)
   template <typename Same>
   Entry* Strike(uint64_t hash, Same same) {
     for (uint32_t slot = Bucket(hash); slot != kNone; slot = slots_[slot].next) {
@@ -65,7 +66,9 @@ class HashedRing {
     bool alive = false;
   };
 
-  [[nodiscard]] uint32_t& Bucket(uint64_t hash) { return buckets_[static_cast<size_t>(hash) & (buckets_.size() - 1)]; }
+  [[nodiscard]] uint32_t& Bucket(uint64_t hash) {
+    return buckets_[static_cast<size_t>(hash) & (buckets_.size() - 1)];
+  }
 
   void StrikeSlot(uint32_t slot) {
     uint32_t* link = &Bucket(slots_[slot].hash);
@@ -115,7 +118,8 @@ class IngressPoolImpl final : public IngressPool {
     Age(now);
     const uint64_t hash = HashBytes(frame, kHashSeed);
     const Kept* twin = kept_.Strike(hash, [&](const Kept& kept) {
-      return kept.length == frame.size() && std::memcmp(bytes_.data() + kept.at, frame.data(), frame.size()) == 0;
+      return kept.length == frame.size() &&
+             std::memcmp(bytes_.data() + kept.at, frame.data(), frame.size()) == 0;
     });
     if (twin != nullptr) {
       kept_bytes_ -= twin->length;
@@ -156,7 +160,8 @@ class IngressPoolImpl final : public IngressPool {
   }
 
   void Age(Nanoseconds now) {
-    while (!kept_.empty() && (!kept_.front_alive() || now - kept_.front().since > options_.max_age)) PopOldest();
+    while (!kept_.empty() && (!kept_.front_alive() || now - kept_.front().since > options_.max_age))
+      PopOldest();
     while (!remembered_.empty() &&
            (!remembered_.front_alive() || now - remembered_.front().since > options_.max_age)) {
       remembered_.PopFront();

@@ -29,7 +29,8 @@ bool InputStream::FitsIslands(Seq start, Seq end) const {
 
 void InputStream::RemoveIsland(size_t index) {
   std::move(island_.begin() + static_cast<ptrdiff_t>(index) + 1,
-            island_.begin() + static_cast<ptrdiff_t>(islands_), island_.begin() + static_cast<ptrdiff_t>(index));
+            island_.begin() + static_cast<ptrdiff_t>(islands_),
+            island_.begin() + static_cast<ptrdiff_t>(index));
   --islands_;
 }
 
@@ -40,14 +41,15 @@ void InputStream::AddIsland(Seq start, Seq end) {
   while (at < islands_ && SeqBefore(island_[at].end, start)) ++at;
   while (at < islands_ && !SeqBefore(merged.end, island_[at].start)) {
     // What was already there stays offered only if it is the whole of the new island.
-    merged.offered = merged.offered || (!SeqBefore(start, island_[at].start) && !SeqBefore(island_[at].end, end) &&
-                                        island_[at].offered);
+    merged.offered = merged.offered || (!SeqBefore(start, island_[at].start) &&
+                                        !SeqBefore(island_[at].end, end) && island_[at].offered);
     merged.start = SeqMin(merged.start, island_[at].start);
     merged.end = SeqMax(merged.end, island_[at].end);
     RemoveIsland(at);
   }
   FALCON_CHECK(islands_ < kMaxIslands);
-  std::move_backward(island_.begin() + static_cast<ptrdiff_t>(at), island_.begin() + static_cast<ptrdiff_t>(islands_),
+  std::move_backward(island_.begin() + static_cast<ptrdiff_t>(at),
+                     island_.begin() + static_cast<ptrdiff_t>(islands_),
                      island_.begin() + static_cast<ptrdiff_t>(islands_) + 1);
   island_[at] = merged;
   ++islands_;
@@ -77,7 +79,8 @@ void InputStream::KeepGaps(BlockPool& pool, Seq start, std::span<const std::byte
   }
 }
 
-void InputStream::Keep(BlockPool& pool, Seq start, std::span<const std::byte> bytes, size_t max_bytes) {
+void InputStream::Keep(BlockPool& pool, Seq start, std::span<const std::byte> bytes,
+                       size_t max_bytes) {
   if (!keeping_ || bytes.empty()) return;
   const size_t length = Offset(start) + bytes.size();
   if (length > max_bytes || !bytes_.Extend(pool, length)) {
@@ -88,15 +91,18 @@ void InputStream::Keep(BlockPool& pool, Seq start, std::span<const std::byte> by
   KeepGaps(pool, start, bytes);
 }
 
-InputStream::Accepted InputStream::Accept(BlockPool& pool, Seq seq, std::span<const std::byte> payload, bool fin,
+InputStream::Accepted InputStream::Accept(BlockPool& pool, Seq seq,
+                                          std::span<const std::byte> payload, bool fin,
                                           size_t max_bytes) {
   const Seq end = seq + static_cast<Seq>(payload.size());
   const Seq end_with_fin = end + (fin ? 1 : 0);
-  if (SeqDistance(next_, end_with_fin) > static_cast<int32_t>(std::min<size_t>(max_bytes / 2, INT32_MAX))) {
+  if (SeqDistance(next_, end_with_fin) >
+      static_cast<int32_t>(std::min<size_t>(max_bytes / 2, INT32_MAX))) {
     return Accepted::kRefused;
   }
   const Seq farthest = islands_ > 0 ? island_[islands_ - 1].end : next_;
-  if (fin_known_ && SeqBefore(fin_, end)) return end_with_fin == next_ ? Accepted::kOld : Accepted::kRefused;
+  if (fin_known_ && SeqBefore(fin_, end))
+    return end_with_fin == next_ ? Accepted::kOld : Accepted::kRefused;
   if (fin && (fin_known_ ? end != fin_ : SeqBefore(end, farthest))) return Accepted::kRefused;
   const bool new_fin = fin && !fin_known_;
   const Seq start = SeqMax(seq, next_);
@@ -134,7 +140,8 @@ bool InputStream::Overlay(BlockPool& pool, Seq seq, std::span<std::byte> payload
   const Seq end = seq + static_cast<Seq>(payload.size());
   std::array<std::byte, 512> kept;
   while (SeqBefore(at, end) && Offset(at) < bytes_.length()) {
-    const size_t count = std::min({kept.size(), static_cast<size_t>(end - at), bytes_.length() - Offset(at)});
+    const size_t count =
+        std::min({kept.size(), static_cast<size_t>(end - at), bytes_.length() - Offset(at)});
     const auto now = std::span(kept).first(count);
     bytes_.Read(pool, Offset(at), now);
     const auto given = payload.subspan(at - seq, count);
@@ -168,7 +175,8 @@ bool InputStream::NextPiece(Seq from, Seq limit, size_t max_payload, Piece* piec
   const Seq end = from + static_cast<Seq>(piece->bytes);
   piece->fin = fin_in_reach && end == fin_;
   if (piece->fin) return true;
-  // A window that opens by crumbs is not worth a segment as long as an acknowledgement is on its way.
+  // A window that opens by crumbs is not worth a segment as long as an acknowledgement is on its
+  // way.
   const bool crumb = piece->bytes < max_payload && end != data_end;
   return piece->bytes > 0 && (!crumb || from == acked_);
 }
@@ -180,12 +188,14 @@ void InputStream::Read(BlockPool& pool, const Piece& piece, std::span<std::byte>
 void InputStream::MarkOffered(Seq seq, Seq end) {
   if (SeqBefore(offered_, seq)) {
     for (size_t i = 0; i < islands_; ++i) {
-      if (!SeqBefore(island_[i].start, seq) && !SeqBefore(end, island_[i].end)) island_[i].offered = true;
+      if (!SeqBefore(island_[i].start, seq) && !SeqBefore(end, island_[i].end))
+        island_[i].offered = true;
     }
     return;
   }
   offered_ = SeqMin(SeqMax(offered_, end), next_);
-  if (!SeqBefore(offered_, ahead_start_) && SeqBefore(offered_, ahead_end_)) offered_ = SeqMin(ahead_end_, next_);
+  if (!SeqBefore(offered_, ahead_start_) && SeqBefore(offered_, ahead_end_))
+    offered_ = SeqMin(ahead_end_, next_);
   ahead_start_ = ahead_end_ = offered_;
 }
 

@@ -1,15 +1,17 @@
 // What a client sends on one flow, as the log has it, and how far this replica's guest is with it.
 //
-// The client sends by the window and the acknowledgements of the primary's guest, so it will not repeat a byte that a
-// slower backup's guest had no window for or dropped. The stream keeps what its own guest has not acknowledged:
+// The client sends by the window and the acknowledgements of the primary's guest, so it will not
+// repeat a byte that a slower backup's guest had no window for or dropped. The stream keeps what
+// its own guest has not acknowledged:
 //
-//     acked <= offered <= next          islands behind next (segments that came before their predecessors)
-//     |  given, not   |  held back  |   edge: the end of the window that this guest advertises
-//     |  acknowledged |             |
+//     acked <= offered <= next          islands behind next (segments that came before their
+//     predecessors) |  given, not   |  held back  |   edge: the end of the window that this guest
+//     advertises |  acknowledged |             |
 //
-// `next` and the islands follow from the log alone, so they are the same on every replica; `acked`, `offered` and
-// `edge` are this guest's. Each position of the stream has one value, that of its first appearance in the log: whatever a
-// client that sends overlapping segments with different bytes makes of it, all guests read the same.
+// `next` and the islands follow from the log alone, so they are the same on every replica; `acked`,
+// `offered` and `edge` are this guest's. Each position of the stream has one value, that of its
+// first appearance in the log: whatever a client that sends overlapping segments with different
+// bytes makes of it, all guests read the same.
 #pragma once
 
 #include <array>
@@ -25,23 +27,29 @@ namespace falcon {
 class InputStream {
  public:
   enum class Accepted : uint8_t {
-    kNew,     // at least one position is new (the FIN counts as one)
-    kOld,     // nothing in it is new
-    kRefused, // too far ahead, or too many holes: no replica takes it, and the client will repeat it
-    kNoRoom,  // taken, but its bytes could not be kept; the stream keeps nothing until the guest has caught up
+    kNew,      // at least one position is new (the FIN counts as one)
+    kOld,      // nothing in it is new
+    kRefused,  // too far ahead, or too many holes: no replica takes it, and the client will repeat
+               // it
+    kNoRoom,   // taken, but its bytes could not be kept; the stream keeps nothing until the guest
+               // has caught up
   };
 
   void Open(Seq first);
   void Close(BlockPool& pool);
 
-  // Takes a segment of the log. `max_bytes` bounds what is kept, and half of it how far ahead a segment may be.
-  Accepted Accept(BlockPool& pool, Seq seq, std::span<const std::byte> payload, bool fin, size_t max_bytes);
+  // Takes a segment of the log. `max_bytes` bounds what is kept, and half of it how far ahead a
+  // segment may be.
+  Accepted Accept(BlockPool& pool, Seq seq, std::span<const std::byte> payload, bool fin,
+                  size_t max_bytes);
   // Puts the kept bytes over those of a repeated payload; returns true if any of them differed.
   bool Overlay(BlockPool& pool, Seq seq, std::span<std::byte> payload) const;
-  // This guest has acknowledged everything below `ack` and takes `window` bytes more. Returns true if that is progress.
+  // This guest has acknowledged everything below `ack` and takes `window` bytes more. Returns true
+  // if that is progress.
   bool GuestAcknowledged(BlockPool& pool, Seq ack, uint32_t window);
 
-  // The next piece to offer from `from` on, of at most `max_payload` bytes, inside the window and below `limit`.
+  // The next piece to offer from `from` on, of at most `max_payload` bytes, inside the window and
+  // below `limit`.
   struct Piece {
     Seq seq = 0;
     size_t bytes = 0;

@@ -37,8 +37,9 @@ bool IsHost(const Address& address) {
 // An ARP packet for Ethernet and IPv4, whole.
 bool IsArpForIpv4(Frame frame, const Packet& packet) {
   const size_t at = packet.link_bytes;
-  return packet.kind == PacketKind::kArp && frame.size() - at >= kArpBytes && Load16(frame, at) == 1 &&
-         Load16(frame, at + 2) == kEtherIpv4 && Load8(frame, at + 4) == 6 && Load8(frame, at + 5) == 4;
+  return packet.kind == PacketKind::kArp && frame.size() - at >= kArpBytes &&
+         Load16(frame, at) == 1 && Load16(frame, at + 2) == kEtherIpv4 &&
+         Load8(frame, at + 4) == 6 && Load8(frame, at + 5) == 4;
 }
 
 // A neighbour solicitation or advertisement that has not crossed a router.
@@ -63,7 +64,9 @@ size_t FindLinkOption(Frame frame, const Packet& packet, uint8_t kind) {
 }  // namespace
 
 Neighbours::Neighbours(size_t max_entries, uint64_t hash_seed, const Mac& vm_mac)
-    : entries_(std::bit_ceil(std::max(max_entries, kWays))), hash_seed_(hash_seed), vm_mac_(vm_mac) {}
+    : entries_(std::bit_ceil(std::max(max_entries, kWays))),
+      hash_seed_(hash_seed),
+      vm_mac_(vm_mac) {}
 
 void Neighbours::Clear() { std::ranges::fill(entries_, Entry{}); }
 
@@ -138,7 +141,8 @@ size_t Neighbours::AnswerArp(Frame frame, const Packet& packet, std::span<std::b
   return at + kArpBytes;
 }
 
-size_t Neighbours::AnswerSolicitation(Frame frame, const Packet& packet, std::span<std::byte> into) const {
+size_t Neighbours::AnswerSolicitation(Frame frame, const Packet& packet,
+                                      std::span<std::byte> into) const {
   const Address target = AddressAt(frame, packet.payload_at + 8);
   if (!IsHost(packet.source) || packet.source == target) return 0;
   const Entry* entry = Find(target);
@@ -165,7 +169,8 @@ size_t Neighbours::AnswerSolicitation(Frame frame, const Packet& packet, std::sp
   std::array<std::byte, 8> tail{};  // of the pseudo-header: length and protocol
   Store32(tail, 0, static_cast<uint32_t>(icmp_bytes));
   tail[7] = std::byte{58};
-  const uint64_t sum = SumBytes(into.subspan(at + 8, 32)) + SumBytes(tail) + SumBytes(into.subspan(icmp, icmp_bytes));
+  const uint64_t sum = SumBytes(into.subspan(at + 8, 32)) + SumBytes(tail) +
+                       SumBytes(into.subspan(icmp, icmp_bytes));
   const uint16_t checksum = static_cast<uint16_t>(~FoldSum(sum));
   std::memcpy(into.data() + icmp + 2, &checksum, 2);
   return icmp + icmp_bytes;

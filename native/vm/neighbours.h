@@ -1,11 +1,13 @@
 // Who has which address: pairs that logged frames have shown, and answers for a backup's own guest.
 //
-// Nobody on the wire hears what a backup's guest asks. Unanswered, its neighbour entries fail, and it falls silent long
-// before a failover needs it. So the replica answers ARP requests and IPv6 neighbour solicitations, unicast
-// probes of an ageing entry included, from what the log has shown to every replica alike.
+// Nobody on the wire hears what a backup's guest asks. Unanswered, its neighbour entries fail, and
+// it falls silent long before a failover needs it. So the replica answers ARP requests and IPv6
+// neighbour solicitations, unicast probes of an ageing entry included, from what the log has shown
+// to every replica alike.
 //
-// The table is a fixed number of small sets. A pair shown by ARP or neighbour discovery is worth more than one seen as
-// the source of an IP frame, and is never pushed out by such a one: anybody can make up source addresses.
+// The table is a fixed number of small sets. A pair shown by ARP or neighbour discovery is worth
+// more than one seen as the source of an IP frame, and is never pushed out by such a one: anybody
+// can make up source addresses.
 #pragma once
 
 #include <cstddef>
@@ -23,9 +25,9 @@ class Neighbours {
 
   // Learns from a frame of the log.
   void Learn(Frame frame, const Packet& packet);
-  // If `frame`, sent by the own guest, asks for an address that is known, writes the answer into `into` (at least
-  // kMaxAnswerBytes) and returns its length; otherwise 0. Never answers for the guest's own address
-  // (announcements and duplicate address detection).
+  // If `frame`, sent by the own guest, asks for an address that is known, writes the answer into
+  // `into` (at least kMaxAnswerBytes) and returns its length; otherwise 0. Never answers for the
+  // guest's own address (announcements and duplicate address detection).
   [[nodiscard]] size_t Answer(Frame frame, const Packet& packet, std::span<std::byte> into);
   void Clear();
 
@@ -46,8 +48,10 @@ class Neighbours {
   [[nodiscard]] std::span<Entry> SetOf(const Address& address);
   void LearnArp(Frame frame, const Packet& packet);
   void LearnDiscovery(Frame frame, const Packet& packet);
-  [[nodiscard]] size_t AnswerArp(Frame frame, const Packet& packet, std::span<std::byte> into) const;
-  [[nodiscard]] size_t AnswerSolicitation(Frame frame, const Packet& packet, std::span<std::byte> into) const;
+  [[nodiscard]] size_t AnswerArp(Frame frame, const Packet& packet,
+                                 std::span<std::byte> into) const;
+  [[nodiscard]] size_t AnswerSolicitation(Frame frame, const Packet& packet,
+                                          std::span<std::byte> into) const;
 
   std::vector<Entry> entries_;
   uint64_t hash_seed_;

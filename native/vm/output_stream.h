@@ -1,5 +1,6 @@
-// What this replica's guest has sent on one flow and the client has not acknowledged, in wire space. At take-over
-// it goes to the client at once, so that the client does not wait for the guest's retransmission timer.
+// What this replica's guest has sent on one flow and the client has not acknowledged, in wire
+// space. At take-over it goes to the client at once, so that the client does not wait for the
+// guest's retransmission timer.
 #pragma once
 
 #include <algorithm>
@@ -19,9 +20,10 @@ class OutputStream {
   }
   void Close(BlockPool& pool) { bytes_.Clear(pool); }
 
-  // Keeps what is new in a segment that the guest sent. Returns how many bytes found no room (the newest are left out: the
-  // guest's own retransmission stands in for them).
-  size_t Append(BlockPool& pool, Seq seq, std::span<const std::byte> payload, bool fin, size_t max_bytes) {
+  // Keeps what is new in a segment that the guest sent. Returns how many bytes found no room (the
+  // newest are left out: the guest's own retransmission stands in for them).
+  size_t Append(BlockPool& pool, Seq seq, std::span<const std::byte> payload, bool fin,
+                size_t max_bytes) {
     const Seq payload_end = seq + static_cast<Seq>(payload.size());
     if (fin && !fin_known_) {
       fin_known_ = true;
@@ -46,7 +48,9 @@ class OutputStream {
     end_ = SeqMax(end_, ack);
   }
 
-  void Read(BlockPool& pool, Seq seq, std::span<std::byte> into) const { bytes_.Read(pool, seq - begin_, into); }
+  void Read(BlockPool& pool, Seq seq, std::span<std::byte> into) const {
+    bytes_.Read(pool, seq - begin_, into);
+  }
 
   // Kept are the bytes [begin, end).
   [[nodiscard]] Seq begin() const { return begin_; }

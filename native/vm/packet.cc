@@ -35,7 +35,8 @@ void ParseIpv4(Frame frame, Packet* packet) {
   const uint8_t first = Load8(frame, at);
   const size_t header = static_cast<size_t>(first & 0x0F) * 4;
   const size_t total = Load16(frame, at + 2);
-  if (first >> 4 != 4 || header < kIpv4HeaderBytes || total < header || total > frame.size() - at) return;
+  if (first >> 4 != 4 || header < kIpv4HeaderBytes || total < header || total > frame.size() - at)
+    return;
   packet->version = 4;
   packet->end = at + total;
   packet->source = Ipv4Address(frame.data() + at + 12);
@@ -59,11 +60,13 @@ void ParseIpv6(Frame frame, Packet* packet) {
   std::memcpy(packet->destination.data(), frame.data() + at + 24, 16);
   packet->end = at + kIpv6HeaderBytes + length;
   packet->kind = PacketKind::kOther;
-  // An IPv4 address in IPv6 clothes must not be taken for the IPv4 host: it never stands in a header rightly.
+  // An IPv4 address in IPv6 clothes must not be taken for the IPv4 host: it never stands in a
+  // header rightly.
   if (IsMappedIpv4(packet->source) || IsMappedIpv4(packet->destination)) return;
   uint8_t next = Load8(frame, at + 6);
   at += kIpv6HeaderBytes;
-  for (int i = 0; i < kMaxExtensionHeaders && (next == kHopByHop || next == kDestinationOptions); ++i) {
+  for (int i = 0; i < kMaxExtensionHeaders && (next == kHopByHop || next == kDestinationOptions);
+       ++i) {
     if (packet->end - at < 8) return;
     const size_t bytes = (static_cast<size_t>(Load8(frame, at + 1)) + 1) * 8;
     if (bytes > packet->end - at) return;
@@ -206,13 +209,15 @@ void ReplaceInSegment(std::span<std::byte> frame, const Packet& packet, size_t a
     after = __builtin_bswap16(after);
   }
   const size_t checksum_at = packet.tcp_at + kTcpChecksumOffset;
-  const uint64_t sum = static_cast<uint64_t>(static_cast<uint16_t>(~LoadRaw16(frame, checksum_at))) +
-                       static_cast<uint16_t>(~before) + after;
+  const uint64_t sum =
+      static_cast<uint64_t>(static_cast<uint16_t>(~LoadRaw16(frame, checksum_at))) +
+      static_cast<uint16_t>(~before) + after;
   std::memmove(field.data(), bytes.data(), bytes.size());
   StoreRaw16(frame, checksum_at, static_cast<uint16_t>(~FoldSum(sum)));
 }
 
-void ReplaceSeq(std::span<std::byte> frame, const Packet& packet, size_t offset_in_tcp_header, Seq value) {
+void ReplaceSeq(std::span<std::byte> frame, const Packet& packet, size_t offset_in_tcp_header,
+                Seq value) {
   std::array<std::byte, 4> bytes;
   Store32(bytes, 0, value);
   ReplaceInSegment(frame, packet, packet.tcp_at + offset_in_tcp_header, bytes);

@@ -1,8 +1,10 @@
-// Reading and making Ethernet frames. Every byte that is read here may have been chosen by an attacker, so
-// each field is read only after its presence is proved, and what cannot be proved is not TCP.
+// Reading and making Ethernet frames. Every byte that is read here may have been chosen by an
+// attacker, so each field is read only after its presence is proved, and what cannot be proved is
+// not TCP.
 //
-// Two answers besides "TCP" matter: kOther is passed on as it is (ARP, UDP, fragments, anything unknown), and
-// kMalformed is what no guest would take (an IP or TCP header that contradicts the frame's length).
+// Two answers besides "TCP" matter: kOther is passed on as it is (ARP, UDP, fragments, anything
+// unknown), and kMalformed is what no guest would take (an IP or TCP header that contradicts the
+// frame's length).
 #pragma once
 
 #include <array>
@@ -29,11 +31,15 @@ inline constexpr uint16_t kEtherIpv4 = 0x0800;
 inline constexpr uint16_t kEtherArp = 0x0806;
 inline constexpr uint16_t kEtherIpv6 = 0x86DD;
 
-inline constexpr uint8_t kTcpFin = 0x01, kTcpSyn = 0x02, kTcpRst = 0x04, kTcpPsh = 0x08, kTcpAck = 0x10;
+inline constexpr uint8_t kTcpFin = 0x01, kTcpSyn = 0x02, kTcpRst = 0x04, kTcpPsh = 0x08,
+                         kTcpAck = 0x10;
 
-// Sequence numbers live on a circle of 2^32; a is before b if going forward from a reaches b within half of it.
+// Sequence numbers live on a circle of 2^32; a is before b if going forward from a reaches b within
+// half of it.
 using Seq = uint32_t;
-[[nodiscard]] constexpr int32_t SeqDistance(Seq from, Seq to) { return static_cast<int32_t>(to - from); }
+[[nodiscard]] constexpr int32_t SeqDistance(Seq from, Seq to) {
+  return static_cast<int32_t>(to - from);
+}
 [[nodiscard]] constexpr bool SeqBefore(Seq a, Seq b) { return SeqDistance(a, b) > 0; }
 [[nodiscard]] constexpr Seq SeqMax(Seq a, Seq b) { return SeqBefore(a, b) ? b : a; }
 [[nodiscard]] constexpr Seq SeqMin(Seq a, Seq b) { return SeqBefore(a, b) ? a : b; }
@@ -45,7 +51,9 @@ using Address = std::array<uint8_t, 16>;
 [[nodiscard]] Address Ipv4Address(const std::byte* four_bytes);
 [[nodiscard]] bool IsMappedIpv4(const Address& address);
 
-[[nodiscard]] inline uint8_t Load8(Frame bytes, size_t at) { return static_cast<uint8_t>(bytes[at]); }
+[[nodiscard]] inline uint8_t Load8(Frame bytes, size_t at) {
+  return static_cast<uint8_t>(bytes[at]);
+}
 [[nodiscard]] inline uint16_t Load16(Frame bytes, size_t at) {
   return static_cast<uint16_t>(Load8(bytes, at) << 8 | Load8(bytes, at + 1));
 }
@@ -63,8 +71,8 @@ inline void Store32(std::span<std::byte> bytes, size_t at, uint32_t value) {
 
 enum class PacketKind : uint8_t { kOther, kArp, kIcmp6, kTcp, kMalformed };
 
-// Where things are in a frame; offsets are from its first byte. For kOther only link_bytes and ether_type
-// (and, with version set, the addresses) mean something.
+// Where things are in a frame; offsets are from its first byte. For kOther only link_bytes and
+// ether_type (and, with version set, the addresses) mean something.
 struct Packet {
   PacketKind kind = PacketKind::kOther;
   uint8_t version = 0;  // 4, 6, or 0: not IP
@@ -91,7 +99,8 @@ struct Packet {
 
 [[nodiscard]] Packet ParseFrame(Frame frame);
 
-// The Internet checksum (RFC 1071): sums are kept in the byte order of memory, so nothing is swapped.
+// The Internet checksum (RFC 1071): sums are kept in the byte order of memory, so nothing is
+// swapped.
 [[nodiscard]] uint64_t SumBytes(std::span<const std::byte> data);
 [[nodiscard]] uint16_t FoldSum(uint64_t sum);
 
@@ -99,13 +108,15 @@ struct Packet {
 [[nodiscard]] bool TcpChecksumsAreRight(Frame frame, const Packet& packet);
 // Writes both checksums afresh.
 void FillTcpChecksums(std::span<std::byte> frame, const Packet& packet);
-// Replaces an even number of bytes inside the TCP segment and updates its checksum by the difference (RFC 1624), so
-// that a segment that was damaged stays recognisably damaged.
+// Replaces an even number of bytes inside the TCP segment and updates its checksum by the
+// difference (RFC 1624), so that a segment that was damaged stays recognisably damaged.
 void ReplaceInSegment(std::span<std::byte> frame, const Packet& packet, size_t at,
                       std::span<const std::byte> bytes);
-void ReplaceSeq(std::span<std::byte> frame, const Packet& packet, size_t offset_in_tcp_header, Seq value);
+void ReplaceSeq(std::span<std::byte> frame, const Packet& packet, size_t offset_in_tcp_header,
+                Seq value);
 void ReplaceWindow(std::span<std::byte> frame, const Packet& packet, uint16_t window);
-// Shortens a kTcp frame so that it has no payload, and sets both checksums. Returns the frame's new length.
+// Shortens a kTcp frame so that it has no payload, and sets both checksums. Returns the frame's new
+// length.
 size_t DropTcpPayload(std::span<std::byte> frame, Packet* packet);
 
 inline constexpr size_t kSeqOffset = 4, kAckOffset = 8, kWindowOffset = 14;
@@ -122,8 +133,8 @@ struct Segment {
 
 // Bytes before the payload.
 [[nodiscard]] size_t SegmentHeaderBytes(const Segment& segment);
-// Writes headers round the payload that the caller has put at into[SegmentHeaderBytes()...]. Returns the frame's
-// length. `into` must be large enough.
+// Writes headers round the payload that the caller has put at into[SegmentHeaderBytes()...].
+// Returns the frame's length. `into` must be large enough.
 size_t FinishSegment(std::span<std::byte> into, const Segment& segment, size_t payload_bytes);
 
 }  // namespace falcon

@@ -1,6 +1,7 @@
-// SYNs that this primary has proposed and the log has not given back yet. Between the two, the table does not know
-// the flow, and an old segment on the same ports must not slip into the log behind the SYN, where it would define the
-// flow. A fixed number of places, one per hash: a place that is taken over costs its flow this protection only.
+// SYNs that this primary has proposed and the log has not given back yet. Between the two, the
+// table does not know the flow, and an old segment on the same ports must not slip into the log
+// behind the SYN, where it would define the flow. A fixed number of places, one per hash: a place
+// that is taken over costs its flow this protection only.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +21,9 @@ class PendingSyns {
 
   PendingSyns() : places_(kPlaces) {}
 
-  void Add(uint64_t hash, Seq client_iss, Nanoseconds now) { Place(hash) = {hash, client_iss, true, now}; }
+  void Add(uint64_t hash, Seq client_iss, Nanoseconds now) {
+    Place(hash) = {hash, client_iss, true, now};
+  }
   // True if a SYN of this key is on its way through the log.
   [[nodiscard]] bool Has(uint64_t hash, Nanoseconds now) {
     const Entry& entry = Place(hash);
@@ -39,7 +42,9 @@ class PendingSyns {
     bool used = false;
     Nanoseconds since = 0;
   };
-  [[nodiscard]] Entry& Place(uint64_t hash) { return places_[static_cast<size_t>(hash >> 32) % kPlaces]; }
+  [[nodiscard]] Entry& Place(uint64_t hash) {
+    return places_[static_cast<size_t>(hash >> 32) % kPlaces];
+  }
 
   std::vector<Entry> places_;
 };

@@ -19,7 +19,8 @@ size_t OptionLength(std::span<const std::byte> options, size_t at) {
 
 void FillNops(std::span<std::byte> bytes) { std::ranges::fill(bytes, std::byte{kNop}); }
 
-// Moves the blocks of one SACK option; the ones that stay close up, and the room of the others becomes no-operations.
+// Moves the blocks of one SACK option; the ones that stay close up, and the room of the others
+// becomes no-operations.
 bool MoveOneSack(std::span<std::byte> option, Seq delta, Seq limit) {
   const size_t blocks = (option.size() - 2) / kSackBlockBytes;
   size_t kept = 0;
@@ -61,9 +62,9 @@ bool CleanSynOptions(std::span<std::byte> options) {
     if (kind == kEnd) break;
     const size_t length = OptionLength(options, at);
     const size_t span = length == 0 ? options.size() - at : length;
-    const bool stays = length != 0 && (kind == kNop || (kind == kMss && length == 4) ||
-                                       (kind == kScale && length == 3) ||
-                                       (kind == kSackPermitted && length == 2));
+    const bool stays =
+        length != 0 && (kind == kNop || (kind == kMss && length == 4) ||
+                        (kind == kScale && length == 3) || (kind == kSackPermitted && length == 2));
     if (!stays) {
       FillNops(options.subspan(at, span));
       changed = true;

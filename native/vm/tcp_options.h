@@ -1,5 +1,5 @@
-// TCP options (RFC 9293, 7323, 2018): what a SYN may carry into the log, what it said, and SACK blocks moved from
-// wire space into a guest's space.
+// TCP options (RFC 9293, 7323, 2018): what a SYN may carry into the log, what it said, and SACK
+// blocks moved from wire space into a guest's space.
 #pragma once
 
 #include <cstddef>
@@ -20,12 +20,14 @@ struct SynOptions {
 
 [[nodiscard]] SynOptions ReadSynOptions(std::span<const std::byte> options);
 
-// Overwrites with no-operations every option of a SYN that carries state of one stack or that this project does not
-// know to be safe: only MSS, window scale and SACK-permitted stay. Returns true if anything changed.
+// Overwrites with no-operations every option of a SYN that carries state of one stack or that this
+// project does not know to be safe: only MSS, window scale and SACK-permitted stay. Returns true if
+// anything changed.
 bool CleanSynOptions(std::span<std::byte> options);
 
-// Adds `delta` to every SACK block and takes out the blocks that reach beyond `limit` (guest space): a guest has no use
-// for news of bytes that it has not sent. Returns true if anything changed.
+// Adds `delta` to every SACK block and takes out the blocks that reach beyond `limit` (guest
+// space): a guest has no use for news of bytes that it has not sent. Returns true if anything
+// changed.
 bool MoveSackBlocks(std::span<std::byte> options, Seq delta, Seq limit);
 
 }  // namespace falcon

@@ -27,7 +27,8 @@ bool SendWelcome(int socket, const FalconWelcome& welcome, const VmRings& rings)
     header->cmsg_len = CMSG_LEN(sizeof fds);
     std::memcpy(CMSG_DATA(header), fds, sizeof fds);
   }
-  return sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT) == static_cast<ssize_t>(sizeof welcome);
+  return sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT) ==
+         static_cast<ssize_t>(sizeof welcome);
 }
 
 }  // namespace
@@ -38,7 +39,8 @@ VmLink::~VmLink() {
 
 Status VmLink::Listen(const std::string& path, VmRings* rings) {
   sockaddr_un address{};
-  if (path.size() >= sizeof address.sun_path) return {"VM_LINK", "socket path is too long: " + path};
+  if (path.size() >= sizeof address.sun_path)
+    return {"VM_LINK", "socket path is too long: " + path};
   address.sun_family = AF_UNIX;
   std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
   listener_.Reset(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
@@ -68,7 +70,8 @@ VmLink::Happened VmLink::Poll() {
       // Somebody else may be knocking meanwhile: refused as busy.
       UniqueFd second(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
       if (!second.valid()) return Happened::kNothing;
-      SendWelcome(second.get(), {FALCON_WELCOME_MAGIC, FALCON_LAYOUT_VERSION, FALCON_STATUS_BUSY, 0, 0}, *rings_);
+      SendWelcome(second.get(),
+                  {FALCON_WELCOME_MAGIC, FALCON_LAYOUT_VERSION, FALCON_STATUS_BUSY, 0, 0}, *rings_);
       return Happened::kRefused;
     }
     connection_.Reset();
@@ -88,7 +91,8 @@ VmLink::Happened VmLink::Answer() {
   FalconHello hello{};
   const ssize_t got = recv(connection_.get(), &hello, sizeof hello, MSG_DONTWAIT);
   if (got < 0 && (errno == EAGAIN || errno == EINTR)) return Happened::kNothing;
-  FalconWelcome welcome{FALCON_WELCOME_MAGIC, FALCON_LAYOUT_VERSION, FALCON_STATUS_OK, 0, rings_->total_bytes()};
+  FalconWelcome welcome{FALCON_WELCOME_MAGIC, FALCON_LAYOUT_VERSION, FALCON_STATUS_OK, 0,
+                        rings_->total_bytes()};
   if (got != static_cast<ssize_t>(sizeof hello) || hello.magic != FALCON_HELLO_MAGIC) {
     connection_.Reset();
     return Happened::kRefused;

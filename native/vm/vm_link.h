@@ -1,5 +1,5 @@
-// The unix socket on which QEMU attaches to its falcond: the hand-shake of vm/ring_layout.h, and the watch for
-// the other side's death. Never blocks; the reactor sleeps on its descriptors.
+// The unix socket on which QEMU attaches to its falcond: the hand-shake of vm/ring_layout.h, and
+// the watch for the other side's death. Never blocks; the reactor sleeps on its descriptors.
 #pragma once
 
 #include <string>

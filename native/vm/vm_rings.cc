@@ -23,8 +23,8 @@ void StoreRelease(T& word, T value) {
   std::atomic_ref<T>(word).store(value, std::memory_order_release);
 }
 
-// The store of a position and the look at the other side's waiting word must not change places, or a wake-up
-// is lost: both sides put a full fence between.
+// The store of a position and the look at the other side's waiting word must not change places, or
+// a wake-up is lost: both sides put a full fence between.
 bool TakeWaiting(uint32_t& word) {
   std::atomic_thread_fence(std::memory_order_seq_cst);
   std::atomic_ref<uint32_t> waiting(word);

@@ -1,8 +1,8 @@
 // The rings between a falcond and its guest (vm/ring_layout.h), as both of their ends see them.
 //
-// falcond makes the memory and the doorbells; QEMU (or the built-in service) gets their descriptors. The
-// other side is not trusted to keep the layout: every length and position it wrote is checked before use, and
-// a ring that breaks the rules is reported as corrupt, never followed.
+// falcond makes the memory and the doorbells; QEMU (or the built-in service) gets their
+// descriptors. The other side is not trusted to keep the layout: every length and position it wrote
+// is checked before use, and a ring that breaks the rules is reported as corrupt, never followed.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +22,8 @@ class RingProducer {
   // False: not enough space now (nothing was written).
   [[nodiscard]] bool Push(std::span<const std::byte> frame);
   [[nodiscard]] bool HasSpace(size_t frame_bytes) const;
-  // Asks to be woken when the consumer makes space; true if space for the largest frame appeared meanwhile.
+  // Asks to be woken when the consumer makes space; true if space for the largest frame appeared
+  // meanwhile.
   [[nodiscard]] bool WaitForSpace();
   // Wakes the consumer if it waits. Once after a batch of pushes.
   void Ring();

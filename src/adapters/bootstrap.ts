@@ -52,7 +52,11 @@ interface Hello {
 
 // TLS 1.2 because Node offers external pre-shared keys there only; ephemeral keys, so that a secret that leaks
 // later opens no recorded hello.
-const tlsOptions = { minVersion: 'TLSv1.2', maxVersion: 'TLSv1.2', ciphers: 'ECDHE-PSK-CHACHA20-POLY1305' } as const;
+const tlsOptions = {
+  minVersion: 'TLSv1.2',
+  maxVersion: 'TLSv1.2',
+  ciphers: 'ECDHE-PSK-CHACHA20-POLY1305',
+} as const;
 const nonceBytes = 16;
 
 export class Bootstrap {
@@ -85,7 +89,11 @@ export class Bootstrap {
     const { address, port } = options.self;
     await new Promise<void>((resolve, reject) => {
       bootstrap.server.once('error', (error) => {
-        reject(new FalconError('START_FAILED', `listen on ${address}:${port}: ${messageOf(error)}`, { cause: error }));
+        reject(
+          new FalconError('START_FAILED', `listen on ${address}:${port}: ${messageOf(error)}`, {
+            cause: error,
+          }),
+        );
       });
       bootstrap.server.listen({ host: address, port }, resolve);
     });
@@ -160,7 +168,8 @@ export class Bootstrap {
       received = Buffer.concat([received, chunk]);
       if (received.length < 4) return;
       const length = received.readUInt32LE();
-      if (length > bounds.bootstrapHelloMaxBytes) return this.drop(socket, 'PEER_REFUSED', `a hello of ${length} bytes`);
+      if (length > bounds.bootstrapHelloMaxBytes)
+        return this.drop(socket, 'PEER_REFUSED', `a hello of ${length} bytes`);
       if (received.length < 4 + length) return;
       clearTimeout(deadline);
       socket.off('data', onData);
@@ -175,7 +184,11 @@ export class Bootstrap {
     if (hello === null) return this.drop(socket, 'PEER_REFUSED', 'a malformed hello');
     const { self, cluster, fabric, members } = this.options;
     if (hello.version !== bootstrapVersion) {
-      return this.drop(socket, 'VERSION_MISMATCH', `the peer speaks version ${hello.version}, this node ${bootstrapVersion}`);
+      return this.drop(
+        socket,
+        'VERSION_MISMATCH',
+        `the peer speaks version ${hello.version}, this node ${bootstrapVersion}`,
+      );
     }
     const known = members.some((member) => member.index === hello.node) && hello.node !== self.index;
     // Who was dialled must answer; who comes must be one that dials.
@@ -183,7 +196,8 @@ export class Bootstrap {
     if (hello.cluster !== cluster || !known || !right) {
       return this.drop(socket, 'PEER_REFUSED', `node ${hello.node} of cluster ${hello.cluster}`);
     }
-    if (hello.fabric !== fabric) return this.drop(socket, 'PEER_REFUSED', `fabric ${hello.fabric}, here ${fabric}`);
+    if (hello.fabric !== fabric)
+      return this.drop(socket, 'PEER_REFUSED', `fabric ${hello.fabric}, here ${fabric}`);
     this.redials.delete(hello.node);
     this.links.get(hello.node)?.destroy();
     this.links.set(hello.node, socket);
@@ -224,8 +238,16 @@ function parseHello(body: Uint8Array): Hello | null {
   if (!Array.isArray(value) || value.length !== 6) return null;
   const [version, cluster, node, fabric, nonce, descriptor] = value as unknown[];
   if (typeof version !== 'number' || typeof cluster !== 'string' || typeof fabric !== 'string') return null;
-  if (!Number.isInteger(node) || !(nonce instanceof Uint8Array) || !(descriptor instanceof Uint8Array)) return null;
+  if (!Number.isInteger(node) || !(nonce instanceof Uint8Array) || !(descriptor instanceof Uint8Array))
+    return null;
   if (nonce.length !== nonceBytes || descriptor.length > bounds.descriptorMaxBytes) return null;
   // Copies: the unpacked views share the receive buffer.
-  return { version, cluster, node: node as number, fabric, nonce: nonce.slice(), descriptor: descriptor.slice() };
+  return {
+    version,
+    cluster,
+    node: node as number,
+    fabric,
+    nonce: nonce.slice(),
+    descriptor: descriptor.slice(),
+  };
 }

@@ -1,10 +1,10 @@
 /** The guest of `vm: none`: the service inside the data plane, ready as soon as its rings are. */
-import type { GuestRunner } from '../ports/guest.js';
+import type { GuestCallbacks, GuestRunner } from '../ports/guest.js';
 
 export class BuiltinGuest implements GuestRunner {
   readonly pid = null;
 
-  start(callbacks: { onReady(): void; onExit(reason: string): void }): Promise<void> {
+  start(callbacks: GuestCallbacks): Promise<void> {
     setImmediate(() => callbacks.onReady());
     return Promise.resolve();
   }

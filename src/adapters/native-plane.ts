@@ -92,7 +92,8 @@ function convertSnapshot(s: NativeSnapshot): PlaneSnapshot {
     if (key === 'load' || key === 'nowNs' || key === 'acked') continue;
     if (typeof value === 'number') counters[key] = value;
     else if (typeof value === 'object' && value !== null) {
-      for (const [inner, number] of Object.entries(value as Record<string, number>)) counters[`${key}.${inner}`] = number;
+      for (const [inner, number] of Object.entries(value as Record<string, number>))
+        counters[`${key}.${inner}`] = number;
     }
   }
   return {
@@ -120,7 +121,11 @@ export function convertEvent(event: NativeEvent): PlaneEvent {
       return {
         type: 'promised',
         view,
-        tail: { last: { view: event.lastView ?? 0, op }, commitOp: event.commitOp ?? 0, table: event.table ?? [] },
+        tail: {
+          last: { view: event.lastView ?? 0, op },
+          commitOp: event.commitOp ?? 0,
+          table: event.table ?? [],
+        },
         heartbeatAckedAt: event.atNs >= 0 ? event.atNs / nsPerMs : null,
       };
     case 'following':
@@ -130,7 +135,13 @@ export function convertEvent(event: NativeEvent): PlaneEvent {
     case 'mail':
       return { type: 'mail', from: peer, generation: op, bytes: event.bytes ?? new Uint8Array() };
     case 'control':
-      return { type: 'control', kind: (event.entryKind ?? 0) as EntryKind, view, op, payload: event.bytes ?? new Uint8Array() };
+      return {
+        type: 'control',
+        kind: (event.entryKind ?? 0) as EntryKind,
+        view,
+        op,
+        payload: event.bytes ?? new Uint8Array(),
+      };
     case 'caught-up':
       return { type: 'caught-up', view, at: event.atNs / nsPerMs };
     case 'gate-opened':

@@ -119,7 +119,7 @@ export interface NativeReplica {
 export interface NativeAddon {
   readonly Replica: new (options: NativeReplicaOptions) => NativeReplica;
   readonly Simulation: new (options: Record<string, unknown>) => unknown;
-  monotonicNs(): number;
+  readonly monotonicNs: () => number;
 }
 
 let loaded: NativeAddon | null = null;

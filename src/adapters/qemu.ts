@@ -14,7 +14,7 @@ import { dirname, join } from 'node:path';
 
 import { bounds } from '../lib/bounds.js';
 import { FalconError, messageOf } from '../lib/errors.js';
-import type { GuestRunner } from '../ports/guest.js';
+import type { GuestCallbacks, GuestRunner } from '../ports/guest.js';
 
 export interface QemuOptions {
   readonly binary: string;
@@ -49,7 +49,7 @@ export class QemuGuest implements GuestRunner {
     return this.child?.pid ?? null;
   }
 
-  async start(callbacks: { onReady(): void; onExit(reason: string): void }): Promise<void> {
+  async start(callbacks: GuestCallbacks): Promise<void> {
     await this.stop();
     const { directory, tapFd } = this.options;
     const readySocket = join(directory, 'ready.sock');
@@ -64,20 +64,23 @@ export class QemuGuest implements GuestRunner {
     let child: ChildProcess;
     try {
       // Descriptor 3 in the child is the tap.
-      child = spawn(this.options.binary, this.arguments(readySocket), { stdio: ['ignore', output, output, tapFd] });
+      child = spawn(this.options.binary, this.arguments(readySocket), {
+        stdio: ['ignore', output, output, tapFd],
+      });
     } finally {
       closeSync(output);
     }
     this.child = child;
     lowerPriority(child.pid);
-    child.once('error', (error) => callbacks.onExit(messageOf(error)));
+    child.once('error', (error) => callbacks.onExit(`QEMU_FAILED ${messageOf(error)}`));
     child.once('exit', (code, signal) => {
       if (this.child !== child) return;
       this.child = null;
-      callbacks.onExit(`QEMU ended with ${code ?? signal ?? 'nothing'}; see ${join(directory, 'qemu.log')}`);
+      const how = code ?? signal ?? 'nothing';
+      callbacks.onExit(`QEMU_LOST it ended with ${how}; see ${join(directory, 'qemu.log')}`);
     });
     this.readyTimer = setTimeout(() => {
-      if (!ready) callbacks.onExit(`the guest was not ready within ${this.options.readyTimeoutMs} ms`);
+      if (!ready) callbacks.onExit(`GUEST_NOT_READY within ${this.options.readyTimeoutMs} ms`);
     }, this.options.readyTimeoutMs);
   }
 

@@ -62,7 +62,13 @@ export type Event =
       readonly heartbeatAckedAt: Milliseconds | null;
     }
   /** The data plane acknowledged a heartbeat of the primary `from` of `view`. Reported at most once a tick. */
-  | { readonly type: 'heard'; readonly now: Milliseconds; readonly view: View; readonly from: NodeId; readonly at: Milliseconds }
+  | {
+      readonly type: 'heard';
+      readonly now: Milliseconds;
+      readonly view: View;
+      readonly from: NodeId;
+      readonly at: Milliseconds;
+    }
   /** The data plane answers effect `follow`: the log is cut and entries of `view` are being taken. */
   | { readonly type: 'following'; readonly now: Milliseconds; readonly view: View }
   /** The data plane answers effect `lead`: view-start is appended at `startOp`. */
@@ -84,7 +90,12 @@ export type Event =
   /** This replica's guest is a whole copy (or no longer). Members without one stand last and hand over when they win. */
   | { readonly type: 'guest'; readonly now: Milliseconds; readonly whole: boolean }
   /** Peers' guests, as their status mail says. */
-  | { readonly type: 'peer-guest'; readonly now: Milliseconds; readonly node: NodeId; readonly whole: boolean }
+  | {
+      readonly type: 'peer-guest';
+      readonly now: Milliseconds;
+      readonly node: NodeId;
+      readonly whole: boolean;
+    }
   /** The operator asks for a leadership transfer; null: to the best target. */
   | { readonly type: 'transfer'; readonly now: Milliseconds; readonly to: NodeId | null }
   /** No client input waits for this cluster's lease or log: the data plane has stopped taking frames (answer to `hold-input`). */
@@ -114,9 +125,20 @@ export type Effect =
   | { readonly type: 'surrender'; readonly view: View }
   /** Take the lease up again after an abandoned transfer. */
   | { readonly type: 'reclaim'; readonly view: View }
-  | { readonly type: 'transfer-result'; readonly ok: boolean; readonly to: NodeId | null; readonly reason: string }
+  | {
+      readonly type: 'transfer-result';
+      readonly ok: boolean;
+      readonly to: NodeId | null;
+      readonly reason: string;
+    }
   /** The role or the known primary has changed (for the engine, status and the log). */
-  | { readonly type: 'role'; readonly role: Role; readonly view: View; readonly primary: NodeId | null; readonly reason: string }
+  | {
+      readonly type: 'role';
+      readonly role: Role;
+      readonly view: View;
+      readonly primary: NodeId | null;
+      readonly reason: string;
+    }
   /** Something an operator may want to read; decides nothing. */
   | { readonly type: 'trace'; readonly text: string };
 

@@ -60,7 +60,8 @@ export async function startDaemon(cluster: Cluster, node: NodeConfig, logger: Lo
   const recovered = replica.recovered();
   logger.info({ ...recovered, table: undefined }, 'log recovered');
   const lostEntries = recovered.damaged || (config.durability === 'memory' && store.state.view > 0);
-  if (recovered.damaged) logger.error({ detail: recovered.damageDetail }, 'LOG_DAMAGED: rejoins by fetching from peers');
+  if (recovered.damaged)
+    logger.error({ detail: recovered.damageDetail }, 'LOG_DAMAGED: rejoins by fetching from peers');
   const hardState = { ...store.state, recovering: store.state.recovering || lostEntries };
   if (hardState.recovering !== store.state.recovering) store.write(hardState);
 
@@ -161,7 +162,12 @@ export async function startDaemon(cluster: Cluster, node: NodeConfig, logger: Lo
   return { ended: finished, stop: () => end(null) };
 }
 
-function nativeOptions(cluster: Cluster, node: NodeConfig, self: number, promisedView: number): NativeReplicaOptions {
+function nativeOptions(
+  cluster: Cluster,
+  node: NodeConfig,
+  self: number,
+  promisedView: number,
+): NativeReplicaOptions {
   const { config, directory } = cluster;
   const { timing, log, vm, poll } = config;
   const paths = nodePaths(directory, node.name);
@@ -201,7 +207,10 @@ function makeGuest(cluster: Cluster, node: NodeConfig, replica: NativeReplica): 
   const { vm } = cluster.config;
   if (vm.kind === 'none') return new BuiltinGuest();
   const built = (script: string): string =>
-    execFileSync(join(repositoryRoot, script), { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }).trim();
+    execFileSync(join(repositoryRoot, script), {
+      encoding: 'utf8',
+      stdio: ['ignore', 'pipe', 'ignore'],
+    }).trim();
   const image = vm.kernel === null || vm.initrd === null ? built('cluster/guest/build') : '';
   const kernel = vm.kernel ?? join(image, 'vmlinux');
   const paths = nodePaths(cluster.directory, node.name);
@@ -232,14 +241,16 @@ function baseAppend(kernel: string): string {
 
 async function transferLeader(cluster: Cluster, engine: ReplicaEngine, params: unknown): Promise<unknown> {
   const to = (params as { to?: unknown } | null)?.to ?? null;
+  if (to !== null && typeof to !== 'string')
+    throw new FalconError('REQUEST_INVALID', 'a node by its name', { path: 'to' });
   let target: NodeId | null = null;
   if (to !== null) {
     target = cluster.config.nodes.findIndex((node) => node.name === to);
-    if (target < 0) throw new FalconError('USAGE', `no node ${String(to)}`);
+    if (target < 0) throw new FalconError('USAGE', `no node ${to}`);
   }
   if (engine.role !== 'primary') throw new FalconError('NOT_PRIMARY', 'this node is not the primary');
   const outcome = await engine.transfer(target);
-  if (!outcome.ok) throw new FalconError('TRANSFER_REFUSED', outcome.reason);
+  if (outcome.code !== null) throw new FalconError(outcome.code, outcome.reason);
   return { to: outcome.to === null ? null : (cluster.config.nodes[outcome.to]?.name ?? null) };
 }
 

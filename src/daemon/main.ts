@@ -5,7 +5,7 @@ import { parseArgs } from 'node:util';
 import { pino } from 'pino';
 
 import { loadCluster, nodeNamed } from '../api/cluster.js';
-import { asFalconError, exitCodes, formatError } from '../lib/errors.js';
+import { asFalconError, exitCodes, FalconError, formatError, messageOf } from '../lib/errors.js';
 import { startDaemon } from './daemon.js';
 
 const help = `usage: falcond --dir DIR --node NAME
@@ -15,23 +15,40 @@ output, one JSON object a line. Usually started by cluster/launch.
 
 Environment: FALCON_LOG_LEVEL (debug, info, warn, error).`;
 
+interface CommandLine {
+  readonly dir?: string | undefined;
+  readonly node?: string | undefined;
+  readonly help?: boolean | undefined;
+}
+
+function parseCommandLine(): CommandLine {
+  const options = {
+    dir: { type: 'string' },
+    node: { type: 'string' },
+    help: { type: 'boolean', short: 'h' },
+  } as const;
+  try {
+    return parseArgs({ options, strict: true }).values;
+  } catch (error) {
+    throw new FalconError('USAGE', messageOf(error));
+  }
+}
+
 async function main(): Promise<number> {
-  const { values } = parseArgs({
-    options: { dir: { type: 'string' }, node: { type: 'string' }, help: { type: 'boolean', short: 'h' } },
-    strict: true,
-  });
+  const values = parseCommandLine();
   if (values.help === true) {
     process.stdout.write(`${help}\n`);
     return exitCodes.ok;
   }
-  if (values.dir === undefined || values.node === undefined) {
-    process.stderr.write('falcond: USAGE: needs --dir and --node (see --help)\n');
-    return exitCodes.usage;
-  }
+  if (values.dir === undefined || values.node === undefined)
+    throw new FalconError('USAGE', 'needs --dir and --node (see --help)');
   const cluster = loadCluster(values.dir);
   const node = nodeNamed(cluster.config, values.node);
   const destination = pino.destination({ fd: 1, sync: true });
-  const logger = pino({ base: { node: node.name }, level: process.env['FALCON_LOG_LEVEL'] ?? 'info' }, destination);
+  const logger = pino(
+    { base: { node: node.name }, level: process.env['FALCON_LOG_LEVEL'] ?? 'info' },
+    destination,
+  );
   const daemon = await startDaemon(cluster, node, logger);
   for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => daemon.stop());
   const error = await daemon.ended;

@@ -25,7 +25,8 @@ export function replicaStatus(sources: StatusSources): ReplicaStatus {
   const { config } = cluster;
   const snapshot = plane.snapshot();
   const now = Number(process.hrtime.bigint()) / 1e6;
-  const remainingMs = snapshot.leaseEndsAt === null ? null : Math.max(0, Math.round(snapshot.leaseEndsAt - now));
+  const remainingMs =
+    snapshot.leaseEndsAt === null ? null : Math.max(0, Math.round(snapshot.leaseEndsAt - now));
   const primary = engine.primary === null ? null : (config.nodes[engine.primary]?.name ?? null);
   const takeover = engine.lastTakeover;
   return {
@@ -71,6 +72,12 @@ function takeoverStatus(takeover: Takeover, now: number): TakeoverStatus {
   const { view, detectMs, electMs, catchUpMs, gateMs } = takeover;
   const at = new Date(Date.now() - (now - takeover.openedAt)).toISOString();
   const rounded = (ms: number): number => Math.round(ms * 10) / 10;
-  return { view, at, detectMs: rounded(detectMs), electMs: rounded(electMs), catchUpMs: rounded(catchUpMs), gateMs: rounded(gateMs) };
+  return {
+    view,
+    at,
+    detectMs: rounded(detectMs),
+    electMs: rounded(electMs),
+    catchUpMs: rounded(catchUpMs),
+    gateMs: rounded(gateMs),
+  };
 }
-

@@ -49,8 +49,12 @@ export function decideBoot(facts: BootFacts, options: BootPolicyOptions): BootDe
   const newest = Math.max(facts.lastBootOp, ...all.map((report) => report.bootOp));
   const ready = all.filter((report) => report.ready && report.bootOp === newest && newest > 0).length;
   const quorum = Math.floor(facts.members / 2) + 1;
-  const quorumReady = ready > 0 && ready >= Math.min(quorum, facts.guestMembers, reachable(facts, options, all, newest));
-  const admit = facts.own.ready && facts.own.bootOp === newest && mayAdmit(facts, options, all, newest, ready, quorumReady);
+  const quorumReady =
+    ready > 0 && ready >= Math.min(quorum, facts.guestMembers, reachable(facts, options, all, newest));
+  const admit =
+    facts.own.ready &&
+    facts.own.bootOp === newest &&
+    mayAdmit(facts, options, all, newest, ready, quorumReady);
   const boot = facts.viewCommitted && !facts.bootProposed && mayBoot(facts, options, all);
   const reason = boot
     ? newest === 0
@@ -64,7 +68,12 @@ export function decideBoot(facts: BootFacts, options: BootPolicyOptions): BootDe
  * How many guests of the newest boot there can still be. A member that came back without its guest does not
  * count: waiting for it would be waiting for ever, and the service would be down though a guest is there.
  */
-function reachable(facts: BootFacts, options: BootPolicyOptions, all: readonly GuestReport[], newest: number): number {
+function reachable(
+  facts: BootFacts,
+  options: BootPolicyOptions,
+  all: readonly GuestReport[],
+  newest: number,
+): number {
   const holding = all.filter((report) => report.bootOp === newest).length;
   const silent = facts.now - facts.leadingSince >= options.rebootWaitMs ? 0 : facts.members - all.length;
   return holding + silent;
@@ -80,7 +89,11 @@ function mayAdmit(
 ): boolean {
   if (all.some((report) => report.admittedBootOp === newest)) return true;
   if (ready === facts.guestMembers) return true;
-  return quorumReady && facts.quorumReadyAt !== null && facts.now - facts.quorumReadyAt >= options.quorumReadyWaitMs;
+  return (
+    quorumReady &&
+    facts.quorumReadyAt !== null &&
+    facts.now - facts.quorumReadyAt >= options.quorumReadyWaitMs
+  );
 }
 
 function mayBoot(facts: BootFacts, options: BootPolicyOptions, all: readonly GuestReport[]): boolean {

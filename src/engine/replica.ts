@@ -53,6 +53,13 @@ export interface TransferOutcome {
   readonly ok: boolean;
   readonly to: NodeId | null;
   readonly reason: string;
+  /** Refused: nothing was begun. Abandoned: it was begun, and this replica serves on or stands again. */
+  readonly code: 'TRANSFER_REFUSED' | 'TRANSFER_ABANDONED' | null;
+}
+
+interface TransferWaiter {
+  readonly resolve: (outcome: TransferOutcome) => void;
+  begun: boolean;
 }
 
 const noGuest: GuestReport = { bootOp: 0, ready: false, admittedBootOp: 0 };
@@ -81,7 +88,7 @@ export class ReplicaEngine {
   private admitted = false;
   private nextReportAt = 0;
   private heardAt = -1;
-  private transferWaiters: ((outcome: TransferOutcome) => void)[] = [];
+  private transferWaiter: TransferWaiter | null = null;
   private stopped = false;
 
   constructor(options: EngineOptions, ports: EnginePorts) {
@@ -148,9 +155,15 @@ export class ReplicaEngine {
 
   /** Asks for a leadership transfer and waits for its outcome. */
   transfer(to: NodeId | null): Promise<TransferOutcome> {
+    if (this.transferWaiter !== null) {
+      const reason = 'a transfer is under way';
+      return Promise.resolve({ ok: false, to, reason, code: 'TRANSFER_REFUSED' });
+    }
     return new Promise((resolve) => {
-      this.transferWaiters.push(resolve);
+      const waiter = { resolve, begun: false };
+      this.transferWaiter = waiter;
       this.step({ type: 'transfer', now: this.ports.clock.now(), to });
+      waiter.begun = true;
     });
   }
 
@@ -206,7 +219,9 @@ export class ReplicaEngine {
         this.onPeerDown(event.peer);
         return this.ports.reconnect(event.peer, event.why);
       case 'feed-lost':
-        return this.ports.log('error', 'WAL_RELEASED: the peer needs entries that are not kept any more', { peer: event.peer });
+        return this.ports.log('error', 'WAL_RELEASED: the peer needs entries that are not kept any more', {
+          peer: event.peer,
+        });
       case 'failed':
         return this.fail(event.why);
       case 'guest-attached':
@@ -214,7 +229,8 @@ export class ReplicaEngine {
       case 'guest-refused':
         return this.ports.log('warn', 'VM_LINK: a guest was refused');
       case 'guest-detached':
-        if (this.guestState === 'booting' || this.guestState === 'ready') this.fail('QEMU_LOST the guest is gone');
+        if (this.guestState === 'booting' || this.guestState === 'ready')
+          this.fail('QEMU_LOST the guest is gone');
         return;
     }
   }
@@ -235,7 +251,8 @@ export class ReplicaEngine {
     }
     const before = this.reports.get(from);
     this.reports.set(from, report);
-    if (before?.ready !== report.ready) this.step({ type: 'peer-guest', now, node: from, whole: report.ready });
+    if (before?.ready !== report.ready)
+      this.step({ type: 'peer-guest', now, node: from, whole: report.ready });
     if (this.own.ready && report.admittedBootOp === this.own.bootOp) this.admit();
   }
 
@@ -276,7 +293,7 @@ export class ReplicaEngine {
   private onGuestExit(bootOp: number, reason: string): void {
     if (this.stopped || this.own.bootOp !== bootOp) return;
     this.guestState = 'lost';
-    this.fail(`QEMU_LOST ${reason}`);
+    this.fail(reason);
   }
 
   private admit(): void {
@@ -355,7 +372,7 @@ export class ReplicaEngine {
       case 'follow':
         return plane.follow(effect.view, effect.primary, effect.agreeOp);
       case 'resign':
-        this.ports.log('warn', 'steps down', { view: effect.view, reason: effect.reason });
+        this.ports.log('warn', 'LEADERSHIP_LOST: steps down', { view: effect.view, reason: effect.reason });
         return plane.resign(effect.view);
       case 'hold-input':
         return plane.holdInput(effect.view);
@@ -394,15 +411,18 @@ export class ReplicaEngine {
   private setRole(effect: Extract<Effect, { type: 'role' }>): void {
     const { role, view, primary, reason } = effect;
     if (role === 'candidate' && this.role !== 'candidate') this.takeovers.candidate(this.ports.clock.now());
-    if (role !== this.role || primary !== this.primary) this.ports.log('info', `role ${role}`, { view, primary, reason });
+    if (role !== this.role || primary !== this.primary)
+      this.ports.log('info', `role ${role}`, { view, primary, reason });
     this.role = role;
     this.primary = primary;
   }
 
-  private settleTransfer(outcome: TransferOutcome): void {
-    const waiters = this.transferWaiters;
-    this.transferWaiters = [];
-    for (const resolve of waiters) resolve({ ok: outcome.ok, to: outcome.to, reason: outcome.reason });
+  private settleTransfer({ ok, to, reason }: Omit<TransferOutcome, 'code'>): void {
+    const waiter = this.transferWaiter;
+    if (waiter === null) return;
+    this.transferWaiter = null;
+    const failure = waiter.begun ? 'TRANSFER_ABANDONED' : 'TRANSFER_REFUSED';
+    waiter.resolve({ ok, to, reason, code: ok ? null : failure });
   }
 
   private fail(why: string): void {

@@ -80,7 +80,6 @@ export const errorTable = {
 
   // the log and the vote
   LOG_DAMAGED: { severity: 'error', exit: x.storage, text: 'the log is damaged below its durable mark' },
-  LOG_FULL: { severity: 'warning', exit: x.failure, text: 'the log is at its bound' },
   RECORD_RING_FULL: { severity: 'warning', exit: x.failure, text: 'the ring of records is full' },
   WAL_OPEN: { severity: 'fatal', exit: x.storage, text: 'the log cannot be opened' },
   WAL_FOREIGN: { severity: 'fatal', exit: x.storage, text: 'the log belongs to another cluster or node' },
@@ -107,7 +106,7 @@ export const errorTable = {
   QEMU_LOST: { severity: 'fatal', exit: x.failure, text: 'QEMU ended' },
   VM_LINK: { severity: 'error', exit: x.failure, text: 'the link to QEMU failed' },
   TAP_OPEN: { severity: 'fatal', exit: x.failure, text: 'the tap cannot be opened' },
-  GUEST_NOT_READY: { severity: 'warning', exit: x.timeout, text: 'the guest is not ready' },
+  GUEST_NOT_READY: { severity: 'fatal', exit: x.timeout, text: 'the guest is not ready' },
 
   // leadership
   NOT_PRIMARY: { severity: 'error', exit: x.refused, text: 'this replica is not the primary' },

@@ -49,20 +49,36 @@ export interface DataPlane {
 }
 
 export type PlaneEvent =
-  | { readonly type: 'promised'; readonly view: View; readonly tail: LogTail; readonly heartbeatAckedAt: number | null }
+  | {
+      readonly type: 'promised';
+      readonly view: View;
+      readonly tail: LogTail;
+      readonly heartbeatAckedAt: number | null;
+    }
   | { readonly type: 'following'; readonly view: View }
   | { readonly type: 'leading'; readonly view: View; readonly startOp: Op }
   /** `generation`: how many connections to the peer had been made when it came. */
   | { readonly type: 'mail'; readonly from: NodeId; readonly generation: number; readonly bytes: Uint8Array }
   /** A committed entry that is no frame. */
-  | { readonly type: 'control'; readonly kind: EntryKind; readonly view: View; readonly op: Op; readonly payload: Uint8Array }
+  | {
+      readonly type: 'control';
+      readonly kind: EntryKind;
+      readonly view: View;
+      readonly op: Op;
+      readonly payload: Uint8Array;
+    }
   /** The guest of this primary has taken all input up to the start of its view. */
   | { readonly type: 'caught-up'; readonly view: View; readonly at: number }
   | { readonly type: 'gate-opened'; readonly view: View; readonly at: number }
   | { readonly type: 'input-held'; readonly view: View; readonly lastOp: Op }
   | { readonly type: 'surrendered'; readonly view: View }
   /** What the peer writes cannot be, or the connection broke: it has been dropped and must be made anew. */
-  | { readonly type: 'stream-broken'; readonly peer: NodeId; readonly generation: number; readonly why: string }
+  | {
+      readonly type: 'stream-broken';
+      readonly peer: NodeId;
+      readonly generation: number;
+      readonly why: string;
+    }
   /** The peer needs entries that are not kept any more. */
   | { readonly type: 'feed-lost'; readonly peer: NodeId }
   /** The replica must stop. `why` begins with a code. */

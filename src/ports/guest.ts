@@ -1,10 +1,16 @@
+export interface GuestCallbacks {
+  readonly onReady: () => void;
+  readonly onExit: (reason: string) => void;
+}
+
 /** The guest of a replica: QEMU, or the built-in service. */
 export interface GuestRunner {
   /**
    * Starts a fresh guest; one that runs is stopped first. `onReady` is called once when the service inside
-   * answers. `onExit` is called once when the guest ends without having been told to.
+   * answers. `onExit` is called once when the guest ends without having been told to, or is
+   * not ready in time; the reason begins with a code.
    */
-  start(callbacks: { onReady(): void; onExit(reason: string): void }): Promise<void>;
+  start(callbacks: GuestCallbacks): Promise<void>;
   stop(): Promise<void>;
   readonly pid: number | null;
 }

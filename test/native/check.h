@@ -1,6 +1,7 @@
 // A small harness for native tests: each test program prints TAP, which the test runner reads.
 //
-//   TEST(name) { CHECK(a == b); }    int main(int argc, char** argv) { return falcon::test::Main(argc, argv); }
+//   TEST(name) { CHECK(a == b); }    int main(int argc, char** argv) { return
+//   falcon::test::Main(argc, argv); }
 #pragma once
 
 #include <cstdio>
@@ -65,21 +66,21 @@ inline int Main(int argc, char** argv) {
 
 }  // namespace falcon::test
 
-#define TEST(name)                                                        \
-  static void name();                                                     \
-  static const ::falcon::test::Registrar registrar_##name(#name, name);   \
+#define TEST(name)                                                      \
+  static void name();                                                   \
+  static const ::falcon::test::Registrar registrar_##name(#name, name); \
   static void name()
 
-#define CHECK(expression)                                                         \
-  do {                                                                            \
-    if (!(expression)) ::falcon::test::Fail(__FILE__, __LINE__, #expression);     \
+#define CHECK(expression)                                                     \
+  do {                                                                        \
+    if (!(expression)) ::falcon::test::Fail(__FILE__, __LINE__, #expression); \
   } while (0)
 
 // Ends the running case at once.
-#define REQUIRE(expression)                                             \
-  do {                                                                  \
-    if (!(expression)) {                                                \
-      ::falcon::test::Fail(__FILE__, __LINE__, #expression);            \
-      return;                                                           \
-    }                                                                   \
+#define REQUIRE(expression)                                  \
+  do {                                                       \
+    if (!(expression)) {                                     \
+      ::falcon::test::Fail(__FILE__, __LINE__, #expression); \
+      return;                                                \
+    }                                                        \
   } while (0)

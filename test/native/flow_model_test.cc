@@ -1,7 +1,8 @@
-// Whole connections through three replicas of the flow table: a client, three guests with initial sequence numbers and
-// speeds of their own, a network and guests that lose frames, a primary that dies at a random moment (sometimes the next
-// one too). Judged from outside: the client's connection survives, each byte that it reads is right, and all guests
-// that live read the same bytes.
+// Whole connections through three replicas of the flow table: a client, three guests with initial
+// sequence numbers and speeds of their own, a network and guests that lose frames, a primary that
+// dies at a random moment (sometimes the next one too). Judged from outside: the client's
+// connection survives, each byte that it reads is right, and all guests that live read the same
+// bytes.
 #include <cstdlib>
 #include <random>
 
@@ -31,7 +32,8 @@ class Model {
     loss_ = Chance(3) ? 0 : Below(8);
     guest_loss_ = Chance(2) ? 0 : Below(10);
     const size_t window = 2000 + Below(60'000);
-    client_ = std::make_unique<SimTcp>(false, RandomIss(), 1000 + Below(80'000), 1460, static_cast<uint8_t>(Below(4)));
+    client_ = std::make_unique<SimTcp>(false, RandomIss(), 1000 + Below(80'000), 1460,
+                                       static_cast<uint8_t>(Below(4)));
     client_->send = [this](const Bytes& frame) { up_.push_back({now_ + Delay(), frame}); };
     const auto guest_scale = static_cast<uint8_t>(Below(3));
     for (size_t r = 0; r < kReplicas; ++r) {
@@ -42,7 +44,9 @@ class Model {
       replica.lag = r == 0 ? 1 : 1 + Below(30);
       replica.appetite = 100 + Below(3000);
       replica.guest = std::make_unique<SimTcp>(true, RandomIss(), window, 1460, guest_scale);
-      replica.guest->send = [this, &replica](const Bytes& frame) { replica.egress.push_back(frame); };
+      replica.guest->send = [this, &replica](const Bytes& frame) {
+        replica.egress.push_back(frame);
+      };
       FlowOptions options;
       std::memcpy(options.vm_mac, kVmMac.data(), 6);
       options.max_flows = 16;
@@ -70,11 +74,14 @@ class Model {
         if (replica->alive) GuestTurn(*replica);
       }
       if (client_->reset()) return "the client's connection was reset";
-      if (expected_.compare(0, client_->received().size(), client_->received()) != 0) return "wrong bytes";
-      if (client_->peer_finished() && client_->all_acknowledged() && failovers_ == 0) return Settle();
+      if (expected_.compare(0, client_->received().size(), client_->received()) != 0)
+        return "wrong bytes";
+      if (client_->peer_finished() && client_->all_acknowledged() && failovers_ == 0)
+        return Settle();
     }
-    return "no end: client sent " + std::to_string(client_->acknowledged()) + " of " + std::to_string(to_send_.size()) +
-           ", got " + std::to_string(client_->received().size()) + " of " + std::to_string(expected_.size());
+    return "no end: client sent " + std::to_string(client_->acknowledged()) + " of " +
+           std::to_string(to_send_.size()) + ", got " + std::to_string(client_->received().size()) +
+           " of " + std::to_string(expected_.size());
   }
 
  private:
@@ -111,8 +118,12 @@ class Model {
 
   uint64_t Below(uint64_t bound) { return random_() % bound; }
   bool Chance(uint64_t one_in) { return Below(one_in) == 0; }
-  Seq RandomIss() { return Chance(2) ? static_cast<Seq>(0 - Below(60'000)) : static_cast<Seq>(random_()); }
-  Nanoseconds Delay() { return static_cast<Nanoseconds>(Below(Chance(20) ? 30 : 2)) * kMillisecond; }
+  Seq RandomIss() {
+    return Chance(2) ? static_cast<Seq>(0 - Below(60'000)) : static_cast<Seq>(random_());
+  }
+  Nanoseconds Delay() {
+    return static_cast<Nanoseconds>(Below(Chance(20) ? 30 : 2)) * kMillisecond;
+  }
 
   void ClientTurn() {
     client_->Tick(now_);
@@ -137,7 +148,9 @@ class Model {
       Bytes normalised(frame.size());
       size_t length = 0;
       for (int copies = Chance(50) ? 2 : 1; copies > 0; --copies) {
-        if (replicas_[primary_]->table->Admit(frame, normalised, &length, now_) != Admission::kPropose) continue;
+        if (replicas_[primary_]->table->Admit(frame, normalised, &length, now_) !=
+            Admission::kPropose)
+          continue;
         log_.emplace_back(normalised.begin(), normalised.begin() + static_cast<ptrdiff_t>(length));
       }
     }
@@ -154,7 +167,8 @@ class Model {
 
   void GuestTurn(Replica& r) {
     if (Chance(r.lag)) {
-      for (size_t n = 1 + Below(8); n > 0 && r.delivered < log_.size(); --n) r.table->Deliver(log_[r.delivered++], now_);
+      for (size_t n = 1 + Below(8); n > 0 && r.delivered < log_.size(); --n)
+        r.table->Deliver(log_[r.delivered++], now_);
     }
     r.table->Tick(now_);
     if (r.full && Chance(3)) {
@@ -169,7 +183,8 @@ class Model {
     r.guest->Tick(now_);
     if (Chance(1 + r.lag / 4)) {
       std::string answers;
-      for (const char c : r.guest->Read(Below(r.appetite + 1), now_)) answers += Answer(c, r.answered++);
+      for (const char c : r.guest->Read(Below(r.appetite + 1), now_))
+        answers += Answer(c, r.answered++);
       r.guest->Write(answers, now_);
       if (r.guest->peer_finished()) r.guest->Finish(now_);
     }
@@ -206,16 +221,20 @@ class Model {
       for (auto& replica : replicas_) {
         if (!replica->alive) continue;
         GuestTurn(*replica);
-        level = level && replica->guest->received() == to_send_ && replica->guest->all_acknowledged();
+        level =
+            level && replica->guest->received() == to_send_ && replica->guest->all_acknowledged();
       }
       if (level) return Counters();
     }
     std::string text = "guests not level:";
     for (auto& replica : replicas_) {
       if (!replica->alive) continue;
-      text += " [" + std::to_string(replica->number) + " in " + std::to_string(replica->guest->received().size()) + "/" +
-              std::to_string(to_send_.size()) + " acked " + std::to_string(replica->guest->acknowledged()) + "/" +
-              std::to_string(replica->guest->sent()) + " diverged " + std::to_string(replica->table->counters().diverged) + "]";
+      text += " [" + std::to_string(replica->number) + " in " +
+              std::to_string(replica->guest->received().size()) + "/" +
+              std::to_string(to_send_.size()) + " acked " +
+              std::to_string(replica->guest->acknowledged()) + "/" +
+              std::to_string(replica->guest->sent()) + " diverged " +
+              std::to_string(replica->table->counters().diverged) + "]";
     }
     return text;
   }
@@ -225,7 +244,8 @@ class Model {
       if (!replica->alive) continue;
       const FlowCounters c = replica->table->counters();
       if (c.diverged != 0) return "a replica counted a divergence";
-      if (c.held_bytes != 0 || c.retained_bytes != 0) return "bytes are kept for a connection that is over";
+      if (c.held_bytes != 0 || c.retained_bytes != 0)
+        return "bytes are kept for a connection that is over";
     }
     return "";
   }

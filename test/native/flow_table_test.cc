@@ -8,9 +8,11 @@ constexpr Seq kClientIss = 1000;
 constexpr Nanoseconds kStart = 10 * kSecond;
 const Bytes kSynOptions = FromHex("020405b4010303020402");  // MSS 1460, scale 2, SACK permitted
 
-// One replica: a table, its sink, and short ways to speak for the client (through the log) and for the guest.
+// One replica: a table, its sink, and short ways to speak for the client (through the log) and for
+// the guest.
 struct Replica {
-  explicit Replica(Seq guest_iss, FlowRole role = FlowRole::kBackup, const FlowOptions& given = {}) : iss(guest_iss) {
+  explicit Replica(Seq guest_iss, FlowRole role = FlowRole::kBackup, const FlowOptions& given = {})
+      : iss(guest_iss) {
     FlowOptions options = given;
     std::memcpy(options.vm_mac, kVmMac.data(), 6);
     table = MakeFlowTable(options, &sink);
@@ -24,20 +26,35 @@ struct Replica {
   uint16_t port = 40000;
   Seq client_iss = kClientIss;
 
-  Bytes Client(Seq offset, Seq ack, uint8_t flags, const std::string& text = {}, uint16_t window = 16000,
-               const Bytes& options = {}) {
-    return Make({.v6 = v6, .client_port = port, .seq = client_iss + offset, .ack = ack, .flags = flags, .window = window,
-                 .options = options, .payload = Text(text)});
+  Bytes Client(Seq offset, Seq ack, uint8_t flags, const std::string& text = {},
+               uint16_t window = 16000, const Bytes& options = {}) {
+    return Make({.v6 = v6,
+                 .client_port = port,
+                 .seq = client_iss + offset,
+                 .ack = ack,
+                 .flags = flags,
+                 .window = window,
+                 .options = options,
+                 .payload = Text(text)});
   }
-  Bytes Guest(Seq offset, Seq ack_offset, uint8_t flags, const std::string& text = {}, uint16_t window = 16000,
-              const Bytes& options = {}) {
-    return Make({.from_guest = true, .v6 = v6, .client_port = port, .seq = iss + offset, .ack = client_iss + ack_offset,
-                 .flags = flags, .window = window, .options = options, .payload = Text(text)});
+  Bytes Guest(Seq offset, Seq ack_offset, uint8_t flags, const std::string& text = {},
+              uint16_t window = 16000, const Bytes& options = {}) {
+    return Make({.from_guest = true,
+                 .v6 = v6,
+                 .client_port = port,
+                 .seq = iss + offset,
+                 .ack = client_iss + ack_offset,
+                 .flags = flags,
+                 .window = window,
+                 .options = options,
+                 .payload = Text(text)});
   }
   void Deliver(const Bytes& frame) { table->Deliver(frame, now); }
   void FromGuest(const Bytes& frame) { table->FromGuest(frame, now); }
   void Syn() { Deliver(Client(0, 0, kTcpSyn, {}, 64000, kSynOptions)); }
-  void SynAck(uint16_t window = 64000) { FromGuest(Guest(0, 1, kTcpSyn | kTcpAck, {}, window, kSynOptions)); }
+  void SynAck(uint16_t window = 64000) {
+    FromGuest(Guest(0, 1, kTcpSyn | kTcpAck, {}, window, kSynOptions));
+  }
   // A connection whose wire ISS is `wire`.
   void Open(Seq wire, uint16_t guest_window = 64000) {
     Syn();
@@ -60,7 +77,9 @@ struct Replica {
   }
 };
 
-Packet Last(const std::vector<Bytes>& frames) { return frames.empty() ? Packet() : ParseFrame(frames.back()); }
+Packet Last(const std::vector<Bytes>& frames) {
+  return frames.empty() ? Packet() : ParseFrame(frames.back());
+}
 
 // ---- translation
 
@@ -106,20 +125,31 @@ TEST(sack_blocks_are_translated_and_news_of_unsent_bytes_is_dropped) {
   CHECK(Load8(frame, p.OptionsAt() + 12) == 1);
 }
 
-// A real connection (Linux 6.1, both ends; the server without timestamps, as it is when the client's SYN offers none).
+// A real connection (Linux 6.1, both ends; the server without timestamps, as it is when the
+// client's SYN offers none).
 const char* const kCaptured[] = {
-    "52540000000102000000000a08004500003c818c40004006a51b0a0900020a090001b1ee18eb4f30547b00000000a002faf029d90000020405b40402080a"
+    "52540000000102000000000a08004500003c818c40004006a51b0a0900020a090001b1ee18eb4f30547b00000000a0"
+    "02faf029d90000020405b40402080a"
     "78a527f4000000000103030a",
-    "02000000000a52540000000108004500003400004000400626b00a0900010a09000218ebb1eed825612e4f30547c8012faf0b81e0000020405b401010402"
+    "02000000000a52540000000108004500003400004000400626b00a0900010a09000218ebb1eed825612e4f30547c80"
+    "12faf0b81e0000020405b401010402"
     "0103030a",
-    "52540000000102000000000a080045000028818d40004006a52e0a0900020a090001b1ee18eb4f30547cd825612f5010003ff3a50000",
-    "52540000000102000000000a08004500002e818e40004006a5270a0900020a090001b1ee18eb4f30547cd825612f5018003f47fd000050494e470d0a",
-    "02000000000a52540000000108004500002806484000400620740a0900010a09000218ebb1eed825612f4f3054825010003ff39f0000",
-    "02000000000a52540000000108004500002f064940004006206c0a0900010a09000218ebb1eed825612f4f3054825018003f27e500002b504f4e470d0a",
-    "52540000000102000000000a080045000028818f40004006a52c0a0900020a090001b1ee18eb4f305482d82561365010003ff3980000",
-    "52540000000102000000000a080045000028819040004006a52b0a0900020a090001b1ee18eb4f305482d82561365011003ff3970000",
-    "02000000000a525400000001080045000028064a4000400620720a0900010a09000218ebb1eed82561364f3054835011003ff3960000",
-    "52540000000102000000000a080045000028819140004006a52a0a0900020a090001b1ee18eb4f305483d82561375010003ff3960000"};
+    "52540000000102000000000a080045000028818d40004006a52e0a0900020a090001b1ee18eb4f30547cd825612f50"
+    "10003ff3a50000",
+    "52540000000102000000000a08004500002e818e40004006a5270a0900020a090001b1ee18eb4f30547cd825612f50"
+    "18003f47fd000050494e470d0a",
+    "02000000000a52540000000108004500002806484000400620740a0900010a09000218ebb1eed825612f4f30548250"
+    "10003ff39f0000",
+    "02000000000a52540000000108004500002f064940004006206c0a0900010a09000218ebb1eed825612f4f30548250"
+    "18003f27e500002b504f4e470d0a",
+    "52540000000102000000000a080045000028818f40004006a52c0a0900020a090001b1ee18eb4f305482d825613650"
+    "10003ff3980000",
+    "52540000000102000000000a080045000028819040004006a52b0a0900020a090001b1ee18eb4f305482d825613650"
+    "11003ff3970000",
+    "02000000000a525400000001080045000028064a4000400620720a0900010a09000218ebb1eed82561364f30548350"
+    "11003ff3960000",
+    "52540000000102000000000a080045000028819140004006a52a0a0900020a090001b1ee18eb4f305483d825613750"
+    "10003ff3960000"};
 
 TEST(a_captured_connection_passes_a_primary_unchanged_and_a_backup_translated) {
   Replica primary(0, FlowRole::kPrimary), backup(0);
@@ -153,7 +183,8 @@ TEST(a_captured_connection_passes_a_primary_unchanged_and_a_backup_translated) {
   }
   CHECK(primary.table->counters().flows_closed == 1 && backup.table->counters().flows_closed == 1);
   CHECK(backup.table->counters().held_bytes == 0 && backup.table->counters().retained_bytes == 0);
-  CHECK(primary.table->counters().frames_to_guest == 6 && backup.table->counters().frames_to_guest == 6);
+  CHECK(primary.table->counters().frames_to_guest == 6 &&
+        backup.table->counters().frames_to_guest == 6);
 }
 
 // ---- what may be proposed
@@ -168,7 +199,11 @@ TEST(admit_looks_at_addresses_lengths_and_checksums) {
   Bytes own = good;
   std::memcpy(own.data() + 6, kVmMac.data(), 6);
   CHECK(r.Admit(own) == Admission::kNotForUs);
-  Bytes broadcast = FromHex("ffffffffffff02000000000a0806" "0001080006040001" "02000000000a0a090002" "0000000000000a090001");
+  Bytes broadcast = FromHex(
+      "ffffffffffff02000000000a0806"
+      "0001080006040001"
+      "02000000000a0a090002"
+      "0000000000000a090001");
   CHECK(r.Admit(broadcast) == Admission::kPropose);
   CHECK(r.Admit(Bytes(13)) == Admission::kNotForUs);
   CHECK(r.Admit(Bytes(kMaxFrameBytes + 1)) == Admission::kNotForUs);
@@ -176,7 +211,12 @@ TEST(admit_looks_at_addresses_lengths_and_checksums) {
   bad[50] ^= std::byte{1};  // the TCP checksum
   CHECK(r.Admit(bad) == Admission::kNotForUs);
   CHECK(r.Admit(r.Client(0, 0, kTcpSyn | kTcpFin)) == Admission::kNotForUs);
-  Bytes udp = FromHex("52540000000102000000000a0800" "4500001d000000004011aaaa" "0a0900020a090001" "0007000700090000" "58");
+  Bytes udp = FromHex(
+      "52540000000102000000000a0800"
+      "4500001d000000004011aaaa"
+      "0a0900020a090001"
+      "0007000700090000"
+      "58");
   CHECK(r.Admit(udp) == Admission::kPropose);  // others' checksums are the guest's business
   CHECK(r.table->counters().malformed == 4);
   size_t length = 7;
@@ -188,7 +228,8 @@ TEST(admit_cleans_syns_and_drops_their_data) {
   Replica r(1, FlowRole::kPrimary);
   Bytes logged;
   const Bytes options = FromHex("020405b40402080a78a527f4000000000103030a");
-  CHECK(r.Admit(r.Client(0, 0, kTcpSyn, "early data", 64000, options), &logged) == Admission::kPropose);
+  CHECK(r.Admit(r.Client(0, 0, kTcpSyn, "early data", 64000, options), &logged) ==
+        Admission::kPropose);
   const Packet p = ParseFrame(logged);
   CHECK(p.kind == PacketKind::kTcp && TcpChecksumsAreRight(logged, p) && p.PayloadBytes() == 0);
   Bytes again;
@@ -202,7 +243,8 @@ TEST(admit_cleans_syns_and_drops_their_data) {
 TEST(a_primary_admits_only_the_ack_of_its_own_syn_ack) {
   Replica r(7000, FlowRole::kPrimary);
   CHECK(r.Admit(r.Client(0, 0, kTcpSyn)) == Admission::kPropose);
-  // The SYN is on its way through the log: a segment of an earlier connection must not come behind it.
+  // The SYN is on its way through the log: a segment of an earlier connection must not come behind
+  // it.
   CHECK(r.Admit(r.Client(1, 7001, kTcpAck)) == Admission::kHold);
   r.Syn();
   CHECK(r.Admit(r.Client(1, 7001, kTcpAck)) == Admission::kHold);  // no SYN-ACK yet
@@ -274,12 +316,14 @@ TEST(a_syn_on_a_live_flow_is_challenged_and_the_answering_reset_frees_the_ports)
 // ---- handshakes
 
 TEST(the_wire_iss_follows_from_the_log_alone) {
-  // A segment of an earlier connection stands between the SYN and the first acknowledgement; replicas differ in when
-  // their guests answer.
+  // A segment of an earlier connection stands between the SYN and the first acknowledgement;
+  // replicas differ in when their guests answer.
   Replica early(100), late(200);
   const std::vector<Bytes> log = {early.Client(0, 0, kTcpSyn, {}, 64000, kSynOptions),
-                                  early.Client(900000, 77, kTcpAck), early.Client(1, 0, kTcpRst | kTcpAck, {}, 0),
-                                  early.Client(0, 0, kTcpSyn, {}, 64000, kSynOptions), early.Client(1, 4001, kTcpAck),
+                                  early.Client(900000, 77, kTcpAck),
+                                  early.Client(1, 0, kTcpRst | kTcpAck, {}, 0),
+                                  early.Client(0, 0, kTcpSyn, {}, 64000, kSynOptions),
+                                  early.Client(1, 4001, kTcpAck),
                                   early.Client(1, 4002, kTcpAck, "q")};
   for (size_t i = 0; i < log.size(); ++i) {
     early.Deliver(log[i]);
@@ -302,7 +346,8 @@ TEST(delivery_waits_for_this_guests_syn_ack) {
   CHECK(r.sink.guest.size() == 1 && r.table->counters().held == 3);
   r.sink.Clear();
   r.Wait(500 * kMillisecond);
-  CHECK(r.sink.guest.size() >= 3 && r.sink.guest.size() <= 8);  // the SYN again, less and less often
+  CHECK(r.sink.guest.size() >= 3 &&
+        r.sink.guest.size() <= 8);  // the SYN again, less and less often
   for (const Bytes& frame : r.sink.guest) CHECK(ParseFrame(frame).flags == kTcpSyn);
   r.sink.Clear();
   r.SynAck();
@@ -380,8 +425,10 @@ TEST(a_new_syn_over_a_live_flow_ends_the_old_one_in_the_guest) {
   r.client_iss += 70000;
   r.Syn();
   REQUIRE(r.sink.guest.size() == 3);
-  CHECK(ParseFrame(r.sink.guest[0]).flags == kTcpRst && ParseFrame(r.sink.guest[0]).seq == kClientIss + 1);
-  CHECK(ParseFrame(r.sink.guest[1]).flags == kTcpRst && ParseFrame(r.sink.guest[1]).seq == kClientIss + 17);
+  CHECK(ParseFrame(r.sink.guest[0]).flags == kTcpRst &&
+        ParseFrame(r.sink.guest[0]).seq == kClientIss + 1);
+  CHECK(ParseFrame(r.sink.guest[1]).flags == kTcpRst &&
+        ParseFrame(r.sink.guest[1]).seq == kClientIss + 17);
   CHECK(ParseFrame(r.sink.guest[2]).flags == kTcpSyn);
   CHECK(r.table->counters().diverged == 1 && r.table->counters().held_bytes == 0);
 }
@@ -397,7 +444,8 @@ TEST(acknowledgements_of_bytes_not_sent_yet_are_clamped_and_made_up_later) {
   r.Deliver(r.Client(4, 511, kTcpAck, "GET", 100));
   Packet p = Last(r.sink.guest);
   CHECK(p.ack == 7001 && PayloadText(r.sink.guest.back()) == "GET");
-  CHECK(p.window == 100 + 3);  // ten bytes in units of four, rounded up: the right edge is the client's
+  CHECK(p.window ==
+        100 + 3);  // ten bytes in units of four, rounded up: the right edge is the client's
   CHECK(r.table->counters().clamped_acks == 1);
   r.sink.Clear();
   r.FromGuest(r.Guest(1, 7, kTcpAck, "12345"));
@@ -490,7 +538,11 @@ TEST(a_full_ring_is_made_up_for_when_it_empties) {
   REQUIRE(r.sink.guest.size() == 1);
   CHECK(PayloadText(r.sink.guest[0]) == "abcdef" && Last(r.sink.guest).Has(kTcpFin));
   r.sink.guest_full = true;
-  r.Deliver(FromHex("ffffffffffff02000000000a0806" "0001080006040001" "02000000000a0a090002" "0000000000000a090001"));
+  r.Deliver(
+      FromHex("ffffffffffff02000000000a0806"
+              "0001080006040001"
+              "02000000000a0a090002"
+              "0000000000000a090001"));
   CHECK(r.table->counters().dropped_to_guest == 1);  // nothing keeps what is not of a flow
 }
 
@@ -498,7 +550,8 @@ TEST(holes_are_filled_and_what_came_early_is_not_given_twice) {
   Replica r(7000);
   r.Open(500);
   r.Deliver(r.Client(4, 501, kTcpAck, "def"));
-  CHECK(PayloadText(r.sink.guest.back()) == "def");  // the guest sorts; it may tell the primary's client of the hole
+  CHECK(PayloadText(r.sink.guest.back()) ==
+        "def");  // the guest sorts; it may tell the primary's client of the hole
   r.Deliver(r.Client(1, 501, kTcpAck, "abc"));
   r.Deliver(r.Client(7, 501, kTcpAck, "ghi"));
   CHECK(PayloadText(r.sink.guest.back()) == "ghi" && r.sink.guest.size() == 3);
@@ -537,7 +590,8 @@ TEST(input_past_the_bound_diverges_a_backup) {
   options.hold_bytes_per_flow = 8192;
   Replica r(7000, FlowRole::kBackup, options);
   r.Open(500, 100);
-  for (Seq i = 0; i < 8; ++i) r.Deliver(r.Client(1 + i * 1000, 501, kTcpAck, std::string(1000, 'a')));
+  for (Seq i = 0; i < 8; ++i)
+    r.Deliver(r.Client(1 + i * 1000, 501, kTcpAck, std::string(1000, 'a')));
   CHECK(r.table->counters().diverged == 0 && r.table->counters().held_bytes == 8000);
   r.Deliver(r.Client(8001, 501, kTcpAck, std::string(1000, 'a')));
   CHECK(r.table->counters().diverged == 1 && r.table->counters().held_bytes == 0);
@@ -578,7 +632,8 @@ TEST(retained_output_is_sent_at_once_at_take_over) {
   r.table->TakeOver(r.now);
   REQUIRE(r.sink.wire.size() == 2);
   const Packet first = ParseFrame(r.sink.wire[0]), second = ParseFrame(r.sink.wire[1]);
-  CHECK(first.seq == 601 && first.PayloadBytes() == 1460 && !first.Has(kTcpFin) && first.ack == kClientIss + 1);
+  CHECK(first.seq == 601 && first.PayloadBytes() == 1460 && !first.Has(kTcpFin) &&
+        first.ack == kClientIss + 1);
   CHECK(second.seq == 2061 && second.PayloadBytes() == 450 && second.Has(kTcpFin));
   CHECK(PayloadText(r.sink.wire[0]) == std::string(900, 'a') + std::string(560, 'b'));
   CHECK(PayloadText(r.sink.wire[1]) == std::string(440, 'b') + std::string(10, 'c'));
@@ -606,10 +661,12 @@ TEST(output_beyond_the_bound_leaves_out_the_newest) {
   options.retain_bytes_per_flow = 2500;
   Replica r(7000, FlowRole::kBackup, options);
   r.Open(500);
-  for (Seq i = 0; i < 4; ++i) r.FromGuest(r.Guest(1 + i * 1000, 1, kTcpAck, std::string(1000, static_cast<char>('a' + i))));
+  for (Seq i = 0; i < 4; ++i)
+    r.FromGuest(r.Guest(1 + i * 1000, 1, kTcpAck, std::string(1000, static_cast<char>('a' + i))));
   CHECK(r.table->counters().retained_bytes == 2500 && r.table->counters().retain_dropped == 1500);
   r.Deliver(r.Client(1, 1501, kTcpAck));
-  r.FromGuest(r.Guest(2001, 1, kTcpAck, std::string(1000, 'c')));  // the guest repeats what was left out
+  r.FromGuest(
+      r.Guest(2001, 1, kTcpAck, std::string(1000, 'c')));  // the guest repeats what was left out
   CHECK(r.table->counters().retained_bytes == 2000);
   r.sink.Clear();
   r.table->TakeOver(r.now);
@@ -667,7 +724,7 @@ TEST(on_a_primary_the_client_speaks_for_itself) {
   r.Deliver(r.Client(1, 7001, kTcpAck, "abc"));
   r.sink.Clear();
   r.Wait(kSecond);
-  CHECK(r.sink.guest.empty());  // the client repeats it
+  CHECK(r.sink.guest.empty());          // the client repeats it
   r.FromGuest(r.Guest(0, 1, kTcpAck));  // a keep-alive
   CHECK(r.sink.guest.empty() && r.sink.wire.size() == 1);
   r.table->SetRole(FlowRole::kBackup);  // deposed: nobody repeats for it any more
@@ -737,7 +794,8 @@ TEST(a_guests_reset_diverges_a_backup_only_if_the_client_goes_on) {
 TEST(a_refused_connection_is_refused_everywhere) {
   Replica r(7000);
   r.Syn();
-  const Bytes refusal = Make({.from_guest = true, .seq = 0, .ack = kClientIss + 1, .flags = kTcpRst | kTcpAck});
+  const Bytes refusal =
+      Make({.from_guest = true, .seq = 0, .ack = kClientIss + 1, .flags = kTcpRst | kTcpAck});
   r.FromGuest(refusal);
   CHECK(r.sink.wire.back() == refusal && r.table->counters().flows_closed == 1);
   r.sink.Clear();
@@ -771,7 +829,8 @@ TEST(a_connection_across_the_wrap_of_both_sequence_spaces) {
     r.FromGuest(r.Guest(at, at + 100, kTcpAck, text));
     CHECK(Last(r.sink.wire).seq == 0xFFFFFFF8 + at);
   }
-  CHECK(given == sent && r.table->counters().retained_bytes == 100 && r.table->counters().held_bytes == 0);
+  CHECK(given == sent && r.table->counters().retained_bytes == 100 &&
+        r.table->counters().held_bytes == 0);
 }
 
 // ---- bounds of the table
@@ -860,8 +919,13 @@ TEST(what_is_not_of_a_flow_passes_as_it_is) {
   CHECK(r.sink.guest.back() == fragment);
 }
 
-Bytes Arp(uint16_t operation, const Mac& mac, uint8_t sender, uint8_t target, bool from_guest, bool unicast = false) {
-  Bytes frame = FromHex("ffffffffffff02000000000a0806" "0001080006040001" "02000000000a0a090002" "0000000000000a090001");
+Bytes Arp(uint16_t operation, const Mac& mac, uint8_t sender, uint8_t target, bool from_guest,
+          bool unicast = false) {
+  Bytes frame = FromHex(
+      "ffffffffffff02000000000a0806"
+      "0001080006040001"
+      "02000000000a0a090002"
+      "0000000000000a090001");
   if (unicast) std::memcpy(frame.data(), from_guest ? kClientMac.data() : kVmMac.data(), 6);
   std::memcpy(frame.data() + 6, mac.data(), 6);
   Store16(frame, 20, operation);
@@ -882,9 +946,11 @@ TEST(a_backups_guest_gets_its_neighbour_questions_answered) {
     r.FromGuest(Arp(1, kVmMac, 1, 77, true, unicast));
     REQUIRE(!r.sink.guest.empty());
     const Bytes& answer = r.sink.guest.back();
-    CHECK(std::memcmp(answer.data(), kVmMac.data(), 6) == 0 && std::memcmp(answer.data() + 6, gateway.data(), 6) == 0);
+    CHECK(std::memcmp(answer.data(), kVmMac.data(), 6) == 0 &&
+          std::memcmp(answer.data() + 6, gateway.data(), 6) == 0);
     CHECK(Load16(answer, 20) == 2 && std::memcmp(answer.data() + 22, gateway.data(), 6) == 0);
-    CHECK(Load8(answer, 31) == 77 && Load8(answer, 41) == 1 && std::memcmp(answer.data() + 32, kVmMac.data(), 6) == 0);
+    CHECK(Load8(answer, 31) == 77 && Load8(answer, 41) == 1 &&
+          std::memcmp(answer.data() + 32, kVmMac.data(), 6) == 0);
   }
   r.sink.Clear();
   r.Deliver(r.Client(1, 5, kTcpAck));  // a client that never asked, known from its frames
@@ -919,7 +985,8 @@ TEST(made_up_source_addresses_do_not_push_out_what_arp_has_shown) {
   CHECK(r.sink.guest.size() == 1);
 }
 
-Bytes Discovery(uint8_t type, const Mac& mac, const Address& source, const Address& target, uint8_t option, bool to_vm) {
+Bytes Discovery(uint8_t type, const Mac& mac, const Address& source, const Address& target,
+                uint8_t option, bool to_vm) {
   Bytes frame(14 + 40 + 32);
   const Mac multicast = {0x33, 0x33, 0xFF, 0, 0, 1};
   std::memcpy(frame.data(), to_vm ? kVmMac.data() : multicast.data(), 6);
@@ -944,14 +1011,17 @@ TEST(neighbour_solicitations_are_answered_with_a_right_checksum) {
   const Mac mac = {2, 0, 0, 0, 0, 9};
   for (const bool by_advertisement : {true, false}) {
     Replica r(7000);
-    r.Deliver(by_advertisement ? Discovery(136, mac, peer, peer, 2, true) : Discovery(135, mac, peer, vm, 1, true));
+    r.Deliver(by_advertisement ? Discovery(136, mac, peer, peer, 2, true)
+                               : Discovery(135, mac, peer, vm, 1, true));
     r.sink.Clear();
     r.FromGuest(Discovery(135, kVmMac, vm, peer, 1, false));
     REQUIRE(r.sink.guest.size() == 1);
     const Bytes& answer = r.sink.guest[0];
     REQUIRE(answer.size() == 86);
-    CHECK(std::memcmp(answer.data(), kVmMac.data(), 6) == 0 && Load8(answer, 54) == 136 && Load8(answer, 58) == 0x60);
-    CHECK(std::memcmp(answer.data() + 62, peer.data(), 16) == 0 && std::memcmp(answer.data() + 80, mac.data(), 6) == 0);
+    CHECK(std::memcmp(answer.data(), kVmMac.data(), 6) == 0 && Load8(answer, 54) == 136 &&
+          Load8(answer, 58) == 0x60);
+    CHECK(std::memcmp(answer.data() + 62, peer.data(), 16) == 0 &&
+          std::memcmp(answer.data() + 80, mac.data(), 6) == 0);
     Bytes pseudo(answer.begin() + 22, answer.end());  // addresses and message
     pseudo.insert(pseudo.end(), {std::byte{0}, std::byte{32}, std::byte{0}, std::byte{58}});
     CHECK(FoldSum(SumBytes(pseudo)) == 0xFFFF);

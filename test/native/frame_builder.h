@@ -1,4 +1,5 @@
-// Frames for tests: TCP segments with options, written plainly, and a table's sink that records what comes out.
+// Frames for tests: TCP segments with options, written plainly, and a table's sink that records
+// what comes out.
 #pragma once
 
 #include <string>
@@ -78,9 +79,11 @@ inline Bytes Make(const Say& say) {
   const size_t header = SegmentHeaderBytes(segment);
   Bytes frame(header + options.size() + say.payload.size());
   std::copy(options.begin(), options.end(), frame.begin() + static_cast<ptrdiff_t>(header));
-  std::copy(say.payload.begin(), say.payload.end(), frame.begin() + static_cast<ptrdiff_t>(header + options.size()));
+  std::copy(say.payload.begin(), say.payload.end(),
+            frame.begin() + static_cast<ptrdiff_t>(header + options.size()));
   FinishSegment(frame, segment, options.size() + say.payload.size());
-  frame[header - kTcpHeaderBytes + 12] = static_cast<std::byte>((kTcpHeaderBytes + options.size()) / 4 << 4);
+  frame[header - kTcpHeaderBytes + 12] =
+      static_cast<std::byte>((kTcpHeaderBytes + options.size()) / 4 << 4);
   FillTcpChecksums(frame, ParseFrame(frame));
   return frame;
 }
@@ -90,7 +93,8 @@ inline std::string PayloadText(const Bytes& frame) {
   return {reinterpret_cast<const char*>(frame.data()) + packet.payload_at, packet.PayloadBytes()};
 }
 
-// Keeps every frame that comes out, and checks that each TCP segment among them has right checksums.
+// Keeps every frame that comes out, and checks that each TCP segment among them has right
+// checksums.
 struct RecordingSink : FlowSink {
   bool guest_full = false;
   std::vector<Bytes> guest, wire;

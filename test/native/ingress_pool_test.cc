@@ -1,10 +1,11 @@
 // The pool of frames that a backup has seen and the log has not.
+#include "vm/ingress_pool.h"
+
 #include <map>
 #include <random>
 #include <string>
 
 #include "frame_builder.h"
-#include "vm/ingress_pool.h"
 
 namespace falcon::test {
 namespace {

@@ -8,8 +8,14 @@ namespace {
 TEST(parses_tcp_over_ipv4_ipv6_and_vlan_tags) {
   for (const bool v6 : {false, true}) {
     for (const int tags : {0, 1, 2}) {
-      const Bytes frame = Make({.v6 = v6, .vlan_tags = tags, .seq = 7, .ack = 9, .flags = kTcpAck, .window = 11,
-                                .options = {std::byte{1}}, .payload = Text("hello")});
+      const Bytes frame = Make({.v6 = v6,
+                                .vlan_tags = tags,
+                                .seq = 7,
+                                .ack = 9,
+                                .flags = kTcpAck,
+                                .window = 11,
+                                .options = {std::byte{1}},
+                                .payload = Text("hello")});
       const Packet p = ParseFrame(frame);
       CHECK(p.kind == PacketKind::kTcp);
       CHECK(p.link_bytes == kEthernetHeaderBytes + kVlanTagBytes * static_cast<size_t>(tags));
@@ -33,7 +39,8 @@ TEST(every_cut_of_a_frame_is_refused_and_padding_is_not_payload) {
     Bytes padded = frame;
     padded.resize(frame.size() + 20, std::byte{0xEE});
     const Packet p = ParseFrame(padded);
-    CHECK(p.kind == PacketKind::kTcp && PayloadText(padded) == "abc" && TcpChecksumsAreRight(padded, p));
+    CHECK(p.kind == PacketKind::kTcp && PayloadText(padded) == "abc" &&
+          TcpChecksumsAreRight(padded, p));
   }
 }
 
@@ -55,7 +62,8 @@ TEST(bent_lengths_are_malformed) {
 }
 
 TEST(fragments_are_never_read_as_tcp) {
-  for (const uint16_t field : {uint16_t{0x2000}, uint16_t{0x0001}, uint16_t{0x2001}, uint16_t{0x1FFF}}) {
+  for (const uint16_t field :
+       {uint16_t{0x2000}, uint16_t{0x0001}, uint16_t{0x2001}, uint16_t{0x1FFF}}) {
     Bytes frame = Make({.flags = kTcpAck, .payload = Text("abcdefgh")});
     Store16(frame, 14 + 6, field);
     CHECK(ParseFrame(frame).kind == PacketKind::kOther);
@@ -104,8 +112,13 @@ TEST(incremental_checksums_equal_full_ones_at_odd_and_even_places) {
   uint32_t random = 12345;
   for (int round = 0; round < 2000; ++round) {
     Bytes payload(40);
-    for (std::byte& b : payload) b = static_cast<std::byte>((random = random * 1664525 + 1013904223) >> 24);
-    Bytes frame = Make({.v6 = round % 2 == 0, .seq = random, .ack = ~random, .flags = kTcpAck, .payload = payload});
+    for (std::byte& b : payload)
+      b = static_cast<std::byte>((random = random * 1664525 + 1013904223) >> 24);
+    Bytes frame = Make({.v6 = round % 2 == 0,
+                        .seq = random,
+                        .ack = ~random,
+                        .flags = kTcpAck,
+                        .payload = payload});
     const Packet p = ParseFrame(frame);
     const size_t at = p.payload_at + random % 30;
     const Bytes bytes(2 + 2 * (random >> 8 & 3), static_cast<std::byte>(round));

@@ -1,4 +1,5 @@
-// Two data planes on the simulated fabric, step by step: what the cluster simulation meets only by luck.
+// Two data planes on the simulated fabric, step by step: what the cluster simulation meets only by
+// luck.
 #include <memory>
 #include <string>
 #include <vector>
@@ -47,8 +48,9 @@ class Pair {
       ready_ = ready_ && OpenWal(member[i].storage, wal, &member[i].recovered, &member[i].wal).ok();
       member[i].fabric = network.MakeFabric(i);
       ready_ = ready_ && member[i].fabric->AddRegion(0, DataPlane::RegionBytes(options)).ok();
-      member[i].plane = std::make_unique<DataPlane>(options, &clock, member[i].fabric.get(), member[i].wal.get(),
-                                                    member[i].recovered, nullptr, &wire);
+      member[i].plane =
+          std::make_unique<DataPlane>(options, &clock, member[i].fabric.get(), member[i].wal.get(),
+                                      member[i].recovered, nullptr, &wire);
     }
     ready_ = ready_ && member[0].plane->Connect(1, 77, member[1].fabric->Descriptor()).ok();
     ready_ = ready_ && member[1].plane->Connect(0, 77, member[0].fabric->Descriptor()).ok();
@@ -96,7 +98,8 @@ class Pair {
   bool ready_ = true;
 };
 
-// An entry of this payload and its record are 128 bytes, so that records of every lap lie at the same places.
+// An entry of this payload and its record are 128 bytes, so that records of every lap lie at the
+// same places.
 constexpr size_t kPayload = 40;
 const std::vector<std::byte> payload(kPayload, std::byte{7});
 
@@ -113,8 +116,8 @@ TEST(EntriesAreReplicatedAndCommitted) {
   CHECK(pair.member[1].plane->commit_op() == 501);
 }
 
-// The header of a record arrives before its payload, and where the payload will be lie whole entries of an
-// earlier lap.
+// The header of a record arrives before its payload, and where the payload will be lie whole
+// entries of an earlier lap.
 TEST(TornRecordOverAnEarlierLapIsNotTaken) {
   Pair pair(8 << 10);
   REQUIRE(pair.Lead());
@@ -164,13 +167,15 @@ TEST(FailedForceStopsTheReplica) {
   CHECK(pair.member[0].plane->commit_op() == committed);
 }
 
-// A backup that takes nothing holds back only itself: proposals are refused at the bound, nothing spins or is lost.
+// A backup that takes nothing holds back only itself: proposals are refused at the bound, nothing
+// spins or is lost.
 TEST(SlowBackupIsBackPressure) {
   Pair pair(8 << 10);
   REQUIRE(pair.Lead());
   pair.network.Cut(1, 0, true);
   int proposed = 0;
-  while (pair.member[0].plane->CanPropose() && pair.member[0].plane->Propose(EntryKind::kNoop, payload)) {
+  while (pair.member[0].plane->CanPropose() &&
+         pair.member[0].plane->Propose(EntryKind::kNoop, payload)) {
     ++proposed;
     if (proposed % 64 == 0) {
       for (int i = 0; i < 4; ++i) {

@@ -1,5 +1,6 @@
-// A plain TCP endpoint for model tests, strict where Linux is strict: a segment that acknowledges what was never
-// sent is dropped with its data, a reset counts only at exactly the next position, data beyond the window is dropped.
+// A plain TCP endpoint for model tests, strict where Linux is strict: a segment that acknowledges
+// what was never sent is dropped with its data, a reset counts only at exactly the next position,
+// data beyond the window is dropped.
 #pragma once
 
 #include <algorithm>
@@ -57,7 +58,8 @@ class SimTcp {
   void Take(const Bytes& frame, Nanoseconds now) {
     const Packet p = ParseFrame(frame);
     if (p.kind != PacketKind::kTcp || !TcpChecksumsAreRight(frame, p)) return;
-    if (state_ == State::kListen || (state_ == State::kSynReceived && p.Has(kTcpSyn) && !p.Has(kTcpAck))) {
+    if (state_ == State::kListen ||
+        (state_ == State::kSynReceived && p.Has(kTcpSyn) && !p.Has(kTcpAck))) {
       return TakeSyn(frame, p, now);
     }
     if (state_ == State::kSynSent) return TakeSynAck(frame, p, now);
@@ -96,11 +98,16 @@ class SimTcp {
     say.from_guest = is_guest_;
     say.seq = (flags & kTcpSyn) != 0 ? iss_ : iss_ + 1 + static_cast<Seq>(at);
     say.flags = flags;
-    if ((flags & kTcpAck) != 0) say.ack = irs_ + 1 + static_cast<Seq>(in_.size()) + (peer_fin_ ? 1 : 0);
+    if ((flags & kTcpAck) != 0)
+      say.ack = irs_ + 1 + static_cast<Seq>(in_.size()) + (peer_fin_ ? 1 : 0);
     if ((flags & kTcpSyn) != 0) {
-      say.options = {std::byte{2}, std::byte{4}, std::byte(mss_ >> 8), std::byte(mss_ & 0xFF), std::byte{3}, std::byte{3},
-                     std::byte{scale_}, std::byte{1}, std::byte{4}, std::byte{2}};
-      if ((flags & kTcpAck) == 0) say.options.insert(say.options.end(), {std::byte{8}, std::byte{10}, std::byte{1}, std::byte{2}, std::byte{3}, std::byte{4}, std::byte{0}, std::byte{0}, std::byte{0}, std::byte{0}});
+      say.options = {std::byte{2}, std::byte{4}, std::byte(mss_ >> 8), std::byte(mss_ & 0xFF),
+                     std::byte{3}, std::byte{3}, std::byte{scale_},    std::byte{1},
+                     std::byte{4}, std::byte{2}};
+      if ((flags & kTcpAck) == 0)
+        say.options.insert(say.options.end(),
+                           {std::byte{8}, std::byte{10}, std::byte{1}, std::byte{2}, std::byte{3},
+                            std::byte{4}, std::byte{0}, std::byte{0}, std::byte{0}, std::byte{0}});
       say.window = static_cast<uint16_t>(std::min<size_t>(Window(), 65535));
     } else {
       say.window = static_cast<uint16_t>(std::min<size_t>(Window() >> scale_, 65535));
@@ -131,7 +138,8 @@ class SimTcp {
 
   size_t SendFrom(size_t at, Nanoseconds now) {
     const size_t room = edge_ > at ? edge_ - at : 0;
-    const size_t count = at >= out_.size() ? 0 : std::min({static_cast<size_t>(peer_mss_), room, out_.size() - at});
+    const size_t count =
+        at >= out_.size() ? 0 : std::min({static_cast<size_t>(peer_mss_), room, out_.size() - at});
     const bool fin = fin_ && at + count == out_.size();
     if (count == 0 && !fin) return at;
     Emit(static_cast<uint8_t>(kTcpAck | (fin ? kTcpFin : 0)), at, count, now);
@@ -201,7 +209,8 @@ class SimTcp {
       timer_ = 0;
       back_off_ = 0;
     }
-    if (ack > static_cast<int32_t>(sent_)) {  // acknowledges what was never sent: dropped with its data
+    if (ack >
+        static_cast<int32_t>(sent_)) {  // acknowledges what was never sent: dropped with its data
       Emit(kTcpAck, sent_, 0, now);
       return;
     }

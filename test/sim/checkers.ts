@@ -45,6 +45,8 @@ export class Checkers {
 
   restarted(node: SimNode): void {
     this.checkedOp[node.id] = 0;
+    // A view that was promised and not yet forced to disk bound nobody: no vote had left.
+    this.viewOf[node.id] = node.hard.view;
     this.framesOf[node.id] = { bootOp: 0, frames: 0 };
   }
 
@@ -59,7 +61,9 @@ export class Checkers {
 
   /** At most one replica may let output out at any instant, paused ones not excepted: they may go on at once. */
   private oneOpenGate(): void {
-    const open = this.world.nodes.filter((node) => node.alive && this.world.sim.mayRelease(node.id, this.world.localNs(node)));
+    const open = this.world.nodes.filter(
+      (node) => node.alive && this.world.sim.mayRelease(node.id, this.world.localNs(node)),
+    );
     assert(open.length <= 1, `gates of ${open.map((node) => node.id).join(' and ')} are open at once`);
   }
 
@@ -69,7 +73,10 @@ export class Checkers {
     const { frames, digest } = this.world.sim.service(node.id);
     const before = this.framesOf[node.id]!;
     if (before.bootOp === node.bootOp && before.frames === frames) return;
-    assert(before.bootOp !== node.bootOp || frames > before.frames, `the guest of ${node.id} went back in time`);
+    assert(
+      before.bootOp !== node.bootOp || frames > before.frames,
+      `the guest of ${node.id} went back in time`,
+    );
     this.framesOf[node.id] = { bootOp: node.bootOp, frames };
     this.sameDigest(node.bootOp, frames, digest, `the guest of ${node.id}`);
   }
@@ -79,7 +86,8 @@ export class Checkers {
     const key = `${bootOp}:${frames}`;
     const known = this.digests.get(key);
     if (known === undefined) this.digests.set(key, digest);
-    else assert(known === digest, `${who} has taken other frames, or in another order, up to frame ${frames}`);
+    else
+      assert(known === digest, `${who} has taken other frames, or in another order, up to frame ${frames}`);
   }
 
   private collect(node: SimNode): void {
@@ -121,7 +129,10 @@ export class Checkers {
       this.committed.set(op, { view, checksum });
       this.commits++;
     } else {
-      assert(known.checksum === checksum, `op ${op} of ${node.id} (view ${view}) is not what was committed (view ${known.view})`);
+      assert(
+        known.checksum === checksum,
+        `op ${op} of ${node.id} (view ${view}) is not what was committed (view ${known.view})`,
+      );
     }
   }
 
@@ -129,6 +140,9 @@ export class Checkers {
   nothingForgotten(primary: SimNode): void {
     const seen = this.lastAnswer.get(primary.bootOp) ?? 0;
     const { frames } = this.world.sim.service(primary.id);
-    assert(frames >= seen, `the guest of ${primary.id} has taken ${frames} frames; clients have seen answers to ${seen}`);
+    assert(
+      frames >= seen,
+      `the guest of ${primary.id} has taken ${frames} frames; clients have seen answers to ${seen}`,
+    );
   }
 }

@@ -45,7 +45,13 @@ interface Nemesis {
 export function runSeed(seed: number): RunResult {
   const random = new Random(seed);
   const members = random.chance(0.6) ? 3 : 5;
-  const world = new World({ members, seed: random.uint32(), durability: random.chance(0.8) ? 'disk' : 'memory', drift: 0.01 });
+  const world = new World({
+    members,
+    seed: random.uint32(),
+    durability: random.chance(0.8) ? 'disk' : 'memory',
+    drift: 0.01,
+    witness: random.chance(0.15),
+  });
   const checkers = new Checkers(world);
   const nemesis: Nemesis = { undo: [] };
   let request = 0;
@@ -79,7 +85,7 @@ function inject(world: World, random: Random, id: number): void {
 function disturb(world: World, checkers: Checkers, random: Random, nemesis: Nemesis): number {
   const alive = world.nodes.filter((node) => node.alive);
   const dead = world.nodes.filter((node) => !node.alive);
-  switch (random.below(9)) {
+  switch (random.below(10)) {
     case 0:
     case 1: {
       if (alive.length <= 1) return 0;
@@ -116,6 +122,14 @@ function disturb(world: World, checkers: Checkers, random: Random, nemesis: Neme
       if (from !== to && from.alive && to.alive) world.break(from.id, to.id, random.chance(0.7));
       return 0;
     }
+    case 8: {
+      const primary = alive.find((node) => node.engine?.role === 'primary' && !node.paused);
+      if (primary === undefined) return 0;
+      const to = random.chance(0.5) ? null : random.pick(world.nodes).id;
+      world.log(`transfer from ${primary.id} to ${to ?? 'any'}`);
+      void primary.engine?.transfer(to).then(({ ok, reason }) => world.log(`transfer: ${ok} ${reason}`));
+      return 0;
+    }
     default: {
       world.deliveryChance = 0.3 + random.float() * 0.69;
       world.tearChance = random.float() * 0.1;
@@ -127,7 +141,12 @@ function disturb(world: World, checkers: Checkers, random: Random, nemesis: Neme
 
 /** Both ways, or one way only. */
 function partition(world: World, random: Random, nemesis: Nemesis, from: SimNode, to: SimNode): void {
-  const directions = random.chance(0.5) ? [[from, to], [to, from]] : [random.chance(0.5) ? [from, to] : [to, from]];
+  const directions = random.chance(0.5)
+    ? [
+        [from, to],
+        [to, from],
+      ]
+    : [random.chance(0.5) ? [from, to] : [to, from]];
   for (const [a, b] of directions) {
     if (world.isCut(a!.id, b!.id)) continue;
     world.cut(a!.id, b!.id, true);
@@ -163,7 +182,9 @@ function awaitService(world: World, checkers: Checkers, random: Random, request:
     checkers.check();
     if (i % (40 * stepsPerMs) === 0) inject(world, random, probe);
     if (checkers.answered.has(probe)) {
-      const primary = world.nodes.find((node) => node.engine?.role === 'primary' && world.sim.mayRelease(node.id, world.localNs(node)));
+      const primary = world.nodes.find(
+        (node) => node.engine?.role === 'primary' && world.sim.mayRelease(node.id, world.localNs(node)),
+      );
       if (primary !== undefined) checkers.nothingForgotten(primary);
       return Math.max(...world.nodes.map((node) => node.hard.view));
     }

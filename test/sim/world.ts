@@ -8,11 +8,17 @@
  */
 import { convertEvent, NativePlane } from '../../src/adapters/native-plane.js';
 import { loadNative } from '../../src/adapters/native.js';
-import type { NativeEvent, NativePlaneOptions, NativeRecovered, NativeSnapshot } from '../../src/adapters/native.js';
+import type {
+  NativeEvent,
+  NativePlaneOptions,
+  NativeRecovered,
+  NativeSnapshot,
+} from '../../src/adapters/native.js';
 import type { HardState, NodeId } from '../../src/consensus/types.js';
 import { ReplicaEngine } from '../../src/engine/replica.js';
 import { assert } from '../../src/lib/assert.js';
 import { Random } from '../../src/lib/random.js';
+import type { GuestRunner } from '../../src/ports/guest.js';
 
 export const stepNs = 500_000;
 const nsPerMs = 1e6;
@@ -31,7 +37,10 @@ export interface SimEntry {
 }
 
 export interface NativeSimulation {
-  start(node: number, options: NativePlaneOptions & { segmentBytes: number; retainBytes: number; vm: boolean }): NativeRecovered;
+  start(
+    node: number,
+    options: NativePlaneOptions & { segmentBytes: number; retainBytes: number; vm: boolean },
+  ): NativeRecovered;
   kill(node: number, losePower: boolean, keepWire: boolean): void;
   poll(node: number, nowNs: number): number;
   stepWal(node: number): number;
@@ -60,6 +69,8 @@ export interface WorldOptions {
   readonly durability: 'disk' | 'memory';
   /** Relative drift of each clock, at most. */
   readonly drift: number;
+  /** The last member votes and stores, and runs no guest. */
+  readonly witness: boolean;
 }
 
 export interface SimNode {
@@ -105,7 +116,10 @@ export class World {
   constructor(options: WorldOptions) {
     this.options = options;
     this.random = new Random(options.seed);
-    const Simulation = loadNative().Simulation as unknown as new (members: number, seed: number) => NativeSimulation;
+    const Simulation = loadNative().Simulation as unknown as new (
+      members: number,
+      seed: number,
+    ) => NativeSimulation;
     this.sim = new Simulation(options.members, this.random.uint32());
     for (let id = 0; id < options.members; id++) {
       this.nodes.push({
@@ -131,6 +145,10 @@ export class World {
   log(text: string): void {
     this.trace.push(`${(this.nowNs / nsPerMs).toFixed(1)} ${text}`);
     if (this.trace.length > 5000) this.trace.splice(0, 1000);
+  }
+
+  runsGuest(id: NodeId): boolean {
+    return !this.options.witness || id !== this.options.members - 1;
   }
 
   localNs(node: SimNode): number {
@@ -160,9 +178,12 @@ export class World {
       vmAddress: new Uint8Array(),
       segmentBytes: 4 << 20,
       retainBytes: 1 << 28,
-      vm: true,
+      vm: this.runsGuest(node.id),
     });
-    assert(!recovered.damaged || durability === 'memory', `the log of ${node.id} is damaged: ${recovered.damageDetail}`);
+    assert(
+      !recovered.damaged || durability === 'memory',
+      `the log of ${node.id} is damaged: ${recovered.damageDetail}`,
+    );
     const recovering = node.hard.recovering || (node.started && durability === 'memory');
     node.hard = { ...node.hard, recovering };
     node.alive = true;
@@ -211,13 +232,13 @@ export class World {
       expectVm: () => sim.expectVm(id),
     });
     const random = this.random.fork();
-    const members = this.nodes.length === 0 ? [] : Array.from({ length: this.options.members }, (_unused, index) => index);
+    const members = Array.from({ length: this.options.members }, (_unused, index) => index);
     return new ReplicaEngine(
       {
         core: {
           self: id,
           members,
-          witnesses: [],
+          witnesses: members.filter((member) => !this.runsGuest(member)),
           electionTimeoutMinMs: 60,
           electionTimeoutMaxMs: 120,
           leaseMs: 40,
@@ -226,9 +247,13 @@ export class World {
           random: () => random.float(),
         },
         hardState: node.hard,
-        tail: { last: { view: recovered.lastView, op: recovered.lastOp }, commitOp: 0, table: recovered.table },
+        tail: {
+          last: { view: recovered.lastView, op: recovered.lastOp },
+          commitOp: 0,
+          table: recovered.table,
+        },
         boot: { firstBootWaitMs: 300, rebootWaitMs: 600, quorumReadyWaitMs: 50 },
-        canRunGuest: true,
+        canRunGuest: this.runsGuest(id),
         reportIntervalMs: 20,
       },
       {
@@ -238,25 +263,30 @@ export class World {
             node.hard = state;
           },
         },
-        guest: {
-          pid: null,
-          start: ({ onReady }) => {
-            node.guestReadyAtNs = this.nowNs + this.random.below(40) * nsPerMs;
-            node.onGuestReady = onReady;
-            return Promise.resolve();
-          },
-          stop: () => Promise.resolve(),
-        },
+        guest: this.runsGuest(id) ? this.makeGuest(node) : null,
         clock: { now: () => this.localNs(node) / nsPerMs },
         reconnect: (peer) => this.scheduleConnect(id, peer),
         fail: (why) => {
           node.failure = why;
         },
         log: (level, text, fields) => {
-          if (level !== 'debug' || process.env['SIM_TRACE'] === '1') this.log(`${id} ${text} ${JSON.stringify(fields ?? {})}`);
+          if (level !== 'debug' || process.env['SIM_TRACE'] === '1')
+            this.log(`${id} ${text} ${JSON.stringify(fields ?? {})}`);
         },
       },
     );
+  }
+
+  private makeGuest(node: SimNode): GuestRunner {
+    return {
+      pid: null,
+      start: ({ onReady }) => {
+        node.guestReadyAtNs = this.nowNs + this.random.below(40) * nsPerMs;
+        node.onGuestReady = onReady;
+        return Promise.resolve();
+      },
+      stop: () => Promise.resolve(),
+    };
   }
 
   // ---- connections
@@ -277,7 +307,9 @@ export class World {
         // The bootstrap runs over the same network.
         if (this.isCut(a, b) || this.isCut(b, a)) continue;
         link.connectAtNs = null;
-        const connection = new Uint8Array(new Uint32Array([this.random.uint32(), this.random.uint32()]).buffer);
+        const connection = new Uint8Array(
+          new Uint32Array([this.random.uint32(), this.random.uint32()]).buffer,
+        );
         left.engine?.onPeerUp(b, connection, this.sim.descriptor(b));
         right.engine?.onPeerUp(a, connection, this.sim.descriptor(a));
       }

@@ -1,0 +1,28 @@
+/** Runs a row of seeds as tests: a failing one is printed with the end of its trace and how to play it again. */
+import t from 'tap';
+
+import { runSeed, SeedFailure } from './run.js';
+
+const traceLines = 60;
+const seedsATest = 10;
+
+export async function testSeeds(first: number, count: number): Promise<void> {
+  let commits = 0;
+  for (let from = first; from < first + count; from += seedsATest) {
+    const until = Math.min(from + seedsATest, first + count);
+    await t.test(`seeds ${from} to ${until - 1}`, (t) => {
+      for (let seed = from; seed < until; seed++) {
+        try {
+          commits += runSeed(seed).commits;
+        } catch (error) {
+          if (!(error instanceof SeedFailure)) throw error;
+          t.comment(error.trace.slice(-traceLines).join('\n'));
+          t.fail(`${error.message}; play it again: make sim SEEDS=1 SEED=${seed}`);
+        }
+      }
+      t.pass('each serves again after its faults');
+      t.end();
+    });
+  }
+  t.ok(commits > count * 50, `${commits} entries were committed under faults`);
+}
