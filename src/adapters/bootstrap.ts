@@ -15,7 +15,7 @@ import type { Server, TLSSocket } from 'node:tls';
 import { pack, unpack } from 'msgpackr';
 
 import { bounds } from '../lib/bounds.js';
-import { FalconError, messageOf } from '../lib/errors.js';
+import { errnoOf, FalconError, messageOf } from '../lib/errors.js';
 
 export const bootstrapVersion = 1;
 
@@ -80,7 +80,9 @@ export class Bootstrap {
     this.server.maxConnections = bounds.bootstrapConnectionsMax;
     this.server.on('connection', (socket: Socket) => this.track(socket));
     this.server.on('secureConnection', (socket) => this.greet(socket, null));
-    this.server.on('tlsClientError', (error) => this.refuse('SECRET_WRONG', messageOf(error)));
+    this.server.on('tlsClientError', (error, socket) =>
+      this.refuse('SECRET_WRONG', `${messageOf(error)} (from ${socket.remoteAddress ?? 'nowhere'})`),
+    );
   }
 
   /** Listens, and dials the members with lower indices. Errors: START_FAILED (address in use or not ours). */
@@ -134,6 +136,11 @@ export class Bootstrap {
       pskCallback: () => ({ psk: Buffer.from(this.options.secret), identity: this.options.cluster }),
     });
     this.track(socket);
+    socket.once('error', (error) => {
+      // Not reached is no news; an alert of the other side is.
+      if (isTlsError(error))
+        this.refuse('SECRET_WRONG', `${messageOf(error)} (from ${member.name} at ${member.address})`);
+    });
     socket.setTimeout(bounds.bootstrapHandshakeMs, () => socket.destroy());
     socket.once('secureConnect', () => {
       socket.setTimeout(0);
@@ -226,6 +233,11 @@ export class Bootstrap {
     this.nextWarningAt = now + bounds.bootstrapWarningEveryMs;
     this.options.onRefused(code, text);
   }
+}
+
+function isTlsError(error: Error): boolean {
+  const code = errnoOf(error) ?? '';
+  return code.startsWith('ERR_SSL_') || code === 'EPROTO';
 }
 
 function parseHello(body: Uint8Array): Hello | null {

@@ -7,7 +7,8 @@ import { numberedFrame, type Peer } from './peer.js';
 
 t.setTimeout(1_200_000);
 const skip = cannotRun();
-const LIMIT_MS = 4000;
+// Far beyond the three seconds that QEMU allows itself, for a machine that is busy with something else.
+const LIMIT_MS = 15_000;
 
 /** How QEMU ended, or a timeout's name if it did not within the limit. */
 function endOf(machine: Machine): Promise<Ended | 'still running'> {
@@ -67,9 +68,44 @@ for (const [what, message, act] of ends) {
   });
 }
 
-void t.test('a head that the producer has not reached ends QEMU at its next frame', { skip }, async (t) => {
+void t.test('the guest is stopped before QEMU exits', { skip }, async (t) => {
+  const { peer, machine } = await start(makeLab(t), 8);
+  await until('QEMU runs', async () => (await peer.state('deliver')).consumerWaiting);
+  peer.process.kill('SIGKILL');
+  await machine.drainEvents();
+  t.match(machine.events, ['STOP']);
+  t.match(await machine.ended, { code: 1, signal: null });
+});
+
+void t.test('a disk that hangs does not keep QEMU from going', { skip }, async (t) => {
+  const lab = makeLab(t);
+  const peer = await lab.startPeer();
+  const machine = await lab.startMachine(lab.netdev, [
+    ...['-blockdev', 'driver=null-aio,node-name=slow,size=1048576,latency-ns=60000000000'],
+    ...['-device', 'virtio-blk-pci,drive=slow,id=disk'],
+  ]);
+  await until('QEMU runs', async () => (await peer.state('deliver')).consumerWaiting);
+  const read = { 'command-line': 'qemu-io -d /machine/peripheral/disk/virtio-backend "aio_read 0 512"' };
+  t.notMatch(await machine.execute('human-monitor-command', read), /[Ee]rror/);
+  peer.process.kill('SIGKILL');
+  const began = performance.now();
+  t.match(await endOf(machine), { code: 1, signal: null });
+  t.ok(performance.now() - began > 2500, 'it did wait for the disk');
+});
+
+void t.test('a head that nobody can have reached ends QEMU at its next frame', { skip }, async (t) => {
+  for (const head of [4, 1024]) {
+    const { peer, machine, nic } = await start(makeLab(t), 8);
+    await peer.poke('egress', 'head', head);
+    await nic.send([numberedFrame(0, 60)]).catch(() => {});
+    const end = await endOf(machine);
+    t.match(end, { code: 1, signal: null });
+    t.match(end === 'still running' ? '' : end.stderr, /the egress ring is corrupt at byte 0, exiting/);
+  }
+});
+
+void t.test('a tail that is not theirs to write does not move QEMU', { skip }, async (t) => {
   const { peer, machine, nic } = await start(makeLab(t), 8);
-  // Their tail is ours to write no more than its head: a damaged egress ring shows when the guest sends.
   await nic.send([numberedFrame(0, 60)]);
   t.equal((await peer.take('egress', 1)).length, 1);
   await peer.poke('egress', 'tail', 1024);

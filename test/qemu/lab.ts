@@ -5,12 +5,11 @@ import { accessSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
-import type { Test } from 'tap';
-
 import { repositoryRoot } from '../../src/lib/root.js';
 import { E1000 } from './e1000.js';
 import { Machine, type MachineOptions } from './machine.js';
 import { Peer } from './peer.js';
+import { deleteNamespace, PREFIX, remember, sweep } from './remains.js';
 
 /** The smallest power of two that the ring layout allows. */
 export const RING_BYTES = 1 << 19;
@@ -44,25 +43,26 @@ export interface Lab {
   startMachine(netdev: string, more?: readonly string[]): Promise<Machine>;
 }
 
+interface Teardown {
+  teardown(handler: () => void): void;
+}
+
 let labs = 0;
 
-export function makeLab(t: Test): Lab {
+export function makeLab(t: Teardown): Lab {
+  if (labs === 0) sweep();
   const qemu = qemuBinary();
   const number = labs++;
-  const namespace = `falcon-qemu-${process.pid}-${number}`;
-  const folder = mkdtempSync(join(tmpdir(), 'falcon-qemu-'));
+  const namespace = `${PREFIX}${process.pid}-${number}`;
+  const folder = mkdtempSync(join(tmpdir(), `${PREFIX}${process.pid}-`));
   const children: { kill(): void }[] = [];
-  let clean = false;
-  const cleanUp = (): void => {
-    if (clean) return;
-    clean = true;
-    for (const child of children) child.kill();
-    execFileSync('ip', ['netns', 'delete', namespace], { stdio: 'ignore' });
-    rmSync(folder, { recursive: true });
-  };
-  t.teardown(cleanUp);
-  // A run that is broken off does not get to its teardown.
-  process.once('exit', cleanUp);
+  t.teardown(
+    remember(() => {
+      for (const child of children) child.kill();
+      deleteNamespace(namespace);
+      rmSync(folder, { recursive: true, force: true });
+    }),
+  );
   execFileSync('ip', ['netns', 'add', namespace]);
   prepareTap(namespace);
 

@@ -3,6 +3,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { connect, type Socket } from 'node:net';
 import { dirname } from 'node:path';
 import { Lines, until } from './lines.js';
+import { DIES_WITH_US } from './remains.js';
 
 export interface MachineOptions {
   readonly qemu: string;
@@ -18,10 +19,10 @@ export interface Ended {
   readonly stderr: string;
 }
 
-export function commandLine(options: MachineOptions): string[] {
+function commandLine(options: MachineOptions): string[] {
   const nic = 'e1000,netdev=n0,mac=52:54:00:12:34:56,addr=4,romfile=';
   return [
-    ...['netns', 'exec', options.namespace, options.qemu, '-L', `${dirname(options.qemu)}/share`],
+    ...['ip', 'netns', 'exec', options.namespace, options.qemu, '-L', `${dirname(options.qemu)}/share`],
     ...['-M', 'pc', '-accel', 'qtest', '-m', '64', '-nodefaults', '-display', 'none', '-qmp', 'stdio'],
     ...['-qtest', `unix:${options.qtestSocket},server=on,wait=off`, '-qtest-log', '/dev/null'],
     ...['-netdev', options.netdev, '-device', nic, ...(options.more ?? [])],
@@ -31,12 +32,15 @@ export function commandLine(options: MachineOptions): string[] {
 export class Machine {
   readonly process: ChildProcess;
   readonly ended: Promise<Ended>;
+  /** The names of the QMP events that have come, oldest first. */
+  readonly events: string[] = [];
   private readonly qmp: Lines;
   private qtest: Lines | null = null;
   private socket: Socket | null = null;
 
   private constructor(options: MachineOptions) {
-    const child = spawn('ip', commandLine(options), { stdio: ['pipe', 'pipe', 'pipe'] });
+    const [setpriv, ...words] = [...DIES_WITH_US, ...commandLine(options)];
+    const child = spawn(setpriv, words, { stdio: ['pipe', 'pipe', 'pipe'] });
     let stderr = '';
     child.stderr.setEncoding('utf8').on('data', (text: string) => (stderr += text));
     this.process = child;
@@ -63,14 +67,24 @@ export class Machine {
     return machine;
   }
 
-  /** Sends one QMP command; events that come before its answer are passed over. */
+  /** Sends one QMP command. */
   async execute(command: string, parameters: object = {}): Promise<unknown> {
     let line = await this.qmp.ask(JSON.stringify({ execute: command, arguments: parameters }));
     for (;;) {
-      const message = JSON.parse(line) as { return?: unknown; error?: { desc: string } };
+      const message = JSON.parse(line) as { return?: unknown; error?: { desc: string }; event?: string };
       if (message.error) throw new Error(message.error.desc);
       if ('return' in message) return message.return;
+      if (message.event !== undefined) this.events.push(message.event);
       line = await this.qmp.next();
+    }
+  }
+
+  /** Reads events until QEMU has ended. */
+  async drainEvents(): Promise<void> {
+    try {
+      for (;;) this.events.push((JSON.parse(await this.qmp.next()) as { event: string }).event);
+    } catch {
+      await this.ended;
     }
   }
 

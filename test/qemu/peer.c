@@ -4,24 +4,26 @@
  *
  *   peer SOCKET CAPACITY MODE INTERFACE
  *
- * MODE is what the hand-shake answers: ok, busy, silent, close, version, memory-version, magic,
- * nofds, capacity, bounds, overlap or size. INTERFACE is the tap whose network side the peer plays.
+ * MODE is what the hand-shake answers: ok, or one of those in send_welcome() and make_memory().
+ * INTERFACE is the tap whose network side the peer plays.
  *
  * Commands come as lines on stdin, each answered by one line on stdout. RING is ingress, deliver or
  * egress; numbered frames carry SEQ in bytes 14-17 and a pattern that depends on it.
  *
- *   attached                      1 if a QEMU has completed the hand-shake, 0 if not (or not any
- * more) push HEX                      one frame into deliver: "ok" or "full" push-many FIRST COUNT
- * SIZE    numbered frames into deliver until it is full: how many went in take RING COUNT consume
- * up to COUNT frames: their bytes in hex, by spaces arm RING consumer|producer    set our waiting
- * word ring                          ring QEMU, whether it waits or not rings how often QEMU has
- * rung since the last question state RING                    tail head produced consumed
- * producer_waiting consumer_waiting poke RING tail|length VALUE   damage a ring: its tail, or the
- * length of its next record inject HEX                    send a frame to the tap, as the network
- * would inject-many FIRST COUNT SIZE  numbered frames to the tap: how many the kernel took sniff
- * COUNT                   up to COUNT frames that came out of the tap: their bytes in hex hangup
- * close the socket to QEMU talk                          write to the socket, which the protocol
- * forbids exit
+ * attached: 1 if a QEMU has completed the hand-shake, 0 if not, or not any more
+ * push HEX: one frame into deliver, "ok" or "full"
+ * push-many FIRST COUNT SIZE: numbered frames into deliver until it is full, how many went in
+ * take RING COUNT: consume up to COUNT frames, their bytes in hex between spaces
+ * arm RING consumer|producer: set our waiting word
+ * ring: ring QEMU, whether it waits or not
+ * rings: how often QEMU has rung since the last question
+ * state RING: tail head produced consumed producer_waiting consumer_waiting
+ * poke RING tail|head|length VALUE: damage a ring, or the length of its next record, and ring
+ * inject HEX: send a frame to the tap, as the network would
+ * inject-many FIRST COUNT SIZE: numbered frames to the tap, how many the kernel took
+ * sniff COUNT: up to COUNT frames that came out of the tap, their bytes in hex
+ * hangup: close the socket to QEMU
+ * talk: write to the socket, which the protocol forbids
  *
  * SPDX-License-Identifier: Apache-2.0
  */
@@ -180,7 +182,7 @@ static void make_memory(uint64_t capacity) {
   if (shm_fd < 0 || ftruncate(shm_fd, (off_t)total) < 0) die("memfd");
   shm = mmap(NULL, total, PROT_READ | PROT_WRITE, MAP_SHARED, shm_fd, 0);
   if (shm == MAP_FAILED) die("mmap");
-  shm->magic = FALCON_SHM_MAGIC;
+  shm->magic = FALCON_SHM_MAGIC + (strcmp(mode, "memory-magic") == 0 ? 1 : 0);
   shm->version = FALCON_LAYOUT_VERSION + (strcmp(mode, "memory-version") == 0 ? 6 : 0);
   shm->control_bytes = FALCON_CONTROL_BYTES;
   shm->total_bytes = total;
@@ -190,17 +192,19 @@ static void make_memory(uint64_t capacity) {
   }
   if (strcmp(mode, "capacity") == 0) shm->ring[1].capacity = capacity - 8;
   if (strcmp(mode, "bounds") == 0) shm->ring[2].offset += 4096;
+  if (strcmp(mode, "positions") == 0) shm->ring[0].head = 64;
   if (strcmp(mode, "overlap") == 0) shm->ring[1].offset = shm->ring[0].offset + 4096;
 }
 
 static void send_welcome(void) {
   FalconWelcome welcome = {.magic = FALCON_WELCOME_MAGIC, .version = FALCON_LAYOUT_VERSION};
-  int fds[3] = {shm_fd, to_falcond, to_qemu};
+  int fds[4] = {shm_fd, to_falcond, to_qemu, shm_fd};
+  size_t fds_bytes = (strcmp(mode, "many-fds") == 0 ? 4 : 3) * sizeof(int);
   union {
     char bytes[CMSG_SPACE(sizeof fds)];
     struct cmsghdr header;
   } control;
-  struct iovec iov = {&welcome, sizeof welcome};
+  struct iovec iov = {&welcome, strcmp(mode, "short") == 0 ? 20 : sizeof welcome};
   struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
   welcome.total_bytes = shm->total_bytes + (strcmp(mode, "size") == 0 ? 8 : 0);
   if (strcmp(mode, "magic") == 0) welcome.magic = 0x21;
@@ -209,14 +213,15 @@ static void send_welcome(void) {
     welcome.version = 7;
   }
   if (strcmp(mode, "busy") == 0) welcome.status = FALCON_STATUS_BUSY;
+  if (strcmp(mode, "status") == 0) welcome.status = 9;
   if (welcome.status == FALCON_STATUS_OK && strcmp(mode, "nofds") != 0) {
     memset(&control, 0, sizeof control);
     control.header.cmsg_level = SOL_SOCKET;
     control.header.cmsg_type = SCM_RIGHTS;
-    control.header.cmsg_len = CMSG_LEN(sizeof fds);
-    memcpy(CMSG_DATA(&control.header), fds, sizeof fds);
+    control.header.cmsg_len = CMSG_LEN(fds_bytes);
+    memcpy(CMSG_DATA(&control.header), fds, fds_bytes);
     message.msg_control = &control;
-    message.msg_controllen = sizeof control;
+    message.msg_controllen = CMSG_SPACE(fds_bytes);
   }
   if (sendmsg(client, &message, MSG_NOSIGNAL) < 0) die("welcome");
 }
@@ -247,6 +252,8 @@ static bool qemu_gone(void) {
 static void poke(FalconRing* ring, const char* what, uint64_t value) {
   if (strcmp(what, "tail") == 0) {
     __atomic_store_n(&ring->tail, value, __ATOMIC_RELEASE);
+  } else if (strcmp(what, "head") == 0) {
+    __atomic_store_n(&ring->head, value, __ATOMIC_RELEASE);
   } else {
     put_header(ring, ring->tail, (uint32_t)value);
     __atomic_store_n(&ring->tail, ring->tail + 64, __ATOMIC_RELEASE);
@@ -311,8 +318,6 @@ static void command(char* line) {
     printf("ok\n");
   } else if (strcmp(verb, "talk") == 0) {
     printf("%s\n", send(client, "?", 1, MSG_NOSIGNAL) == 1 ? "ok" : "refused");
-  } else if (strcmp(verb, "exit") == 0) {
-    exit(0);
   } else {
     fprintf(stderr, "unknown command %s\n", verb);
     exit(1);

@@ -1,6 +1,7 @@
 // The TypeScript end of peer.c: a falcond that does what the test says.
 import { type ChildProcess, spawn } from 'node:child_process';
 import { Lines } from './lines.js';
+import { DIES_WITH_US } from './remains.js';
 
 export type Ring = 'ingress' | 'deliver' | 'egress';
 
@@ -34,8 +35,9 @@ export class Peer {
 
   static async start(options: PeerOptions): Promise<Peer> {
     const { binary, namespace, socket, capacity, mode, tap } = options;
-    const command = ['netns', 'exec', namespace, binary, socket, `${capacity}`, mode, tap];
-    const child = spawn('ip', command, { stdio: ['pipe', 'pipe', 'inherit'] });
+    const command = ['ip', 'netns', 'exec', namespace, binary, socket, `${capacity}`, mode, tap];
+    const [setpriv, ...words] = [...DIES_WITH_US, ...command];
+    const child = spawn(setpriv, words, { stdio: ['pipe', 'pipe', 'inherit'] });
     const peer = new Peer(child, new Lines(child.stdout, child.stdin));
     await peer.lines.next();
     return peer;
@@ -82,7 +84,7 @@ export class Peer {
     };
   }
 
-  async poke(ring: Ring, what: 'tail' | 'length', value: number): Promise<void> {
+  async poke(ring: Ring, what: 'tail' | 'head' | 'length', value: number): Promise<void> {
     await this.lines.ask(`poke ${ring} ${what} ${value}`);
   }
 

@@ -141,7 +141,10 @@ static int receive_welcome(int sock, const char *path, int64_t deadline,
     size_t got = 0;
 
     while (got < sizeof(*welcome)) {
-        char control[CMSG_SPACE(sizeof(int) * WELCOME_FDS)];
+        union {
+            struct cmsghdr align;
+            char bytes[CMSG_SPACE(sizeof(int) * WELCOME_FDS)];
+        } control;
         struct iovec iov = {
             .iov_base = (char *)welcome + got,
             .iov_len = sizeof(*welcome) - got,
@@ -149,8 +152,8 @@ static int receive_welcome(int sock, const char *path, int64_t deadline,
         struct msghdr msg = {
             .msg_iov = &iov,
             .msg_iovlen = 1,
-            .msg_control = control,
-            .msg_controllen = sizeof(control),
+            .msg_control = control.bytes,
+            .msg_controllen = sizeof(control.bytes),
         };
         struct pollfd pfd = { .fd = sock, .events = POLLIN };
         int ready = poll(&pfd, 1, left_ms(deadline));
@@ -265,16 +268,20 @@ static bool ring_in_bounds(const FalconConnection *conn, int index)
     return true;
 }
 
-static bool ring_positions_sane(const FalconRing *ring, uint64_t capacity)
+static bool ring_positions_sane(const FalconConnection *conn, int index)
 {
-    uint64_t tail = qatomic_read(&ring->tail);
-    uint64_t head = qatomic_read(&ring->head);
+    uint64_t tail = conn->tail[index];
+    uint64_t head = conn->head[index];
 
-    return tail - head <= capacity && QEMU_IS_ALIGNED(tail, RECORD_ALIGN) &&
+    return tail - head <= conn->capacity[index] &&
+           QEMU_IS_ALIGNED(tail, RECORD_ALIGN) &&
            QEMU_IS_ALIGNED(head, RECORD_ALIGN);
 }
 
-/* The fixed words are copied here and never read from shared memory again. */
+/*
+ * The fixed words, and the positions that QEMU starts from, are copied here:
+ * what is checked is what is used, whatever falcond writes in between.
+ */
 static int check_layout(FalconConnection *conn, const char *path, Error **errp)
 {
     static const char *const names[] = { "ingress", "deliver", "egress" };
@@ -309,7 +316,9 @@ static int check_layout(FalconConnection *conn, const char *path, Error **errp)
                        path, conn->offset[i], conn->capacity[i]);
             return -1;
         }
-        if (!ring_positions_sane(&shm->ring[i], conn->capacity[i])) {
+        conn->tail[i] = qatomic_read(&shm->ring[i].tail);
+        conn->head[i] = qatomic_read(&shm->ring[i].head);
+        if (!ring_positions_sane(conn, i)) {
             error_setg(errp, "falcon: the %s ring of '%s' has bad head and "
                        "tail", names[i], path);
             return -1;

@@ -20,6 +20,8 @@ typedef struct FalconConnection {
     uint64_t shm_bytes;
     uint64_t offset[FALCON_RING_COUNT];
     uint64_t capacity[FALCON_RING_COUNT];
+    uint64_t tail[FALCON_RING_COUNT];
+    uint64_t head[FALCON_RING_COUNT];
 } FalconConnection;
 
 /*

@@ -26,19 +26,16 @@ static uint64_t record_bytes(size_t size)
 }
 
 void falcon_ring_init(FalconRingEnd *end, const char *name, FalconRing *shared,
-                      uint8_t *bytes, uint64_t capacity, bool producer)
+                      uint8_t *bytes, uint64_t capacity, uint64_t position,
+                      bool producer)
 {
     end->name = name;
     end->shared = shared;
     end->bytes = bytes;
     end->capacity = capacity;
-    if (producer) {
-        end->position = qatomic_read(&shared->tail);
-        end->frames = qatomic_read(&shared->produced_frames);
-    } else {
-        end->position = qatomic_read(&shared->head);
-        end->frames = qatomic_read(&shared->consumed_frames);
-    }
+    end->position = position;
+    end->frames = producer ? qatomic_read(&shared->produced_frames)
+                           : qatomic_read(&shared->consumed_frames);
 }
 
 static uint64_t checked_used(const FalconRingEnd *end, uint64_t tail,

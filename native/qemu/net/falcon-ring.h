@@ -32,11 +32,13 @@ typedef enum FalconRingResult {
 } FalconRingResult;
 
 /*
- * Take over one end of @shared, whose bytes are at @bytes.  @capacity is the
- * checked one; the shared word is not read again.
+ * Take over one end of @shared, whose bytes are at @bytes.  @capacity and
+ * @position, the tail for a producer and the head for a consumer, are the
+ * checked ones; the shared words are not read again.
  */
 void falcon_ring_init(FalconRingEnd *end, const char *name, FalconRing *shared,
-                      uint8_t *bytes, uint64_t capacity, bool producer);
+                      uint8_t *bytes, uint64_t capacity, uint64_t position,
+                      bool producer);
 
 /* Bytes between head and tail, or UINT64_MAX if the two make no sense. */
 uint64_t falcon_ring_used(const FalconRingEnd *end);

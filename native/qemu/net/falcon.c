@@ -400,9 +400,13 @@ static void falcon_vm_state(void *opaque, bool running, RunState state)
 static void falcon_init_ring(FalconPort *port, FalconRingEnd *end, int index,
                              const char *name, bool producer)
 {
-    falcon_ring_init(end, name, &port->conn.shm->ring[index],
-                     (uint8_t *)port->conn.shm + port->conn.offset[index],
-                     port->conn.capacity[index], producer);
+    FalconConnection *conn = &port->conn;
+
+    falcon_ring_init(end, name, &conn->shm->ring[index],
+                     (uint8_t *)conn->shm + conn->offset[index],
+                     conn->capacity[index],
+                     producer ? conn->tail[index] : conn->head[index],
+                     producer);
 }
 
 FalconPort *falcon_attach(NetClientState *nc, const char *path,

@@ -1,0 +1,191 @@
+// A guest that lags, drops what it is given, or has no window for it.
+#include "flow_fixture.h"
+
+namespace falcon::test {
+namespace {
+
+TEST(acknowledgements_of_bytes_not_sent_yet_are_clamped_and_made_up_later) {
+  Replica r(7000);
+  r.Open(500);
+  r.Deliver(r.Client(1, 501, kTcpAck, "GET"));
+  r.FromGuest(r.Guest(1, 4, kTcpAck));
+  // The primary's guest has answered ten bytes already, and the client goes on.
+  r.Deliver(r.Client(4, 511, kTcpAck, "GET", 100));
+  Packet p = Last(r.sink.guest);
+  CHECK(p.ack == 7001 && PayloadText(r.sink.guest.back()) == "GET");
+  CHECK(p.window ==
+        100 + 3);  // ten bytes in units of four, rounded up: the right edge is the client's
+  CHECK(r.table->counters().clamped_acks == 1);
+  r.sink.Clear();
+  r.FromGuest(r.Guest(1, 7, kTcpAck, "12345"));
+  REQUIRE(r.sink.guest.size() == 1);
+  p = Last(r.sink.guest);
+  CHECK(p.flags == kTcpAck && p.ack == 7006 && p.seq == kClientIss + 7 && p.PayloadBytes() == 0);
+  CHECK(r.table->counters().retained_bytes == 0);
+  r.FromGuest(r.Guest(6, 7, kTcpAck, "67890abc"));
+  CHECK(Last(r.sink.guest).ack == 7011 && r.table->counters().retained_bytes == 3);
+  CHECK(r.table->counters().local_acks == 2);
+  r.FromGuest(r.Guest(1, 7, kTcpAck, "12345"));  // it missed the first of them
+  CHECK(Last(r.sink.guest).ack == 7011 && r.table->counters().local_acks == 3);
+}
+
+TEST(a_clamped_fin_acknowledgement_is_made_up_later) {
+  Replica r(7000);
+  r.Open(500);
+  r.Deliver(r.Client(1, 502, kTcpAck | kTcpFin));
+  CHECK(Last(r.sink.guest).ack == 7001);
+  r.FromGuest(r.Guest(1, 2, kTcpAck | kTcpFin));
+  CHECK(Last(r.sink.guest).ack == 7002 && r.table->counters().flows_closed == 1);
+}
+
+TEST(input_beyond_the_guests_window_waits_for_it) {
+  Replica r(7000);
+  r.Open(500, 10);
+  r.Deliver(r.Client(1, 501, kTcpAck, "0123456789"));
+  CHECK(PayloadText(r.sink.guest.back()) == "0123456789");
+  r.Deliver(r.Client(11, 501, kTcpAck, "abcdefgh"));
+  CHECK(r.table->counters().held == 1 && Last(r.sink.guest).PayloadBytes() == 0);
+  r.FromGuest(r.Guest(1, 11, kTcpAck, {}, 0));
+  r.sink.Clear();
+  r.FromGuest(r.Guest(1, 11, kTcpAck, {}, 1));  // four bytes of window
+  REQUIRE(r.sink.guest.size() == 1);
+  CHECK(PayloadText(r.sink.guest[0]) == "abcd");
+  r.FromGuest(r.Guest(1, 15, kTcpAck, {}, 100));
+  CHECK(PayloadText(r.sink.guest.back()) == "efgh" && Last(r.sink.guest).seq == kClientIss + 15);
+  r.FromGuest(r.Guest(1, 19, kTcpAck, {}, 100));
+  CHECK(r.table->counters().held_bytes == 0);
+}
+
+TEST(unacknowledged_input_is_offered_again_with_back_off) {
+  Replica r(7000);
+  r.Open(500);
+  r.Deliver(r.Client(1, 501, kTcpAck, "lost"));
+  r.sink.Clear();
+  r.Wait(21 * kMillisecond);
+  REQUIRE(r.sink.guest.size() == 1);
+  CHECK(PayloadText(r.sink.guest[0]) == "lost" && Last(r.sink.guest).seq == kClientIss + 1);
+  r.Wait(20 * kMillisecond);
+  CHECK(r.sink.guest.size() == 1);
+  r.Wait(10 * kSecond);
+  CHECK(r.sink.guest.size() >= 7 && r.sink.guest.size() <= 12);
+  r.FromGuest(r.Guest(1, 5, kTcpAck));
+  r.sink.Clear();
+  r.Wait(20 * kSecond);
+  CHECK(r.sink.guest.empty());
+}
+
+TEST(a_closed_window_is_probed_in_case_its_opening_got_lost) {
+  Replica r(7000);
+  r.Open(500, 4);
+  r.Deliver(r.Client(1, 501, kTcpAck, "1234"));
+  r.FromGuest(r.Guest(1, 5, kTcpAck, {}, 0));
+  r.Deliver(r.Client(5, 501, kTcpAck, "5678"));
+  r.sink.Clear();
+  r.Wait(25 * kMillisecond);
+  REQUIRE(r.sink.guest.size() == 1);
+  CHECK(Last(r.sink.guest).seq == kClientIss + 4 && Last(r.sink.guest).PayloadBytes() == 0);
+  r.FromGuest(r.Guest(1, 5, kTcpAck, {}, 50));
+  CHECK(PayloadText(r.sink.guest.back()) == "5678");
+}
+
+TEST(a_full_ring_is_made_up_for_when_it_empties) {
+  Replica r(7000);
+  r.sink.guest_full = true;
+  r.Syn();
+  r.sink.guest_full = false;
+  r.table->GuestWritable(r.now);
+  REQUIRE(r.sink.guest.size() == 1);
+  CHECK(Last(r.sink.guest).flags == kTcpSyn);
+  r.SynAck();
+  r.sink.guest_full = true;
+  r.Deliver(r.Client(1, 501, kTcpAck));
+  r.Deliver(r.Client(1, 501, kTcpAck, "abc"));
+  r.Deliver(r.Client(4, 501, kTcpAck | kTcpFin, "def"));
+  r.sink.guest_full = false;
+  r.sink.Clear();
+  r.table->GuestWritable(r.now);
+  REQUIRE(r.sink.guest.size() == 1);
+  CHECK(PayloadText(r.sink.guest[0]) == "abcdef" && Last(r.sink.guest).Has(kTcpFin));
+  r.sink.guest_full = true;
+  r.Deliver(
+      FromHex("ffffffffffff02000000000a0806"
+              "0001080006040001"
+              "02000000000a0a090002"
+              "0000000000000a090001"));
+  CHECK(r.table->counters().dropped_to_guest == 1);  // nothing keeps what is not of a flow
+}
+
+TEST(holes_are_filled_and_what_came_early_is_not_given_twice) {
+  Replica r(7000);
+  r.Open(500);
+  r.Deliver(r.Client(4, 501, kTcpAck, "def"));
+  CHECK(PayloadText(r.sink.guest.back()) ==
+        "def");  // the guest sorts; it may tell the primary's client of the hole
+  r.Deliver(r.Client(1, 501, kTcpAck, "abc"));
+  r.Deliver(r.Client(7, 501, kTcpAck, "ghi"));
+  CHECK(PayloadText(r.sink.guest.back()) == "ghi" && r.sink.guest.size() == 3);
+  r.sink.Clear();
+  r.Wait(21 * kMillisecond);
+  REQUIRE(!r.sink.guest.empty());
+  CHECK(PayloadText(r.sink.guest[0]) == "abcdefghi");
+}
+
+TEST(overlapping_segments_with_other_bytes_show_every_guest_the_first) {
+  Replica r(7000);
+  r.Open(500);
+  r.Deliver(r.Client(1, 501, kTcpAck, "abcdef"));
+  r.Deliver(r.Client(3, 501, kTcpAck, "XXXXghi"));
+  CHECK(PayloadText(r.sink.guest.back()) == "cdefghi");
+  r.Deliver(r.Client(14, 501, kTcpAck, "mno"));
+  r.Deliver(r.Client(10, 501, kTcpAck, "jjllYYYpq"));
+  CHECK(PayloadText(r.sink.guest.back()) == "jjllmnopq");
+  r.sink.Clear();
+  r.Wait(21 * kMillisecond);
+  REQUIRE(!r.sink.guest.empty());
+  CHECK(PayloadText(r.sink.guest[0]) == "abcdefghijjllmnopq");
+}
+
+TEST(too_many_holes_are_refused_by_every_replica_alike) {
+  Replica r(7000);
+  r.Open(500);
+  for (Seq i = 0; i < 40; ++i) r.Deliver(r.Client(10 + i * 10, 501, kTcpAck, "x"));
+  size_t given = 0;
+  for (const Bytes& frame : r.sink.guest) given += ParseFrame(frame).PayloadBytes();
+  CHECK(given == 16 && r.table->counters().diverged == 0 && r.table->counters().held == 24);
+}
+
+TEST(a_bare_acknowledgement_that_is_held_is_not_answered) {
+  // Answered, it would go round between the client and the guest for ever.
+  Replica r(7000);
+  r.Open(500, 4);
+  r.Deliver(r.Client(1, 501, kTcpAck, "12345678"));
+  r.FromGuest(r.Guest(1, 5, kTcpAck, {}, 0));
+  r.table->SetRole(FlowRole::kPrimary);
+  r.table->TakeOver(r.now);
+  r.sink.Clear();
+  r.Deliver(r.Client(9, 501, kTcpAck));
+  for (const Bytes& frame : r.sink.guest) CHECK(ParseFrame(frame).seq == kClientIss + 5);
+  r.sink.Clear();
+  r.Deliver(r.Client(8, 501, kTcpAck));  // a probe of the closed window
+  REQUIRE(r.sink.guest.size() == 1);
+  CHECK(Last(r.sink.guest).seq == kClientIss + 4);
+}
+
+TEST(on_a_primary_the_client_speaks_for_itself) {
+  Replica r(7000, FlowRole::kPrimary);
+  r.Open(7000);
+  r.Deliver(r.Client(1, 7001, kTcpAck, "abc"));
+  r.sink.Clear();
+  r.Wait(kSecond);
+  CHECK(r.sink.guest.empty());          // the client repeats it
+  r.FromGuest(r.Guest(0, 1, kTcpAck));  // a keep-alive
+  CHECK(r.sink.guest.empty() && r.sink.wire.size() == 1);
+  r.table->SetRole(FlowRole::kBackup);  // deposed: nobody repeats for it any more
+  r.Wait(kSecond);
+  CHECK(!r.sink.guest.empty() && PayloadText(r.sink.guest[0]) == "abc");
+}
+
+}  // namespace
+}  // namespace falcon::test
+
+int main(int argc, char** argv) { return falcon::test::Main(argc, argv); }
