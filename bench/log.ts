@@ -73,7 +73,7 @@ function startMember(index: number, directory: string, shm: string, c: Case): Me
     tap: '',
     busy: c.busy,
     spinNs: 20_000,
-    nice: 0,
+    realtime: false,
   });
   const random = new Random(index + 1);
   const engine = new ReplicaEngine(

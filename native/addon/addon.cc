@@ -4,6 +4,7 @@
 #include "addon/replica.h"
 #include "addon/simulation.h"
 #include "os/clock.h"
+#include "os/realtime.h"
 
 namespace falcon::addon {
 namespace {
@@ -12,9 +13,15 @@ Napi::Value Now(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(MonotonicNow()));
 }
 
+// makeRealtime(): whether the calling thread, which takes the decisions, is one now.
+Napi::Value Realtime(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), MakeRealtime(RealtimePriority::kDecisions));
+}
+
 Napi::Object Init(Napi::Env env, Napi::Object exports) {
   exports.Set("Replica", Replica::Define(env));
   exports.Set("Simulation", Simulation::Define(env));
+  exports.Set("makeRealtime", Napi::Function::New(env, Realtime, "makeRealtime"));
   exports.Set("monotonicNs", Napi::Function::New(env, Now, "monotonicNs"));
   return exports;
 }

@@ -184,6 +184,9 @@ Napi::Object SnapshotObject(Napi::Env env, const PlaneSnapshot& s, size_t member
   Put(o, "wireErrors", s.wire_errors);
   Put(o, "polls", s.polls);
   Put(o, "busyPolls", s.busy_polls);
+  Put(o, "sleptNs", s.slept);
+  Put(o, "stallMaxNs", s.stall_max);
+  Put(o, "stalls", s.stalls);
   Put(o, "doorbells", s.doorbells);
   Put(o, "recordsPosted", s.records_posted);
   Put(o, "mailDropped", s.mail_dropped);

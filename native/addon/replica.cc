@@ -24,7 +24,8 @@ ReactorOptions ReadOptions(const Napi::Object& from) {
   o.tap = Text(from, "tap");
   o.busy = Flag(from, "busy");
   o.spin = static_cast<Nanoseconds>(Number(from, "spinNs"));
-  o.nice = static_cast<int>(Number(from, "nice"));
+  o.realtime = Flag(from, "realtime");
+  o.wal.realtime = o.realtime;
   return o;
 }
 

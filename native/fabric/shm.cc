@@ -71,6 +71,7 @@ class ShmFabric final : public Fabric {
   std::array<ShmMapping, kMaxRegions> regions_;
   std::array<Peer, kMaxMembers> peers_;
   bool connected_once_ = false;
+  uint64_t sleeps_ = 0;
   FabricCounters counters_;
 };
 
@@ -148,14 +149,16 @@ Status ShmFabric::Find(Peer& peer, RemoteAddress address, size_t bytes, std::byt
     ++counters_.errors;
     return {"FABRIC_DOWN", "not connected"};
   }
-  const size_t limit = address.region < kMaxRegions && peer.regions[address.region].ok()
-                           ? peer.regions[address.region].body().size()
-                           : 0;
-  if (address.offset > limit || bytes > limit - address.offset) {
+  if (address.region >= kMaxRegions || !peer.regions[address.region].ok()) {
+    ++counters_.errors;
+    return {"FABRIC_BOUNDS", "the peer has no such region"};
+  }
+  const std::span<std::byte> body = peer.regions[address.region].body();
+  if (address.offset > body.size() || bytes > body.size() - address.offset) {
     ++counters_.errors;
     return {"FABRIC_BOUNDS", "beyond the end of the peer's region"};
   }
-  *at = limit == 0 ? nullptr : peer.regions[address.region].body().data() + address.offset;
+  *at = body.data() + address.offset;
   return Ok();
 }
 
@@ -194,16 +197,19 @@ void ShmFabric::Ring(PeerId to_peer) {
   if (!peer.up || !peer.written) return;
   peer.written = false;
   FullFence();
-  std::atomic<uint32_t>& sleeping = peer.page.sleeping();
-  if (sleeping.load(std::memory_order_relaxed) == 0) return;
-  if (sleeping.exchange(0, std::memory_order_seq_cst) == 0) return;  // another peer rings
+  std::atomic<uint64_t>& sleeping = peer.page.sleeping();
+  uint64_t sleep = sleeping.load(std::memory_order_relaxed);
+  if (sleep == 0) return;  // awake, or another peer has rung
   const char byte = 1;
   // A full FIFO is as good as another byte in it, and nothing can be done about other errors.
   if (write(peer.bell.get(), &byte, 1) == 1) ++counters_.wakes_sent;
+  // Only now: a process that dies before its ring must not keep others from ringing. By now the
+  // peer may sleep again, and that sleep is not ours to end.
+  sleeping.compare_exchange_strong(sleep, 0, std::memory_order_seq_cst);
 }
 
 void ShmFabric::ArmWake() {
-  page_.sleeping().store(1, std::memory_order_seq_cst);
+  page_.sleeping().store(++sleeps_, std::memory_order_seq_cst);
   FullFence();
 }
 

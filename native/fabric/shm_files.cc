@@ -5,8 +5,10 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <cstdio>
@@ -21,6 +23,7 @@ constexpr size_t kIncarnationDigits = 16;
 constexpr size_t kMaxNameBytes = 64;
 constexpr size_t kMaxDescriptorBytes = 4096;
 constexpr int kLockAttempts = 64;
+constexpr uint64_t kReserveStepBytes = 4 << 20;
 
 Status Errno(const std::string& what, const std::string& path) {
   return {"SHM_OPEN", ErrnoText(what + " " + path, errno)};
@@ -64,6 +67,25 @@ bool IsFileOf(std::string_view file, std::string_view name) {
     return false;
   uint64_t incarnation = 0;
   return ParseNumber(file.substr(1, kIncarnationDigits), 16, &incarnation);
+}
+
+// Reserves space in steps: kernels give up, and undo, an allocation during which a signal came.
+// Returns an errno.
+int ReserveSpace(int fd, uint64_t bytes) {
+  // Whether there is room at all is known before the first page is taken.
+  if (bytes > kReserveStepBytes) {
+    struct statvfs volume {};
+    if (fstatvfs(fd, &volume) == 0 && volume.f_blocks > 0 &&
+        bytes / volume.f_frsize > volume.f_bavail)
+      return ENOSPC;
+  }
+  for (uint64_t from = 0; from < bytes;) {
+    const uint64_t step = std::min(bytes - from, kReserveStepBytes);
+    const int error = posix_fallocate(fd, static_cast<off_t>(from), static_cast<off_t>(step));
+    if (error == 0) from += step;
+    if (error != 0 && error != EINTR) return error;
+  }
+  return 0;
 }
 
 // Ours, of the right type and closed to others: what any file must be before it is used.
@@ -110,14 +132,14 @@ Status ShmMapping::Create(const std::string& path, const ShmFileHeader& header,
   if (!fd.valid()) return Errno("open", path);
   const uint64_t bytes = kShmHeaderBytes + header.bytes;
   // Space is reserved now: a full file system is an error here and would be a SIGBUS later.
-  errno = posix_fallocate(fd.get(), 0, static_cast<off_t>(bytes));
+  errno = ReserveSpace(fd.get(), bytes);
   Status status = errno == 0 ? mapping->Map(fd.get(), path, header.bytes) : Errno("allocate", path);
   if (!status.ok()) {
     unlink(path.c_str());
     return status;
   }
   std::memcpy(mapping->base_, &header, sizeof header);
-  new (mapping->base_ + kShmSleepingOffset) std::atomic<uint32_t>(0);
+  new (mapping->base_ + kShmSleepingOffset) std::atomic<uint64_t>(0);
   return Ok();
 }
 
@@ -142,9 +164,9 @@ Status ShmMapping::Open(const std::string& path, const ShmFileHeader& expected,
   return Ok();
 }
 
-std::atomic<uint32_t>& ShmMapping::sleeping() const {
-  static_assert(std::atomic<uint32_t>::is_always_lock_free);
-  return *std::launder(reinterpret_cast<std::atomic<uint32_t>*>(base_ + kShmSleepingOffset));
+std::atomic<uint64_t>& ShmMapping::sleeping() const {
+  static_assert(std::atomic<uint64_t>::is_always_lock_free);
+  return *std::launder(reinterpret_cast<std::atomic<uint64_t>*>(base_ + kShmSleepingOffset));
 }
 
 std::string ShmMember::Path(std::string_view what) const {

@@ -20,7 +20,7 @@ namespace falcon {
 inline constexpr size_t kShmHeaderBytes =
     4096;  // in front of each file's body, which is page-aligned then
 inline constexpr uint64_t kMaxShmRegionBytes = 1ull << 40;
-inline constexpr uint32_t kShmVersion = 1;
+inline constexpr uint32_t kShmVersion = 2;
 
 // What stands at the start of every file of a member.
 struct ShmFileHeader {
@@ -35,8 +35,9 @@ struct ShmFileHeader {
 
 inline constexpr uint64_t kShmMagic = 0x314D48534E4F4C46;  // "FLONSHM1"
 inline constexpr uint32_t kShmMemberPage = 0xFFFFFFFF;
-inline constexpr size_t kShmSleepingOffset =
-    128;  // of the sleeping word, on a cache line of its own
+// Of the sleeping word, on a cache line of its own: 0 while the owner is awake, otherwise a number
+// that it has not used for an earlier sleep.
+inline constexpr size_t kShmSleepingOffset = 128;
 static_assert(sizeof(ShmFileHeader) == 40 && sizeof(ShmFileHeader) <= kShmSleepingOffset);
 
 // A shared mapping of one such file.
@@ -54,7 +55,7 @@ class ShmMapping {
 
   [[nodiscard]] bool ok() const { return base_ != nullptr; }
   [[nodiscard]] std::span<std::byte> body() const { return {base_ + kShmHeaderBytes, body_bytes_}; }
-  [[nodiscard]] std::atomic<uint32_t>& sleeping() const;
+  [[nodiscard]] std::atomic<uint64_t>& sleeping() const;
   void Unmap();
 
  private:

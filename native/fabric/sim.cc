@@ -177,8 +177,9 @@ Status SimFabric::Post(PeerId peer, SimNetwork::Operation&& operation) {
   if (State(peer) != PeerState::kUp) return refuse("FABRIC_DOWN", "not connected");
   SimNetwork::Channel& channel = To(peer);
   const RemoteAddress address = operation.address;
-  const size_t limit =
-      address.region < kMaxRegions ? channel.target->regions[address.region].size() : 0;
+  if (address.region >= kMaxRegions || channel.target->regions[address.region].empty())
+    return refuse("FABRIC_BOUNDS", "the peer has no such region");
+  const size_t limit = channel.target->regions[address.region].size();
   if (address.offset > limit || operation.bytes > limit - address.offset)
     return refuse("FABRIC_BOUNDS", "beyond the end of the peer's region");
   if (channel.operations.size() >= network_->options_.queue_bound)

@@ -13,6 +13,7 @@
 #include "log/wal_writer.h"
 #include "os/check.h"
 #include "os/futex.h"
+#include "os/realtime.h"
 #include "os/spsc_queue.h"
 #include "os/unique_fd.h"
 
@@ -30,7 +31,8 @@ struct Queued {
 class WalImpl final : public Wal {
  public:
   WalImpl(Storage& storage, const WalOptions& options, ScannedLog&& scanned)
-      : spin_(options.writer_spin),
+      : realtime_(options.realtime),
+        spin_(options.writer_spin),
         queue_(options.queue_entries),
         writer_(storage, options, std::move(scanned)) {}
   ~WalImpl() override { StopThread(); }
@@ -78,6 +80,7 @@ class WalImpl final : public Wal {
   void Fail(Status failure);
   void RingOwner();
 
+  const bool realtime_;
   const Nanoseconds spin_;
   SpscQueue<Queued> queue_;
 
@@ -167,6 +170,7 @@ void WalImpl::StopThread() {
 }
 
 void WalImpl::RunWriter() {
+  if (realtime_) MakeRealtime(RealtimePriority::kDataPath);
   do {
     while (Step() > 0) continue;
   } while (WaitForWork());

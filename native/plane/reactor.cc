@@ -1,8 +1,6 @@
 #include "plane/reactor.h"
 
 #include <sys/eventfd.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -11,18 +9,15 @@
 
 #include "fabric/shm.h"
 #include "os/check.h"
+#include "os/realtime.h"
 #include "os/tap.h"
 
 namespace falcon {
 namespace {
 
 constexpr Nanoseconds kPublishInterval = kMillisecond;
+constexpr Nanoseconds kStall = 10 * kMillisecond;
 constexpr int kTapFramesPerRound = 64;
-
-void LowerNice(int nice_value) {
-  if (nice_value != 0)
-    setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), nice_value);
-}
 
 }  // namespace
 
@@ -207,17 +202,23 @@ void Reactor::Publish(Nanoseconds now) {
     std::move(events.begin(), events.end(), std::back_inserter(published_events_));
     events.clear();
     plane_->FillSnapshot(&published_snapshot_);
+    published_snapshot_.slept = slept_;
+    published_snapshot_.stall_max = stall_max_;
+    published_snapshot_.stalls = stalls_;
     if (load_ != nullptr) published_load_ = load_->result();
   }
   if (news && notify_) notify_();
 }
 
 void Reactor::Run() {
-  LowerNice(options_.nice);
+  if (options_.realtime) MakeRealtime(RealtimePriority::kDataPath);
   Nanoseconds idle_since = 0;
   Nanoseconds next_vm_look = 0;
+  Nanoseconds due = MonotonicNow();  // when this round could have begun
   while (!stop_.load(std::memory_order_acquire)) {
     const Nanoseconds now = MonotonicNow();
+    NoteStall(now - due);
+    due = now;
     if (now >= next_vm_look) {
       PollVm();
       next_vm_look = now + kMillisecond;
@@ -233,12 +234,22 @@ void Reactor::Run() {
     sleeping_.store(true, std::memory_order_seq_cst);
     const bool work = plane_->ArmWake() || commands_waiting_.load(std::memory_order_seq_cst);
     if (!work && Round(MonotonicNow()) == 0) {
-      Sleep(plane_->NextDeadline(MonotonicNow()));
+      const Nanoseconds from = MonotonicNow();
+      const Nanoseconds until = plane_->NextDeadline(from);
+      Sleep(until);
+      due = std::min(until, MonotonicNow());
+      slept_ += due - from;
       next_vm_look = 0;
     }
     sleeping_.store(false, std::memory_order_relaxed);
     plane_->DisarmWake();
   }
+}
+
+// A thread that others need within milliseconds: when it was kept from running, an operator should see it.
+void Reactor::NoteStall(Nanoseconds late) {
+  stall_max_ = std::max(stall_max_, late);
+  if (late > kStall) ++stalls_;
 }
 
 void Reactor::Sleep(Nanoseconds until) {

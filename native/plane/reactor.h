@@ -36,7 +36,7 @@ struct ReactorOptions {
   uint64_t vm_ring_bytes = 1 << 20;
   bool busy = false;  // never sleep
   Nanoseconds spin = 10 * kMicrosecond;
-  int nice = 0;  // of the reactor and WAL threads
+  bool realtime = false;  // the reactor's thread; the log's has an option of its own
 };
 
 enum class VmHappened : uint8_t { kAttached, kDetached, kRefused };
@@ -83,6 +83,7 @@ class Reactor {
   int PollTap();
   void Publish(Nanoseconds now);
   void Sleep(Nanoseconds until);
+  void NoteStall(Nanoseconds late);
   Status Watch(int fd);
 
   ReactorOptions options_;
@@ -119,6 +120,9 @@ class Reactor {
   PlaneSnapshot published_snapshot_;
   LoadResult published_load_;
   Nanoseconds next_publish_ = 0;
+
+  Nanoseconds slept_ = 0, stall_max_ = 0;
+  uint64_t stalls_ = 0;
 };
 
 }  // namespace falcon

@@ -33,6 +33,10 @@ Admission FlowEngine::Admit(Frame frame, std::span<std::byte> normalised, size_t
     // A frame that no guest would take must not define a flow.
     if (!TcpChecksumsAreRight(frame, packet)) return Refuse(true);
     if (packet.Has(kTcpSyn) && (packet.Has(kTcpRst) || packet.Has(kTcpFin))) return Refuse(true);
+    if (unicast && role_ == FlowRole::kBackup &&
+        OpensOverLive(packet, index_.Find(KeyOfClient(packet)))) {
+      return Refuse(false);  // a primary would challenge it first
+    }
     if (unicast && role_ == FlowRole::kPrimary && !MayPropose(frame, packet, now)) {
       ++counters_.frames_refused;
       return Admission::kHold;
@@ -60,10 +64,15 @@ bool FlowEngine::MayPropose(Frame frame, const Packet& packet, Nanoseconds now) 
   return flow == nullptr || MayProposeSegment(packet, *flow);
 }
 
+bool FlowEngine::OpensOverLive(const Packet& packet, const Flow* flow) const {
+  return flow != nullptr && (packet.flags & (kTcpSyn | kTcpAck)) == kTcpSyn &&
+         packet.seq != flow->client_iss && flow->defined && !flow->closed && !flow->diverged();
+}
+
 bool FlowEngine::MayProposeSyn(Frame frame, const Packet& packet, Flow* flow, uint64_t hash,
                                Nanoseconds now) {
   if (flow != nullptr && flow->client_iss == packet.seq) return true;  // repeated
-  if (flow != nullptr && flow->defined && !flow->closed && !flow->diverged()) {
+  if (OpensOverLive(packet, flow)) {
     ChallengeClient(frame, packet, *flow);
     return false;
   }

@@ -11,6 +11,12 @@ void FlowEngine::FromGuest(Frame frame, Nanoseconds now) {
     if (role_ == FlowRole::kBackup) AnswerNeighbourQuestion(frame, packet);
     return ToWire(frame);
   }
+  if (!TcpChecksumsAreRight(frame, packet)) {
+    // Nobody will take it. Nothing is learnt from it, above all no byte to be sent again in a frame
+    // that is right.
+    ++counters_.malformed;
+    return flow->ready() ? SendTranslated(frame, packet, flow) : ToWire(frame);
+  }
   flow->to_wire.Set(frame, packet);
   if (flow->diverged()) {
     // A primary's client has been told that this connection is over.

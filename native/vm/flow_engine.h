@@ -54,6 +54,8 @@ class FlowEngine final : public FlowTable {
 
   // ---- flow_admit.cc
   [[nodiscard]] Admission Refuse(bool malformed);
+  // A SYN of another connection than the live one on its ports.
+  [[nodiscard]] bool OpensOverLive(const Packet& packet, const Flow* flow) const;
   [[nodiscard]] bool MayPropose(Frame frame, const Packet& packet, Nanoseconds now);
   [[nodiscard]] bool MayProposeSyn(Frame frame, const Packet& packet, Flow* flow, uint64_t hash,
                                    Nanoseconds now);
@@ -93,6 +95,7 @@ class FlowEngine final : public FlowTable {
   void RetireGuestSide(Flow* flow);
   void Remove(Flow* flow);
   void CloseFlow(Flow* flow);
+  void ReopenFlow(Flow* flow);
   void CheckFinished(Flow* flow);
   void Diverge(Flow* flow, FlowDivergence why);
   // The client, and nobody else, can be relied on to repeat what this guest lacks.
@@ -124,11 +127,14 @@ class FlowEngine final : public FlowTable {
   [[nodiscard]] uint16_t WindowForGuest(const Flow& flow, Seq ack) const;
   [[nodiscard]] uint16_t WindowForWire(const Flow& flow, uint16_t window) const;
   [[nodiscard]] bool PlausibleAck(const Flow& flow, Seq ack) const;
+  [[nodiscard]] bool InPlace(const Flow& flow, Seq seq) const;
   [[nodiscard]] bool IsForVm(Frame frame) const;
 
   FlowOptions options_;
   FlowSink* sink_;
   FlowRole role_ = FlowRole::kBackup;
+  bool serving_ = false;  // primary, and its gate has opened: what the client of a new flow hears
+                          // is this replica's guest
   Mac vm_mac_;
   FlowIndex index_;
   PendingSyns pending_;

@@ -37,7 +37,8 @@ class DeadlineHeap {
 class FlowIndex {
  public:
   static constexpr uint32_t kNone = UINT32_MAX;
-  // Oldest first. A flow is half-open until the log defines it; a defined one is open, then closed.
+  // Oldest first. A flow is half-open until the log defines it; a defined one is open, then closed
+  // or diverged.
   enum List : uint8_t { kNoList = 0, kHalfOpen = 1, kClosed = 2, kLists = 3 };
 
   FlowIndex(size_t slots, uint64_t hash_seed);

@@ -52,6 +52,8 @@ bool FlowEngine::EvictOne() {
     if (flow == nullptr) return false;
     ++counters_.evicted_half_open;
     RetireGuestSide(flow);
+  } else if (flow->diverged()) {
+    RetireGuestSide(flow);
   }
   Remove(flow);
   return true;
@@ -100,6 +102,13 @@ void FlowEngine::CloseFlow(Flow* flow) {
   Schedule(flow, ExpiryOf(*flow));
 }
 
+// A connection that was over before it began (refused, or reset by its client) is tried again.
+void FlowEngine::ReopenFlow(Flow* flow) {
+  if (!flow->closed) return;
+  flow->closed = false;
+  ++counters_.flows_opened;
+}
+
 void FlowEngine::CheckFinished(Flow* flow) {
   if (flow->closed || !flow->input.finished() || flow->input.acked() != flow->input.next()) return;
   if (flow->output.finished()) CloseFlow(flow);
@@ -108,6 +117,7 @@ void FlowEngine::CheckFinished(Flow* flow) {
 void FlowEngine::Diverge(Flow* flow, FlowDivergence why) {
   flow->divergence = why;
   ++counters_.diverged;
+  index_.MoveTo(flow, FlowIndex::kClosed);  // it must not keep others out of the table
   flow->input.Close(held_);
   flow->output.Close(retained_);
   flow->syn_offer_at = flow->hold_until = flow->reoffer_at = 0;
@@ -309,7 +319,9 @@ uint16_t FlowEngine::WindowForGuest(const Flow& flow, Seq ack) const {
 
 // The client may not have more on its way than every replica can hold for its guest.
 uint16_t FlowEngine::WindowForWire(const Flow& flow, uint16_t window) const {
-  const size_t most = std::max<size_t>(1, (options_.hold_bytes_per_flow / 2) >> flow.GuestScale());
+  // Until the guest has answered, its scale is not known.
+  const uint8_t scale = flow.guest_iss_known ? flow.GuestScale() : uint8_t{0};
+  const size_t most = std::max<size_t>(1, (options_.hold_bytes_per_flow / 2) >> scale);
   return static_cast<uint16_t>(std::min<size_t>(window, most));
 }
 

@@ -85,7 +85,8 @@ class FlowTable {
   // Looks at a frame from the network. On kPropose the frame to propose is in `normalised`
   // (capacity at least frame.size(); its length is written to *length): SYN options that carry
   // per-stack state are taken out, the checksum is right again. Also used, with role kBackup, to
-  // normalise frames for the pool of unproposed frames (then never kHold).
+  // normalise frames for the pool of unproposed frames (then never kHold; a SYN that a primary
+  // would have challenged is kNotForUs).
   virtual Admission Admit(Frame frame, std::span<std::byte> normalised, size_t* length,
                           Nanoseconds now) = 0;
 

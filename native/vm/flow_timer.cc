@@ -71,6 +71,7 @@ void FlowEngine::Reoffer(Flow* flow, Nanoseconds now) {
 void FlowEngine::SetRole(FlowRole role) {
   if (role == role_) return;
   role_ = role;
+  serving_ = false;
   pending_.Clear();
   for (uint32_t i = 0; i < index_.slots(); ++i) {
     Flow& flow = index_.at(i);
@@ -84,12 +85,14 @@ void FlowEngine::SetRole(FlowRole role) {
 }
 
 void FlowEngine::TakeOver(Nanoseconds now) {
+  const bool served = serving_;
   role_ = FlowRole::kPrimary;
+  serving_ = true;
   for (uint32_t i = 0; i < index_.slots(); ++i) {
     Flow& flow = index_.at(i);
     if (!flow.used) continue;
     // Another primary's SYN-ACK may be what the client of a half-open flow has seen.
-    flow.opened_here = false;
+    if (!served) flow.opened_here = false;
     if (flow.diverged()) {
       AbortToClient(&flow);
     } else if (!flow.defined && flow.guest_iss_known && !flow.closed) {

@@ -11,7 +11,6 @@ namespace falcon {
 namespace {
 
 constexpr uint32_t kNone = UINT32_MAX;
-constexpr uint64_t kHashSeed = 0x2545F4914F6CDD1D;
 
 // A ring of entries that can be found by hash: the oldest goes first, any may be struck out.
 // `Entry` carries what its user needs.
@@ -104,7 +103,7 @@ class IngressPoolImpl final : public IngressPool {
   void Saw(Frame normalised, Nanoseconds now) override {
     Age(now);
     if (normalised.empty() || normalised.size() > bytes_.size()) return;
-    const uint64_t hash = HashBytes(normalised, kHashSeed);
+    const uint64_t hash = HashBytes(normalised, options_.hash_seed);
     if (remembered_.Strike(hash, [](const Remembered&) { return true; }) != nullptr) return;
     if (kept_.full()) PopOldest();
     const size_t at = MakeRoom(normalised.size());
@@ -116,7 +115,7 @@ class IngressPoolImpl final : public IngressPool {
 
   void Logged(Frame frame, Nanoseconds now) override {
     Age(now);
-    const uint64_t hash = HashBytes(frame, kHashSeed);
+    const uint64_t hash = HashBytes(frame, options_.hash_seed);
     const Kept* twin = kept_.Strike(hash, [&](const Kept& kept) {
       return kept.length == frame.size() &&
              std::memcmp(bytes_.data() + kept.at, frame.data(), frame.size()) == 0;

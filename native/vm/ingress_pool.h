@@ -18,6 +18,7 @@ struct IngressPoolOptions {
   size_t max_frames = 512;
   size_t max_bytes = 1 << 20;
   Nanoseconds max_age = 2 * kSecond;
+  uint64_t hash_seed = 0;  // random per process, so that nobody can make two frames look equal
 };
 
 class IngressPool {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <optional>
 #include <tuple>
 
 #include "vm/hash.h"
@@ -49,16 +50,18 @@ bool IsDiscovery(Frame frame, const Packet& packet, uint8_t type) {
          Load8(frame, packet.link_bytes + 7) == kDiscoveryHopLimit;
 }
 
-// Where the MAC of the link-layer address option `kind` stands, or 0.
-size_t FindLinkOption(Frame frame, const Packet& packet, uint8_t kind) {
-  size_t at = packet.payload_at + kDiscoveryBytes;
-  while (packet.end - at >= 8) {
+// Where the MAC of the link-layer address option `kind` stands; 0 if there is none, nothing if the
+// options are broken, and with them the message.
+std::optional<size_t> FindLinkOption(Frame frame, const Packet& packet, uint8_t kind) {
+  size_t at = packet.payload_at + kDiscoveryBytes, found = 0;
+  while (at < packet.end) {
+    if (packet.end - at < 8) return std::nullopt;
     const size_t length = static_cast<size_t>(Load8(frame, at + 1)) * 8;
-    if (length == 0 || length > packet.end - at) return 0;
-    if (Load8(frame, at) == kind) return at + 2;
+    if (length == 0 || length > packet.end - at) return std::nullopt;
+    if (found == 0 && Load8(frame, at) == kind) found = at + 2;
     at += length;
   }
-  return 0;
+  return found;
 }
 
 }  // namespace
@@ -88,6 +91,7 @@ void Neighbours::Put(const Address& address, const Mac& mac, bool shown) {
   Entry* victim = nullptr;
   for (Entry& entry : SetOf(address)) {
     if (entry.used && entry.address == address) {
+      if (entry.shown && !shown && entry.mac != mac) return;
       entry.mac = mac;
       entry.shown = entry.shown || shown;
       entry.heard = ++clock_;
@@ -107,11 +111,12 @@ void Neighbours::LearnArp(Frame frame, const Packet& packet) {
 
 void Neighbours::LearnDiscovery(Frame frame, const Packet& packet) {
   if (IsDiscovery(frame, packet, kSolicitation)) {
-    const size_t option = FindLinkOption(frame, packet, kSourceOption);
+    const size_t option = FindLinkOption(frame, packet, kSourceOption).value_or(0);
     if (option != 0) Put(packet.source, MacAt(frame, option), true);
   } else if (IsDiscovery(frame, packet, kAdvertisement)) {
-    const size_t option = FindLinkOption(frame, packet, kTargetOption);
-    const size_t mac_at = option != 0 ? option : kSourceMacAt;
+    const std::optional<size_t> option = FindLinkOption(frame, packet, kTargetOption);
+    if (!option.has_value()) return;
+    const size_t mac_at = *option != 0 ? *option : kSourceMacAt;
     Put(AddressAt(frame, packet.payload_at + 8), MacAt(frame, mac_at), true);
   }
 }

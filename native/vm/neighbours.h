@@ -6,8 +6,8 @@
 // to every replica alike.
 //
 // The table is a fixed number of small sets. A pair shown by ARP or neighbour discovery is worth
-// more than one seen as the source of an IP frame, and is never pushed out by such a one: anybody
-// can make up source addresses.
+// more than one seen as the source of an IP frame, and is neither pushed out nor changed by such a
+// one: anybody can make up source addresses.
 #pragma once
 
 #include <cstddef>

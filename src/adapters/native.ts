@@ -88,7 +88,8 @@ export interface NativeReplicaOptions extends NativePlaneOptions {
   readonly tap: string;
   readonly busy: boolean;
   readonly spinNs: number;
-  readonly nice: number;
+  /** Threads of the data path run with realtime priority, if that is permitted. */
+  readonly realtime: boolean;
 }
 
 export interface NativeRecovered {
@@ -120,6 +121,8 @@ export interface NativeAddon {
   readonly Replica: new (options: NativeReplicaOptions) => NativeReplica;
   readonly Simulation: new (options: Record<string, unknown>) => unknown;
   readonly monotonicNs: () => number;
+  /** For the calling thread; false: not permitted. */
+  readonly makeRealtime: () => boolean;
 }
 
 let loaded: NativeAddon | null = null;

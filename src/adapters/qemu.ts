@@ -9,7 +9,6 @@ import type { ChildProcess } from 'node:child_process';
 import { closeSync, existsSync, openSync, rmSync } from 'node:fs';
 import { createServer } from 'node:net';
 import type { Server } from 'node:net';
-import { setPriority } from 'node:os';
 import { dirname, join } from 'node:path';
 
 import { bounds } from '../lib/bounds.js';
@@ -27,7 +26,9 @@ export interface QemuOptions {
   readonly address: string;
   readonly tapFd: number;
   readonly vmSocket: string;
-  /** Sockets and the console's log go here. */
+  readonly qmpSocket: string;
+  readonly readySocket: string;
+  /** The logs of QEMU and of the guest's console go here. */
   readonly directory: string;
   readonly readyTimeoutMs: number;
 }
@@ -51,8 +52,7 @@ export class QemuGuest implements GuestRunner {
 
   async start(callbacks: GuestCallbacks): Promise<void> {
     await this.stop();
-    const { directory, tapFd } = this.options;
-    const readySocket = join(directory, 'ready.sock');
+    const { directory, readySocket, tapFd } = this.options;
     let ready = false;
     this.readiness = await this.listenForReady(readySocket, () => {
       if (ready) return;
@@ -64,14 +64,13 @@ export class QemuGuest implements GuestRunner {
     let child: ChildProcess;
     try {
       // Descriptor 3 in the child is the tap.
-      child = spawn(this.options.binary, this.arguments(readySocket), {
+      child = spawn(this.options.binary, this.arguments(), {
         stdio: ['ignore', output, output, tapFd],
       });
     } finally {
       closeSync(output);
     }
     this.child = child;
-    lowerPriority(child.pid);
     child.once('error', (error) => callbacks.onExit(`QEMU_FAILED ${messageOf(error)}`));
     child.once('exit', (code, signal) => {
       if (this.child !== child) return;
@@ -115,7 +114,7 @@ export class QemuGuest implements GuestRunner {
     });
   }
 
-  private arguments(readySocket: string): string[] {
+  private arguments(): string[] {
     const o = this.options;
     const firmware = join(dirname(o.binary), 'share');
     return [
@@ -148,7 +147,7 @@ export class QemuGuest implements GuestRunner {
       '-device',
       'virtio-serial-pci',
       '-chardev',
-      `socket,id=ready,path=${readySocket}`,
+      `socket,id=ready,path=${o.readySocket}`,
       '-device',
       'virtserialport,chardev=ready,name=falcon.ready',
       '-netdev',
@@ -156,17 +155,7 @@ export class QemuGuest implements GuestRunner {
       '-device',
       `virtio-net-pci,netdev=net0,mac=${o.mac},romfile=`,
       '-qmp',
-      `unix:${join(o.directory, 'qmp.sock')},server=on,wait=off`,
+      `unix:${o.qmpSocket},server=on,wait=off`,
     ];
-  }
-}
-
-/** The child starts with falcond's own priority; its emulation must not compete with the data path. */
-function lowerPriority(pid: number | undefined): void {
-  if (pid === undefined) return;
-  try {
-    setPriority(pid, 0);
-  } catch {
-    // It has ended already, which its exit event tells.
   }
 }

@@ -3,7 +3,7 @@
  *
  *   <dir>/falcon.json, secret             configuration, and what lets a node join
  *   <dir>/<node>/wal/, hard-state*        log and votes
- *   <dir>/<node>/falcond.{log,pid}, admin.sock, vm.sock    the running daemon
+ *   <dir>/<node>/falcond.{log,pid}, *.sock     the running daemon and its QEMU
  */
 import { closeSync, fstatSync, openSync, readFileSync, readSync, realpathSync } from 'node:fs';
 import { join } from 'node:path';
@@ -21,6 +21,8 @@ export interface NodePaths {
   readonly pidFile: string;
   readonly adminSocket: string;
   readonly vmSocket: string;
+  readonly qmpSocket: string;
+  readonly readySocket: string;
 }
 
 export interface Cluster {
@@ -40,6 +42,8 @@ export function nodePaths(clusterDirectory: string, node: string): NodePaths {
     pidFile: join(directory, 'falcond.pid'),
     adminSocket: join(directory, 'admin.sock'),
     vmSocket: join(directory, 'vm.sock'),
+    qmpSocket: join(directory, 'qmp.sock'),
+    readySocket: join(directory, 'ready.sock'),
   };
 }
 

@@ -88,7 +88,7 @@ export interface ClusterConfig {
   readonly fabric: 'shm';
   readonly durability: 'disk' | 'memory';
   readonly lan: 'flood' | 'learn';
-  readonly poll: { readonly mode: 'adaptive' | 'busy'; readonly spinUs: number };
+  readonly poll: { readonly mode: 'adaptive' | 'busy'; readonly spinUs: number; readonly realtime: boolean };
   readonly timing: TimingConfig;
   readonly log: LogConfig;
   readonly nodes: readonly NodeConfig[];
@@ -223,8 +223,9 @@ const checkShape = object({
     object({
       mode: withDefault(oneOf(['adaptive', 'busy']), 'adaptive'),
       spinUs: withDefault(integer({ min: 0, max: 10_000, unit: 'us' }), 10),
+      realtime: withDefault(boolean(), true),
     }),
-    { mode: 'adaptive', spinUs: 10 },
+    { mode: 'adaptive', spinUs: 10, realtime: true },
   ),
   timing: withDefault(timingFields, defaultTiming),
   log: withDefault(logFields, defaultLog),

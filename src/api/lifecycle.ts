@@ -82,7 +82,8 @@ async function stopDaemon(directory: string, node: string, say: Say): Promise<vo
     await endProcess(directory, node, pid, say);
   }
   await endGuests(paths.vmSocket, node, say);
-  for (const path of [paths.adminSocket, paths.vmSocket, paths.pidFile]) rmSync(path, { force: true });
+  const { adminSocket, vmSocket, qmpSocket, readySocket, pidFile } = paths;
+  for (const path of [adminSocket, vmSocket, qmpSocket, readySocket, pidFile]) rmSync(path, { force: true });
 }
 
 async function endProcess(directory: string, node: string, pid: number, say: Say): Promise<void> {

@@ -2,7 +2,6 @@
 import { execFileSync } from 'node:child_process';
 import { randomInt } from 'node:crypto';
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { setPriority } from 'node:os';
 import { dirname, join } from 'node:path';
 
 import type { Logger } from 'pino';
@@ -17,7 +16,7 @@ import type { NativeReplica, NativeReplicaOptions } from '../adapters/native.js'
 import { QemuGuest } from '../adapters/qemu.js';
 import { nodePaths, shmDirectory } from '../api/cluster.js';
 import type { Cluster } from '../api/cluster.js';
-import type { NodeConfig } from '../api/config.js';
+import type { ClusterConfig, NodeConfig } from '../api/config.js';
 import { startAdminServer } from '../api/server.js';
 import type { AdminServer } from '../api/server.js';
 import type { NodeId } from '../consensus/types.js';
@@ -30,8 +29,6 @@ import type { GuestRunner } from '../ports/guest.js';
 import { replicaStatus } from './status.js';
 
 const nsPerMs = 1e6;
-/** The data path and the decisions go before the guest's emulation when processors are short. */
-const niceValue = -15;
 
 export interface Daemon {
   /** Settles when the daemon has stopped; the code is what ended it, null after a stop that was asked for. */
@@ -45,17 +42,14 @@ export async function startDaemon(cluster: Cluster, node: NodeConfig, logger: Lo
   const paths = nodePaths(cluster.directory, node.name);
   mkdirSync(paths.wal, { recursive: true, mode: 0o700 });
   const startedAt = performance.now();
-  try {
-    setPriority(niceValue);
-  } catch {
-    logger.warn('priority stays as it is: raising it is not permitted');
-  }
 
   let end: (error: FalconError | null) => void = () => undefined;
   const ended = new Promise<FalconError | null>((resolve) => (end = resolve));
 
   const store = openHardState(realFileSystem, paths.directory, { cluster: config.cluster, node: node.name });
   const native = loadNative();
+  if (realtime(config) && !native.makeRealtime())
+    logger.warn('no realtime scheduling: not permitted; a busy host can cost this replica its leadership');
   const replica = new native.Replica(nativeOptions(cluster, node, self, store.state.view));
   const recovered = replica.recovered();
   logger.info({ ...recovered, table: undefined }, 'log recovered');
@@ -162,6 +156,11 @@ export async function startDaemon(cluster: Cluster, node: NodeConfig, logger: Lo
   return { ended: finished, stop: () => end(null) };
 }
 
+/** A thread that never sleeps must not keep everything else from running. */
+function realtime(config: ClusterConfig): boolean {
+  return config.poll.realtime && config.poll.mode !== 'busy';
+}
+
 function nativeOptions(
   cluster: Cluster,
   node: NodeConfig,
@@ -199,7 +198,7 @@ function nativeOptions(
     tap: node.vm ? (vm.tap ?? '') : '',
     busy: poll.mode === 'busy',
     spinNs: poll.spinUs * 1000,
-    nice: niceValue,
+    realtime: realtime(config),
   };
 }
 
@@ -224,6 +223,8 @@ function makeGuest(cluster: Cluster, node: NodeConfig, replica: NativeReplica): 
     address: `${vm.address}/${vm.prefix}`,
     tapFd: replica.tapFd(),
     vmSocket: paths.vmSocket,
+    qmpSocket: paths.qmpSocket,
+    readySocket: paths.readySocket,
     directory: paths.directory,
     readyTimeoutMs: vm.readyTimeoutMs,
   });

@@ -1,11 +1,15 @@
 // The shm fabric: the conformance suite with all members in this process, then what only several
 // processes can show: a writer killed in the middle, files left behind, one owner per member.
+#include <dirent.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <functional>
 #include <memory>
@@ -272,6 +276,80 @@ TEST(a_sleeper_is_woken_from_another_process) {
   CHECK(child.Wait() == 0);
   CHECK(fabric->counters().wakes_sent > 0);
   CHECK(directory.Files().size() == 4);  // the child closed in order
+}
+
+bool WakeReadable(const Fabric& fabric) {
+  pollfd wait{fabric.wake_fd(), POLLIN, 0};
+  return poll(&wait, 1, 0) == 1;
+}
+
+// Of this process's descriptors, those that are the bell in `directory`, which is `member`'s.
+std::vector<int> BellDescriptors(const TestDirectory& directory, const std::string& member) {
+  std::vector<int> found;
+  for (int fd = 3; fd < 256; ++fd) {
+    char target[4096];
+    const ssize_t length =
+        readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), target, sizeof target);
+    if (length <= 0) continue;
+    const std::string path(target, static_cast<size_t>(length));
+    if (path.starts_with(directory.path() + "/" + member + ".") && path.ends_with(".bell"))
+      found.push_back(fd);
+  }
+  return found;
+}
+
+// The child dies of the very system call with which it wants to ring.
+int DieWhileRinging(const TestDirectory& directory, int from_parent, int to_parent) {
+  const std::unique_ptr<Fabric> own = MakeMember(directory.path(), 1);
+  if (own == nullptr || !Tell(to_parent, own->Descriptor())) return 1;
+  if (!own->Connect(0, 1, Hear(from_parent)).ok()) return 2;
+  int dead_end[2];
+  if (pipe(dead_end) != 0) return 3;
+  close(dead_end[0]);
+  for (const int fd : BellDescriptors(directory, "member0")) dup2(dead_end[1], fd);
+  const uint64_t word = 1;
+  if (!WriteOne(*own, 0, {0, 0}, WordBytes(word)).ok()) return 4;
+  own->Ring(0);
+  return 5;
+}
+
+TEST(a_peer_that_dies_while_it_rings_silences_nobody_else) {
+  const TestDirectory directory;
+  const std::unique_ptr<Fabric> sleeper = MakeMember(directory.path(), 0);
+  const std::unique_ptr<Fabric> other = MakeMember(directory.path(), 2);
+  REQUIRE(sleeper != nullptr && other != nullptr);
+  REQUIRE(other->Connect(0, 1, sleeper->Descriptor()).ok());
+  sleeper->ArmWake();
+  Child child([&](int from, int to) { return DieWhileRinging(directory, from, to); });
+  REQUIRE(!Hear(child.from()).empty());
+  REQUIRE(Tell(child.to(), sleeper->Descriptor()));
+  CHECK(child.Wait() == -1);
+  CHECK(Word(*sleeper, 0, 0) == 1 && !WakeReadable(*sleeper));
+  const uint64_t word = 2;
+  CHECK(WriteOne(*other, 0, {0, 8}, WordBytes(word)).ok());
+  other->Ring(0);
+  CHECK(WakeReadable(*sleeper));
+  sleeper->DisarmWake();
+  CHECK(!WakeReadable(*sleeper));
+}
+
+TEST(a_region_is_made_while_signals_come) {
+  const TestDirectory directory;
+  std::unique_ptr<Fabric> fabric;
+  REQUIRE(MakeShmFabric({directory.path(), "a", 0}, &fabric).ok());
+  struct sigaction ignore_but_interrupt {};
+  struct sigaction before {};
+  ignore_but_interrupt.sa_handler = [](int) {};
+  ignore_but_interrupt.sa_flags = SA_RESTART;
+  CHECK(sigaction(SIGALRM, &ignore_but_interrupt, &before) == 0);
+  const itimerval often = {{0, 1000}, {0, 1000}};
+  const itimerval never = {};
+  CHECK(setitimer(ITIMER_REAL, &often, nullptr) == 0);
+  const Status status = fabric->AddRegion(0, 128 << 20);
+  CHECK(setitimer(ITIMER_REAL, &never, nullptr) == 0);
+  CHECK(sigaction(SIGALRM, &before, nullptr) == 0);
+  if (!status.ok()) std::printf("# %s\n", status.detail().c_str());
+  CHECK(status.ok());
 }
 
 TEST(a_member_has_one_owner) {

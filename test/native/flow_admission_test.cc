@@ -118,6 +118,79 @@ TEST(a_syn_on_a_live_flow_is_challenged_and_the_answering_reset_frees_the_ports)
   CHECK(r.sink.guest.back() == syn && r.table->counters().flows_opened == 2);
 }
 
+TEST(a_backup_keeps_no_syn_that_would_end_a_live_flow) {
+  // The primary would challenge it; from the pool it would go into the log unasked at take-over.
+  Replica r(7000);
+  r.Open(500);
+  CHECK(r.Admit(r.Client(500000, 0, kTcpSyn, {}, 64000, kSynOptions)) == Admission::kNotForUs);
+  CHECK(r.Admit(r.Client(0, 0, kTcpSyn, {}, 64000, kSynOptions)) == Admission::kPropose);
+  r.Deliver(r.Client(1, 0, kTcpRst));
+  CHECK(r.Admit(r.Client(500000, 0, kTcpSyn, {}, 64000, kSynOptions)) == Admission::kPropose);
+}
+
+TEST(malformed_option_lists_of_syns_are_cleaned_and_stay_syns) {
+  const char* const lists[] = {
+      "020405b4080a",  // timestamps cut off
+      "02",            // a kind alone
+      "0200",          // lengths that cannot be
+      "0201",
+      "020405b422ff01020304",  // Fast Open beyond the end
+      "0404050403030a01",      // a length of another kind
+      "030e0a010101010101010101010101",
+      "08000204fdff",
+      "feffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff",
+      "1e0c0081a1b2c3d4e5f60718",              // MPTCP
+      "1312000102030405060708090a0b0c0d0e0f",  // MD5
+      "22020101020405b4",                      // a request for a cookie
+      "fe04f989020405b4"};                     // the experimental Fast Open
+  for (const bool v6 : {false, true}) {
+    for (const char* list : lists) {
+      Replica r(1, FlowRole::kPrimary), backup(1);
+      r.v6 = backup.v6 = v6;
+      const Bytes syn = r.Client(0, 0, kTcpSyn, {}, 64000, FromHex(list));
+      Bytes logged, again, pooled;
+      REQUIRE(r.Admit(syn, &logged) == Admission::kPropose);
+      const Packet p = ParseFrame(logged);
+      CHECK(p.kind == PacketKind::kTcp && p.flags == kTcpSyn && TcpChecksumsAreRight(logged, p));
+      CHECK(logged.size() == syn.size());
+      for (size_t at = p.OptionsAt(); at < p.payload_at;) {
+        const uint8_t kind = Load8(logged, at);
+        CHECK(kind == 1 || kind == 2 || kind == 3 || kind == 4);
+        at += kind == 1 ? 1 : Load8(logged, at + 1);
+        CHECK(at <= p.payload_at);
+      }
+      CHECK(r.Admit(logged, &again) == Admission::kPropose && again == logged);
+      CHECK(backup.Admit(syn, &pooled) == Admission::kPropose && pooled == logged);
+    }
+  }
+}
+
+TEST(damaged_segments_are_refused_and_never_made_right) {
+  for (const bool v6 : {false, true}) {
+    for (const FlowRole role : {FlowRole::kPrimary, FlowRole::kBackup}) {
+      Replica r(7000, role);
+      r.v6 = v6;
+      const Bytes frames[] = {r.Client(0, 0, kTcpSyn, "early", 64000,
+                                       FromHex("020405b40402080a78a527f4000000000103030a")),
+                              r.Client(1, 7001, kTcpAck | kTcpPsh, "payload", 100,
+                                       FromHex("0101050a0000001000000020"))};
+      for (const Bytes& frame : frames) {
+        for (size_t bit = 14 * 8; bit < frame.size() * 8; ++bit) {
+          Bytes bent = frame;
+          bent[bit / 8] ^= static_cast<std::byte>(1 << bit % 8);
+          Bytes out;
+          if (r.Admit(bent, &out) != Admission::kPropose) continue;
+          // What is not TCP (any more) is nobody's here: the same bytes, or none. IPv6 has no
+          // header checksum, so a few of its fields may change under a right TCP checksum.
+          const Packet p = ParseFrame(bent);
+          CHECK(p.kind != PacketKind::kTcp || TcpChecksumsAreRight(bent, p));
+          if (p.kind != PacketKind::kTcp) CHECK(out == bent);
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace falcon::test
 

@@ -99,6 +99,52 @@ TEST(reset_forgets_everything) {
   CHECK(r.table->counters().flows == 1);
 }
 
+TEST(diverged_flows_do_not_keep_new_connections_out) {
+  FlowOptions options;
+  options.max_flows = 8;
+  options.max_half_open = 4;
+  Replica r(7000, FlowRole::kBackup, options);
+  for (uint16_t port = 1; port <= 8; ++port) {  // a guest that is silent for a while
+    r.port = port;
+    r.Syn();
+    r.Deliver(r.Client(1, 501, kTcpAck));
+  }
+  r.Wait(4 * kSecond);
+  CHECK(r.table->counters().diverged == 8);
+  r.table->SetRole(FlowRole::kPrimary);
+  r.table->TakeOver(r.now);
+  for (uint16_t port = 9; port <= 16; ++port) {
+    r.port = port;
+    const Bytes syn = r.Client(0, 0, kTcpSyn, {}, 64000, kSynOptions);
+    CHECK(r.Admit(syn) == Admission::kPropose);
+    r.Open(7000);
+  }
+  CHECK(r.table->counters().flows == 8 && r.table->counters().refused_full == 0);
+  r.sink.Clear();
+  r.Deliver(r.Client(1, 7001, kTcpAck, "alive"));
+  CHECK(PayloadText(r.sink.guest.back()) == "alive");
+}
+
+TEST(a_backup_knows_every_half_open_flow_that_its_primary_knows) {
+  FlowOptions options;
+  options.max_flows = 64;
+  options.max_half_open = 16;
+  Replica primary(7000, FlowRole::kPrimary, options), backup(9000, FlowRole::kBackup, options);
+  for (uint16_t port = 1; port <= 1000; ++port) {
+    const Bytes syn = Make({.client_port = port, .seq = port, .flags = kTcpSyn});
+    for (Replica* r : {&primary, &backup}) r->Deliver(syn);
+    CHECK(primary.table->counters().half_open <= 16 && backup.table->counters().half_open <= 32);
+    CHECK(backup.table->counters().half_open >= primary.table->counters().half_open);
+  }
+  primary.port = backup.port = 990;  // one of the flood is a client, and finishes
+  primary.client_iss = backup.client_iss = 990;
+  for (Replica* r : {&primary, &backup}) {
+    r->SynAck();
+    r->Deliver(r->Client(1, 7001, kTcpAck, "in time"));
+    CHECK(PayloadText(r->sink.guest.back()) == "in time" && Last(r->sink.guest).ack == r->iss + 1);
+  }
+}
+
 }  // namespace
 }  // namespace falcon::test
 

@@ -22,18 +22,21 @@ struct Replica {
     std::memcpy(options.vm_mac, kVmMac.data(), 6);
     table = MakeFlowTable(options, &sink);
     table->SetRole(role);
+    if (role == FlowRole::kPrimary) table->TakeOver(now);  // its gate is open
   }
   RecordingSink sink;
   std::unique_ptr<FlowTable> table;
   Seq iss;
   Nanoseconds now = kStart;
   bool v6 = false;
+  int vlan_tags = 0;
   uint16_t port = 40000;
   Seq client_iss = kClientIss;
 
   Bytes Client(Seq offset, Seq ack, uint8_t flags, const std::string& text = {},
                uint16_t window = 16000, const Bytes& options = {}) {
     return Make({.v6 = v6,
+                 .vlan_tags = vlan_tags,
                  .client_port = port,
                  .seq = client_iss + offset,
                  .ack = ack,
@@ -46,6 +49,7 @@ struct Replica {
               uint16_t window = 16000, const Bytes& options = {}) {
     return Make({.from_guest = true,
                  .v6 = v6,
+                 .vlan_tags = vlan_tags,
                  .client_port = port,
                  .seq = iss + offset,
                  .ack = client_iss + ack_offset,

@@ -122,6 +122,71 @@ TEST(a_new_syn_over_a_live_flow_ends_the_old_one_in_the_guest) {
   CHECK(r.table->counters().diverged == 1 && r.table->counters().held_bytes == 0);
 }
 
+TEST(a_flow_of_the_catch_up_is_helped_after_it) {
+  // The dead primary proposed the SYN; its client repeats nothing that it saw acknowledged.
+  Replica r(7000);
+  r.table->SetRole(FlowRole::kPrimary);
+  r.Syn();
+  r.SynAck(10);
+  r.Deliver(r.Client(1, 501, kTcpAck, "0123456789abc"));
+  for (const Bytes& frame : r.sink.guest) CHECK(ParseFrame(frame).PayloadBytes() <= 10);
+  CHECK(r.Admit(r.Client(14, 501, kTcpAck)) == Admission::kPropose);
+  r.table->TakeOver(r.now);
+  r.sink.Clear();
+  r.Wait(21 * kMillisecond);
+  REQUIRE(!r.sink.guest.empty());
+  CHECK(PayloadText(r.sink.guest[0]) == "0123456789");
+}
+
+TEST(a_half_open_flow_of_the_catch_up_takes_the_clients_word) {
+  Replica r(7000);
+  r.table->SetRole(FlowRole::kPrimary);
+  r.Syn();
+  r.SynAck();
+  CHECK(r.Admit(r.Client(1, 501, kTcpAck)) == Admission::kPropose);
+}
+
+TEST(a_stale_segment_never_defines_a_flow_that_this_primary_opened) {
+  Replica primary(7000, FlowRole::kPrimary), backup(9000);
+  // In the place of the handshake's last step, acknowledging another connection's numbers.
+  const Bytes stale[] = {
+      primary.Client(1, 123456, kTcpAck), primary.Client(1, 123456, kTcpAck, "old"),
+      primary.Client(1, 7000, kTcpAck | kTcpFin), primary.Client(1, 9001, kTcpAck)};
+  std::vector<Bytes> log;
+  const auto offer = [&](const Bytes& frame) {
+    Bytes logged;
+    if (primary.Admit(frame, &logged) != Admission::kPropose) return;
+    primary.Deliver(logged);
+    backup.Deliver(logged);
+    log.push_back(logged);
+  };
+  offer(primary.Client(0, 0, kTcpSyn, {}, 64000, kSynOptions));
+  for (const Bytes& frame : stale) offer(frame);
+  primary.SynAck();
+  for (const Bytes& frame : stale) offer(frame);
+  CHECK(log.size() == 1);
+  offer(primary.Client(1, 7001, kTcpAck));
+  CHECK(log.size() == 2);
+  backup.SynAck();
+  backup.FromGuest(backup.Guest(1, 1, kTcpAck, "a"));
+  CHECK(Last(backup.sink.wire).seq == 7001);
+}
+
+TEST(the_syn_is_offered_again_a_bounded_number_of_times) {
+  Replica r(7000);
+  r.Syn();
+  r.Wait(50 * kSecond);  // nobody acknowledges
+  CHECK(r.sink.guest.size() == 6);
+  r.Wait(100 * kSecond);
+  CHECK(r.table->counters().flows == 0 && r.table->counters().diverged == 0);
+  Replica defined(7000);
+  defined.Syn();
+  defined.Deliver(defined.Client(1, 501, kTcpAck));
+  defined.Wait(60 * kSecond);
+  CHECK(defined.sink.guest.size() >= 7 && defined.sink.guest.size() <= 10);
+  CHECK(defined.table->counters().diverged == 1);
+}
+
 }  // namespace
 }  // namespace falcon::test
 

@@ -117,6 +117,93 @@ TEST(neighbour_solicitations_are_answered_with_a_right_checksum) {
   }
 }
 
+TEST(made_up_source_addresses_do_not_change_what_arp_has_shown) {
+  Replica r(7000);
+  const Mac gateway = {2, 0, 0, 0, 0, 0x77}, client = {2, 0, 0, 0, 0, 0x55};
+  r.Deliver(Arp(2, client, 2, 1, false));
+  Bytes forged = r.Client(1, 5, kTcpAck);  // from elsewhere, with the client's address as source
+  std::memcpy(forged.data() + 6, gateway.data(), 6);
+  r.Deliver(forged);
+  r.sink.Clear();
+  r.FromGuest(Arp(1, kVmMac, 1, 2, true));
+  REQUIRE(r.sink.guest.size() == 1);
+  CHECK(std::memcmp(r.sink.guest[0].data() + 22, client.data(), 6) == 0);
+  r.Deliver(Arp(2, gateway, 2, 1, false));  // the address moves, and says so
+  r.FromGuest(Arp(1, kVmMac, 1, 2, true));
+  CHECK(std::memcmp(r.sink.guest.back().data() + 22, gateway.data(), 6) == 0);
+}
+
+TEST(the_table_of_neighbours_is_bounded_and_keeps_the_newest) {
+  FlowOptions options;
+  options.max_neighbours = 64;
+  Replica r(7000, FlowRole::kBackup, options);
+  const auto claim = [](int i) {
+    Bytes frame =
+        Arp(2, {2, 0, 0, 1, static_cast<uint8_t>(i >> 8), static_cast<uint8_t>(i)}, 0, 1, false);
+    Store16(frame, 30, static_cast<uint16_t>(i));
+    return frame;
+  };
+  constexpr int kClaims = 5000;
+  for (int i = 0; i < kClaims; ++i) r.Deliver(claim(i));
+  r.sink.Clear();
+  for (int i = 0; i < kClaims; ++i) {
+    Bytes question = Arp(1, kVmMac, 1, 0, true);
+    Store16(question, 40, static_cast<uint16_t>(i));
+    r.FromGuest(question);
+    if (i == kClaims - 1) CHECK(!r.sink.guest.empty() && Load16(r.sink.guest.back(), 30) == i);
+  }
+  CHECK(r.sink.guest.size() <= 64 && r.sink.guest.size() >= 32);
+  CHECK(r.table->counters().neighbour_answers == r.sink.guest.size());
+}
+
+TEST(neighbour_questions_with_a_vlan_tag_are_answered_with_it) {
+  Replica r(7000);
+  const auto tagged = [](Bytes frame) {
+    const Bytes tag = FromHex("81000007");
+    frame.insert(frame.begin() + 12, tag.begin(), tag.end());
+    return frame;
+  };
+  r.Deliver(tagged(Arp(1, {2, 0, 0, 0, 0, 0x77}, 77, 1, false)));
+  r.sink.Clear();
+  const Bytes question = tagged(Arp(1, kVmMac, 1, 77, true));
+  r.FromGuest(question);
+  REQUIRE(r.sink.guest.size() == 1);
+  const Bytes& answer = r.sink.guest[0];
+  CHECK(answer.size() == question.size() && Load32(answer, 12) == 0x81000007 &&
+        Load16(answer, 24) == 2);
+}
+
+TEST(cut_and_bent_neighbour_frames_teach_nothing) {
+  const Address vm = HostAddress(true, 1), peer = HostAddress(true, 9);
+  const Mac mac = {2, 0, 0, 0, 0, 9};
+  const Bytes arp = Arp(2, mac, 77, 1, false);
+  const Bytes advertisement = Discovery(136, mac, HostAddress(true, 8), peer, 2, true);
+  for (const Bytes& whole : {arp, advertisement}) {
+    const bool v6 = whole.size() > 60;
+    for (size_t length = 0; length < whole.size(); ++length) {
+      Replica r(7000);
+      Bytes cut(whole.begin(), whole.begin() + static_cast<ptrdiff_t>(length));
+      // The header says what the frame has, so that the message itself is short.
+      if (v6 && length > 54) Store16(cut, 18, static_cast<uint16_t>(length - 54));
+      r.Deliver(cut);
+      r.sink.Clear();
+      r.FromGuest(v6 ? Discovery(135, kVmMac, vm, peer, 1, false) : Arp(1, kVmMac, 1, 77, true));
+      CHECK(r.sink.guest.empty() || length == 78);  // without an option it still counts
+    }
+  }
+  Bytes routed = advertisement, endless = advertisement, code = advertisement;
+  routed[21] = std::byte{254};  // has crossed a router
+  endless[79] = std::byte{0};   // an option of no length
+  code[55] = std::byte{1};
+  for (const Bytes& bent : {routed, endless, code}) {
+    Replica r(7000);
+    r.Deliver(bent);
+    r.sink.Clear();
+    r.FromGuest(Discovery(135, kVmMac, vm, peer, 1, false));
+    CHECK(r.sink.guest.empty());
+  }
+}
+
 }  // namespace
 }  // namespace falcon::test
 

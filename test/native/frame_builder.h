@@ -2,6 +2,7 @@
 // what comes out.
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -26,7 +27,7 @@ inline Bytes FromHex(const std::string& hex) {
 
 inline Bytes Text(const std::string& text) {
   Bytes bytes(text.size());
-  std::memcpy(bytes.data(), text.data(), text.size());
+  std::ranges::transform(text, bytes.begin(), [](char c) { return static_cast<std::byte>(c); });
   return bytes;
 }
 
@@ -97,6 +98,7 @@ inline std::string PayloadText(const Bytes& frame) {
 // checksums.
 struct RecordingSink : FlowSink {
   bool guest_full = false;
+  bool expect_right_checksums = true;
   std::vector<Bytes> guest, wire;
 
   bool ToGuest(Frame frame) override {
@@ -107,7 +109,8 @@ struct RecordingSink : FlowSink {
   void ToWire(Frame frame) override { Record(frame, &wire); }
   void Record(Frame frame, std::vector<Bytes>* into) {
     const Packet packet = ParseFrame(frame);
-    if (packet.kind == PacketKind::kTcp) CHECK(TcpChecksumsAreRight(frame, packet));
+    if (packet.kind == PacketKind::kTcp && expect_right_checksums)
+      CHECK(TcpChecksumsAreRight(frame, packet));
     into->emplace_back(frame.begin(), frame.end());
   }
   void Clear() {

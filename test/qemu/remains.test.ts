@@ -29,13 +29,17 @@ void t.test('a run that is asked to end takes everything with it', { skip }, asy
   await until('everything is gone', async () => remainsOf(run.pid).length + processesOf(run.pid) === 0);
 });
 
-void t.test('a run that is killed leaves no process, and the next run removes the rest', { skip }, async (t) => {
-  const run = await waitingRun();
-  const ended = new Promise((resolve) => run.once('exit', resolve));
-  run.kill('SIGKILL');
-  await ended;
-  await until('its processes are gone', async () => processesOf(run.pid) === 0);
-  t.equal(remainsOf(run.pid).length, 2, 'a namespace and a folder');
-  makeLab(t);
-  t.same(remainsOf(run.pid), []);
-});
+void t.test(
+  'a run that is killed leaves no process, and the next run removes the rest',
+  { skip },
+  async (t) => {
+    const run = await waitingRun();
+    const ended = new Promise((resolve) => run.once('exit', resolve));
+    run.kill('SIGKILL');
+    await ended;
+    await until('its processes are gone', async () => processesOf(run.pid) === 0);
+    t.equal(remainsOf(run.pid).length, 2, 'a namespace and a folder');
+    makeLab(t);
+    t.same(remainsOf(run.pid), []);
+  },
+);

@@ -48,7 +48,7 @@ void t.test('a short file is filled in', (t) => {
     fabric: 'shm',
     durability: 'disk',
     lan: 'flood',
-    poll: { mode: 'adaptive', spinUs: 10 },
+    poll: { mode: 'adaptive', spinUs: 10, realtime: true },
   });
   t.same(config.timing, defaultTiming);
   t.same(config.log, defaultLog);

@@ -1,0 +1,157 @@
+/**
+ * One long life of a replicated Redis: its primary is handed over, paused, cut off and killed under a client that
+ * writes over one connection. After every trouble the client must be served again, and in the end have lost nothing.
+ */
+import t from 'tap';
+
+import type { RemoteClient } from '../../cluster/demo/remote-client.js';
+import type { Tally } from '../../cluster/demo/key-client.js';
+import { runsWith, signal } from '../../src/lib/processes.js';
+import { sleep, waitUntil } from '../../src/lib/time.js';
+import { LiveCluster, falcon } from '../support/live-cluster.js';
+import { whyNoNamespaces } from '../support/network.js';
+
+type Test = Parameters<Parameters<typeof t.test>[0]>[0];
+
+const cannot = whyNoNamespaces();
+const skip = cannot === null ? {} : { skip: cannot };
+const answerMs = 40_000;
+t.setTimeout(590_000);
+
+/** The client goes on being acknowledged. */
+async function served(client: RemoteClient, before: Tally): Promise<Tally> {
+  let tally = before;
+  await waitUntil(
+    async () => {
+      tally = await client.say('tally', answerMs);
+      return tally.acked > before.acked + 20 || !tally.alive;
+    },
+    { timeoutMs: 15_000, everyMs: 100 },
+  );
+  return tally;
+}
+
+t.test('a life with troubles', skip, async (t) => {
+  const cluster = await LiveCluster.init(t, '--nodes', '3', '--name', 'life');
+  t.match(await cluster.up(), { status: 0 });
+  const client = await cluster.client(11);
+  t.teardown(() => client.stop());
+  let tally = await client.say('write', answerMs);
+  let primary = await cluster.primary();
+
+  const goesOn = async (t: Test): Promise<void> => {
+    const before = await client.say('tally', answerMs);
+    tally = await served(client, before);
+    t.ok(tally.acked > before.acked, `${tally.acked - before.acked} more writes acknowledged`);
+    t.match(tally, { wrong: 0, alive: true });
+  };
+
+  await t.test('serves', goesOn);
+
+  await t.test('leadership is handed over and back under load', async (t) => {
+    for (let i = 0; i < 3; i++) {
+      t.match(await falcon('transfer-leader', cluster.directory), { status: 0 });
+      const next = await cluster.primary(primary.view);
+      t.not(next.node, primary.node);
+      primary = next;
+    }
+    await goesOn(t);
+  });
+
+  await t.test('the primary pauses for longer than its lease', async (t) => {
+    cluster.signalHost(primary, 'SIGSTOP');
+    const next = await cluster.primary(primary.view);
+    t.not(next.node, primary.node);
+    await goesOn(t);
+    cluster.signalHost(primary, 'SIGCONT');
+    t.ok(
+      await cluster.becomes(primary.node, (one) => one.role === 'backup' && one.view >= next.view),
+      'it steps down when it goes on',
+    );
+    await goesOn(t);
+    primary = await cluster.primary();
+  });
+
+  await t.test('QEMU of the primary dies alone', async (t) => {
+    const { pid, guest } = primary;
+    t.ok(guest.pid !== null && signal(guest.pid, 'SIGKILL'));
+    const next = await cluster.primary(primary.view);
+    t.not(next.node, primary.node);
+    await goesOn(t);
+    t.ok(await gone(pid, 'falcond', cluster), 'its falcond ends with it');
+    t.match(await cluster.launch(primary.node), { status: 0 }, 'it is started again');
+    t.ok(
+      await cluster.becomes(primary.node, (one) => one.role === 'backup' && one.view >= next.view),
+      'and votes and stores, without a guest',
+    );
+    t.equal((await cluster.replica(primary.node)).guest.state, 'none');
+    primary = next;
+    await goesOn(t);
+  });
+
+  await t.test('falcond of the primary dies alone, and the last guest takes over', async (t) => {
+    const { pid, guest } = primary;
+    t.ok(signal(pid, 'SIGKILL'));
+    const next = await cluster.primary(primary.view);
+    t.not(next.node, primary.node);
+    t.equal(next.guest.state, 'ready');
+    t.ok(await gone(guest.pid!, 'qemu', cluster), 'its QEMU ends with it');
+    await goesOn(t);
+  });
+
+  await t.test('everything is there', async (t) => {
+    await client.say('rest', answerMs);
+    tally = await client.say('verify', answerMs);
+    t.match(tally, { wrong: 0, lost: 0, alive: true, trouble: [] });
+    t.ok(tally.readBack >= tally.acked, `${tally.readBack} of ${tally.acked} read back`);
+  });
+
+  await t.test('down leaves nothing', async (t) => {
+    t.match(await cluster.down(), { status: 0 });
+    t.same(cluster.leftovers(), []);
+  });
+});
+
+t.test('a cluster that was killed as a whole starts again', skip, async (t) => {
+  const cluster = await LiveCluster.init(t, '--nodes', '3', '--name', 'again');
+  t.match(await cluster.up(), { status: 0 });
+  for (const replica of await cluster.replicas()) cluster.signalHost(replica, 'SIGKILL');
+  t.match(await cluster.up(), { status: 0 });
+  const client = await cluster.client(12);
+  t.teardown(() => client.stop());
+  const before = await client.say('write', answerMs);
+  await sleep(500);
+  const after = await served(client, before);
+  t.ok(after.acked > before.acked, `${after.acked} writes acknowledged`);
+  t.match(await cluster.down(), { status: 0 });
+  t.same(cluster.leftovers(), []);
+});
+
+t.test('a start that fails, and one that is interrupted, leave nothing', skip, async (t) => {
+  const wrong = await LiveCluster.init(t, '--nodes', '3', '--name', 'wrong', '--qemu', '/bin/false');
+  t.match(await wrong.up(), { status: 1, err: /QEMU_LOST|QEMU_FAILED|START_FAILED/ });
+  t.same(wrong.leftovers(), []);
+
+  const cluster = await LiveCluster.init(t, '--nodes', '3', '--name', 'broken');
+  const started = cluster.up();
+  t.ok(
+    await waitUntil(() => cluster.processes().some((pid) => runsWith(pid, ['-display'])), {
+      timeoutMs: 60_000,
+      everyMs: 20,
+    }),
+    'guests are starting',
+  );
+  for (const pid of cluster.processes()) if (runsWith(pid, ['up', cluster.directory])) signal(pid, 'SIGINT');
+  t.match(await started, { status: 130 });
+  t.same(cluster.leftovers(), []);
+});
+
+/** A process of the cluster has ended. */
+function gone(pid: number, what: string, cluster: LiveCluster): Promise<boolean> {
+  return waitUntil(() => !cluster.processes().includes(pid), { timeoutMs: 5000, everyMs: 20 }).then(
+    (ended) => {
+      if (!ended) process.stderr.write(`${what} ${pid} is still there\n`);
+      return ended;
+    },
+  );
+}

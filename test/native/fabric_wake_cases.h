@@ -1,0 +1,130 @@
+// Conformance: sleeping. Nobody sleeps through a write, and nobody is rung who does not sleep.
+#pragma once
+
+#include <poll.h>
+
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <thread>
+
+#include "fabric_bed.h"
+#include "os/clock.h"
+
+namespace falcon::test::conformance {
+
+// 100 000 races or as many as fit into a few seconds, for a machine that is busy with something
+// else; or exactly as many as FALCON_WAKE_RACES says.
+struct WakeRaces {
+  uint64_t count = 100000;
+  Nanoseconds budget = 3 * kSecond;
+  WakeRaces() {
+    const char* wanted = std::getenv("FALCON_WAKE_RACES");
+    if (wanted == nullptr) return;
+    count = std::strtoull(wanted, nullptr, 10);
+    budget = 24 * 3600 * kSecond;
+  }
+};
+
+// Waits until the word at `offset` of our region is `value`: looks a few times, then sleeps by the
+// book. False: nobody woke us, although the word has changed or would have.
+inline bool AwaitWord(Fabric& fabric, size_t offset, uint64_t value, uint64_t looks) {
+  for (uint64_t i = 0; i < looks; ++i) {
+    if (Word(fabric, 0, offset) == value) return true;
+  }
+  while (true) {
+    fabric.ArmWake();
+    bool there = Word(fabric, 0, offset) == value;
+    bool woken = true;
+    if (!there) {
+      pollfd wait{fabric.wake_fd(), POLLIN, 0};
+      woken = poll(&wait, 1, 5000) == 1;
+      there = Word(fabric, 0, offset) == value;
+    }
+    fabric.DisarmWake();
+    if (there || !woken) return there && woken;
+  }
+}
+
+// A few nanoseconds each, not to be optimised away.
+inline void Linger(uint64_t turns) {
+  static std::atomic<uint64_t> anything{0};
+  for (uint64_t i = 0; i < turns; ++i) static_cast<void>(anything.load(std::memory_order_relaxed));
+}
+
+// Sleeper and writer meet, awake, before each round; then one goes to sleep while the other writes
+// and rings, at moments that wander past each other.
+inline void NoWakeIsLost(FabricBed& bed) {
+  bed.StartAll(2);
+  if (bed.at(0).wake_fd() < 0 || !bed.concurrent()) {
+    SkipReason() = std::string(bed.name()) + " has nobody who could sleep";
+    return;
+  }
+  const WakeRaces races;
+  const Nanoseconds until = MonotonicNow() + races.budget;
+  std::atomic<uint64_t> ready{0};
+  std::atomic<uint64_t> last{races.count};
+  std::atomic<bool> failed{false};
+  std::thread sleeper([&] {
+    const Pinned pinned(1);
+    for (uint64_t i = 1; i <= last && !failed; ++i) {
+      ready.store(i, std::memory_order_release);
+      Linger(i * 31 % 509);
+      if (!AwaitWord(bed.at(1), 64, i, 0)) failed = true;
+    }
+  });
+  const Pinned pinned(0);
+  uint64_t word = 0;
+  for (uint64_t i = 1; i <= last && !failed; ++i) {
+    if (i % 256 == 0 && MonotonicNow() > until)
+      last = i;  // said before the write that ends round i
+    for (uint64_t looks = 1; ready.load(std::memory_order_acquire) < i && !failed; ++looks) {
+      if (looks % 4096 == 0) std::this_thread::yield();
+    }
+    Linger(i * 17 % 251);
+    word = i;
+    if (!WriteOne(bed.at(0), 1, {0, 64}, WordBytes(word)).ok()) failed = true;
+    bed.at(0).Ring(1);
+    while (bed.at(0).Completed(1) < bed.at(0).Posted(1) && !failed) bed.at(0).Poll();
+  }
+  sleeper.join();
+  CHECK(!failed);
+  std::printf("# %llu races, %llu wakes\n", static_cast<unsigned long long>(word),
+              static_cast<unsigned long long>(bed.at(0).counters().wakes_sent));
+  CHECK(bed.at(0).counters().wakes_sent <= word);
+  CHECK(bed.at(0).counters().wakes_sent > 0 && bed.at(1).counters().wakes_received > 0);
+}
+
+inline void NobodyIsRungWhoDoesNotSleep(FabricBed& bed) {
+  bed.StartAll(2);
+  Fabric& writer = bed.at(0);
+  Fabric& sleeper = bed.at(1);
+  const uint64_t word = 1;
+  if (sleeper.wake_fd() < 0) {
+    SkipReason() = std::string(bed.name()) + " has nobody who could sleep";
+    return;
+  }
+  const auto readable = [&] {
+    pollfd wait{sleeper.wake_fd(), POLLIN, 0};
+    return poll(&wait, 1, 0) == 1;
+  };
+  CHECK(WriteOne(writer, 1, {0, 0}, WordBytes(word)).ok());
+  writer.Ring(1);
+  CHECK(!readable() && writer.counters().wakes_sent == 0);
+  sleeper.ArmWake();
+  writer.Ring(1);  // nothing was written since the last ring
+  CHECK(!readable());
+  CHECK(WriteOne(writer, 1, {0, 0}, WordBytes(word)).ok());
+  writer.Ring(1);
+  CHECK(readable() && writer.counters().wakes_sent == 1);
+  sleeper.DisarmWake();
+  CHECK(!readable());
+  sleeper.ArmWake();
+  sleeper.DisarmWake();
+  CHECK(WriteOne(writer, 1, {0, 0}, WordBytes(word)).ok());
+  writer.Ring(1);
+  CHECK(!readable() && writer.counters().wakes_sent == 1);
+}
+
+}  // namespace falcon::test::conformance
