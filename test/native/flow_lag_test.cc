@@ -238,6 +238,8 @@ class Liar {
       const bool lost = r == &backup_ && Below(4) == 0;
       for (size_t i = 0; i < text.size(); ++i) {
         const size_t place = static_cast<Seq>(p.seq + i - (kIss + 1));
+        if (SeqDistance(static_cast<Seq>(*next), static_cast<Seq>(place)) < 0)
+          continue;  // acknowledged: nobody reads it again
         if (place >= given_.size())
           given_.resize(place + 1), primary_has_.resize(place + 1), backup_has_.resize(place + 1);
         CHECK(given_[place] == 0 || given_[place] == text[i]);
