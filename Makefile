@@ -37,6 +37,7 @@ bench-log: build ## latency and throughput of the log, beside floors
 	@node dist/bench/log.js
 
 bench-vm: build ## Redis in a VM: alone, with one replica, with three
+	@cluster/setup bench/packages
 	@node dist/bench/vm.js
 
 clean: ## remove what was built here; the cache stays

@@ -58,6 +58,7 @@ function startMember(index: number, directory: string, shm: string, c: Case): Me
     leaseNs: 400 * ns,
     deciderStallNs: 5000 * ns,
     keepUnproposed: false,
+    hashSeed: 1,
     vmMac: new Uint8Array(),
     vmAddress: new Uint8Array(),
     cluster: 'bench',

@@ -96,6 +96,8 @@ PlaneOptions ReadPlaneOptions(const Napi::Object& from) {
   o.lease = static_cast<Nanoseconds>(Number(from, "leaseNs"));
   o.decider_stall = static_cast<Nanoseconds>(Number(from, "deciderStallNs"));
   o.keep_unproposed = Flag(from, "keepUnproposed");
+  o.flows.hash_seed = static_cast<uint64_t>(Number(from, "hashSeed"));
+  o.pool.hash_seed = o.flows.hash_seed;
   const auto mac = BytesOf(from.Get("vmMac"));
   if (mac.size() == sizeof o.flows.vm_mac) std::memcpy(o.flows.vm_mac, mac.data(), mac.size());
   const auto address = BytesOf(from.Get("vmAddress"));

@@ -64,7 +64,7 @@ struct WalOptions {
   // Mixed into the checksums of batch headers, so that nobody can plant one inside a frame. Any
   // number that guests and clients cannot guess; a log may be reopened with another one.
   uint32_t salt = 0;
-  bool realtime = false;  // the writer thread
+  bool realtime = false;        // the writer thread
   Nanoseconds writer_spin = 0;  // how long the writer thread looks for work before it sleeps
 };
 

@@ -228,6 +228,7 @@ class DataPlane final : private FlowSink {
   int PollEgress(Nanoseconds now);
   int PollDelivery(Nanoseconds now);
   void ProposeUnproposed(Nanoseconds now);
+  bool ProposePooled(Frame frame, Nanoseconds now);
   void PollGate(Nanoseconds now);
   void Announce();
 

@@ -44,14 +44,27 @@ void DataPlane::ProposeUnproposed(Nanoseconds now) {
     pool_->Clear();
     return;
   }
-  const size_t proposed = pool_->Drain(
+  struct Taker {
+    DataPlane* plane;
+    Nanoseconds now;
+  } taker{this, now};
+  pool_->Drain(
       now,
       [](void* context, Frame frame) {
-        return static_cast<DataPlane*>(context)->AppendOwn(EntryKind::kFrame, frame);
+        const auto& [plane, at] = *static_cast<Taker*>(context);
+        return plane->ProposePooled(frame, at);
       },
-      this);
-  count_.pool_proposed += proposed;
+      &taker);
   pool_->Clear();
+}
+
+// What a backup kept was judged by a backup; now it is judged as a primary judges. False: no room.
+bool DataPlane::ProposePooled(Frame frame, Nanoseconds now) {
+  size_t length = 0;
+  if (flows_->Admit(frame, normalised_, &length, now) != Admission::kPropose) return true;
+  if (!AppendOwn(EntryKind::kFrame, Frame(normalised_.data(), length))) return false;
+  ++count_.pool_proposed;
+  return true;
 }
 
 int DataPlane::PollDelivery(Nanoseconds now) {

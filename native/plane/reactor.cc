@@ -246,7 +246,8 @@ void Reactor::Run() {
   }
 }
 
-// A thread that others need within milliseconds: when it was kept from running, an operator should see it.
+// A thread that others need within milliseconds: when it was kept from running, an operator should
+// see it.
 void Reactor::NoteStall(Nanoseconds late) {
   stall_max_ = std::max(stall_max_, late);
   if (late > kStall) ++stalls_;

@@ -116,7 +116,9 @@ struct Flow {
   }
   // Window scaling counts only if both sides asked for it.
   [[nodiscard]] uint8_t ClientScale() const { return Scaled() ? client_options.scale : uint8_t{0}; }
-  [[nodiscard]] uint8_t GuestScale() const { return Scaled() ? guest_options.scale : uint8_t{0}; }
+  [[nodiscard]] uint8_t GuestScale() const {
+    return guest_iss_known && Scaled() ? guest_options.scale : uint8_t{0};
+  }
   [[nodiscard]] bool v4() const { return IsMappedIpv4(key.vm); }
   // The client's acknowledgement as this guest may see it: no further than it has sent.
   [[nodiscard]] Seq AckForGuest() const { return SeqMin(client_ack + Delta(), guest_next); }

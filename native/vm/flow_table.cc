@@ -320,7 +320,7 @@ uint16_t FlowEngine::WindowForGuest(const Flow& flow, Seq ack) const {
 // The client may not have more on its way than every replica can hold for its guest.
 uint16_t FlowEngine::WindowForWire(const Flow& flow, uint16_t window) const {
   // Until the guest has answered, its scale is not known.
-  const uint8_t scale = flow.guest_iss_known ? flow.GuestScale() : uint8_t{0};
+  const uint8_t scale = flow.GuestScale();
   const size_t most = std::max<size_t>(1, (options_.hold_bytes_per_flow / 2) >> scale);
   return static_cast<uint16_t>(std::min<size_t>(window, most));
 }

@@ -136,7 +136,7 @@ export class Bootstrap {
       pskCallback: () => ({ psk: Buffer.from(this.options.secret), identity: this.options.cluster }),
     });
     this.track(socket);
-    socket.once('error', (error) => {
+    socket.once('error', (error: Error) => {
       // Not reached is no news; an alert of the other side is.
       if (isTlsError(error))
         this.refuse('SECRET_WRONG', `${messageOf(error)} (from ${member.name} at ${member.address})`);

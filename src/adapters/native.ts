@@ -68,6 +68,8 @@ export interface NativePlaneOptions {
   readonly leaseNs: number;
   readonly deciderStallNs: number;
   readonly keepUnproposed: boolean;
+  /** Below 2^48, random: nobody outside may choose where a table keeps its flow. */
+  readonly hashSeed: number;
   readonly vmMac: Uint8Array;
   /** IPv4 address, 4 bytes, or empty. */
   readonly vmAddress: Uint8Array;

@@ -9,27 +9,17 @@ import type { ChildProcess } from 'node:child_process';
 import { closeSync, existsSync, openSync, rmSync } from 'node:fs';
 import { createServer } from 'node:net';
 import type { Server } from 'node:net';
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 
 import { bounds } from '../lib/bounds.js';
 import { FalconError, messageOf } from '../lib/errors.js';
+import { qemuArguments } from './qemu-arguments.js';
+import type { QemuMachine } from './qemu-arguments.js';
 import type { GuestCallbacks, GuestRunner } from '../ports/guest.js';
 
-export interface QemuOptions {
-  readonly binary: string;
-  readonly kernel: string;
-  readonly initrd: string;
-  readonly append: string;
-  readonly memoryMiB: number;
-  readonly mac: string;
-  /** The guest's static address and prefix, a.b.c.d/n. */
-  readonly address: string;
+export interface QemuOptions extends Omit<QemuMachine, 'netdev'> {
   readonly tapFd: number;
   readonly vmSocket: string;
-  readonly qmpSocket: string;
-  readonly readySocket: string;
-  /** The logs of QEMU and of the guest's console go here. */
-  readonly directory: string;
   readonly readyTimeoutMs: number;
 }
 
@@ -64,9 +54,13 @@ export class QemuGuest implements GuestRunner {
     let child: ChildProcess;
     try {
       // Descriptor 3 in the child is the tap.
-      child = spawn(this.options.binary, this.arguments(), {
-        stdio: ['ignore', output, output, tapFd],
-      });
+      child = spawn(
+        this.options.binary,
+        qemuArguments({ ...this.options, netdev: `fd=3,falcon=${this.options.vmSocket}` }),
+        {
+          stdio: ['ignore', output, output, tapFd],
+        },
+      );
     } finally {
       closeSync(output);
     }
@@ -112,50 +106,5 @@ export class QemuGuest implements GuestRunner {
       server.once('error', reject);
       server.listen(path, () => resolve(server));
     });
-  }
-
-  private arguments(): string[] {
-    const o = this.options;
-    const firmware = join(dirname(o.binary), 'share');
-    return [
-      '-nodefaults',
-      '-no-user-config',
-      '-display',
-      'none',
-      '-no-reboot',
-      ...(existsSync(firmware) ? ['-L', firmware] : []),
-      '-machine',
-      'pc,hpet=off,memory-backend=ram,usb=off',
-      '-accel',
-      'tcg,thread=multi',
-      '-cpu',
-      'max',
-      '-smp',
-      '1',
-      '-m',
-      `${o.memoryMiB}M`,
-      '-object',
-      `memory-backend-memfd,id=ram,size=${o.memoryMiB}M,share=on`,
-      '-kernel',
-      o.kernel,
-      '-initrd',
-      o.initrd,
-      '-append',
-      `${o.append} falcon.ip=${o.address}`,
-      '-serial',
-      `file:${join(o.directory, 'console.log')}`,
-      '-device',
-      'virtio-serial-pci',
-      '-chardev',
-      `socket,id=ready,path=${o.readySocket}`,
-      '-device',
-      'virtserialport,chardev=ready,name=falcon.ready',
-      '-netdev',
-      `tap,id=net0,fd=3,falcon=${o.vmSocket}`,
-      '-device',
-      `virtio-net-pci,netdev=net0,mac=${o.mac},romfile=`,
-      '-qmp',
-      `unix:${o.qmpSocket},server=on,wait=off`,
-    ];
   }
 }

@@ -183,6 +183,7 @@ function nativeOptions(
     leaseNs: timing.leaseMs * nsPerMs,
     deciderStallNs: timing.stallMs * nsPerMs,
     keepUnproposed: config.lan === 'flood',
+    hashSeed: randomInt(1, 2 ** 48 - 1),
     vmMac: Uint8Array.from(vm.mac.split(':').map((part) => parseInt(part, 16))),
     vmAddress: Uint8Array.from(vm.address.split('.').map(Number)),
     cluster: config.cluster,

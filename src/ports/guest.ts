@@ -1,3 +1,4 @@
+/** What runs the guest of a replica. */
 export interface GuestCallbacks {
   readonly onReady: () => void;
   readonly onExit: (reason: string) => void;

@@ -4,11 +4,12 @@ import type { ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, readFileSync, statSync } from 'node:fs';
 import { createServer } from 'node:net';
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 
 import t from 'tap';
 
 import { RemoteClient } from '../../cluster/demo/remote-client.js';
+import { qemuArguments } from '../../src/adapters/qemu-arguments.js';
 import { repositoryRoot } from '../../src/lib/root.js';
 import { monotonicMs } from '../../src/lib/time.js';
 import { run, testLan, whyNoNamespaces } from '../support/network.js';
@@ -53,27 +54,21 @@ async function boot(
   server.listen(socket);
   await once(server, 'listening');
   t.teardown(() => void server.close());
-  const line = [
-    ...['ip', 'netns', 'exec', lan.netns('h1'), binary, '-L', join(dirname(binary), 'share')],
-    ...[
-      '-nodefaults',
-      '-no-user-config',
-      '-display',
-      'none',
-      '-no-reboot',
-      '-machine',
-      'pc,hpet=off,usb=off,memory-backend=ram',
-    ],
-    ...['-accel', 'tcg,thread=multi', '-cpu', 'max', '-smp', '1', '-m', `${manifest.memoryMiB}M`],
-    ...['-object', `memory-backend-memfd,id=ram,size=${manifest.memoryMiB}M,share=on`],
-    ...['-kernel', join(image, 'vmlinux'), '-initrd', join(image, 'initrd')],
-    ...['-append', `${manifest.append} falcon.ip=10.77.1.10/24`, '-serial', `file:${console}`],
-    ...['-device', 'virtio-serial-pci', '-chardev', `socket,id=ready,path=${socket}`],
-    ...['-device', 'virtserialport,chardev=ready,name=falcon.ready'],
-    ...['-netdev', 'tap,id=net0,ifname=vm0,script=no,downscript=no,vhost=off,vnet_hdr=off'],
-    ...['-device', 'virtio-net-pci,netdev=net0,mac=52:54:00:fa:1c:01,romfile='],
-  ];
-  const qemu = spawn(line[0] ?? '', line.slice(1), { stdio: ['ignore', 'ignore', 'inherit'] });
+  const args = qemuArguments({
+    binary,
+    kernel: join(image, 'vmlinux'),
+    initrd: join(image, 'initrd'),
+    append: manifest.append,
+    memoryMiB: manifest.memoryMiB,
+    mac: '52:54:00:fa:1c:01',
+    address: '10.77.1.10/24',
+    netdev: 'ifname=vm0,script=no,downscript=no,vhost=off,vnet_hdr=off',
+    qmpSocket: join(lan.directory, 'qmp.sock'),
+    readySocket: socket,
+    directory: lan.directory,
+  });
+  const command = ['netns', 'exec', lan.netns('h1'), binary, ...args];
+  const qemu = spawn('ip', command, { stdio: ['ignore', 'ignore', 'inherit'] });
   t.teardown(() => void qemu.kill('SIGKILL'));
   return { qemu, ready, console };
 }

@@ -23,6 +23,7 @@ TEST(acknowledgements_of_bytes_not_sent_yet_are_clamped_and_made_up_later) {
   REQUIRE(r.sink.guest.size() == 1);
   p = Last(r.sink.guest);
   CHECK(p.flags == kTcpAck && p.ack == 7006 && p.seq == kClientIss + 7 && p.PayloadBytes() == 0);
+  CHECK(p.window == 100 + 2);  // five bytes are still ahead
   CHECK(r.table->counters().retained_bytes == 0);
   r.FromGuest(r.Guest(6, 7, kTcpAck, "67890abc"));
   CHECK(Last(r.sink.guest).ack == 7011 && r.table->counters().retained_bytes == 3);
@@ -185,6 +186,29 @@ TEST(on_a_primary_the_client_speaks_for_itself) {
   r.table->SetRole(FlowRole::kBackup);  // deposed: nobody repeats for it any more
   r.Wait(kSecond);
   CHECK(!r.sink.guest.empty() && PayloadText(r.sink.guest[0]) == "abc");
+}
+
+TEST(what_is_offered_here_is_cut_as_the_guest_can_take_it) {
+  for (const uint16_t mss : {uint16_t{536}, uint16_t{1460}, uint16_t{9000}}) {
+    for (const bool v6 : {false, true}) {
+      Replica r(7000);
+      r.v6 = v6;
+      r.Syn();
+      for (Seq at = 1; at < 9000; at += 3000)
+        r.Deliver(r.Client(at, 501, kTcpAck, std::string(3000, 'q')));
+      Bytes options = FromHex("02040000");
+      Store16(options, 2, mss);
+      r.sink.Clear();
+      r.FromGuest(r.Guest(0, 1, kTcpSyn | kTcpAck, {}, 64000, options));
+      const size_t most = std::min<size_t>(mss, v6 ? 1440 : 1460);
+      size_t given = 0;
+      for (const Bytes& frame : r.sink.guest) {
+        CHECK(ParseFrame(frame).PayloadBytes() <= most);
+        given += ParseFrame(frame).PayloadBytes();
+      }
+      CHECK(given == 9000 && r.sink.guest.size() == (9000 + most - 1) / most);
+    }
+  }
 }
 
 // A client that sends overlapping segments with different bytes, to a primary whose guest takes all

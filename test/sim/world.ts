@@ -174,6 +174,7 @@ export class World {
       leaseNs: 40 * nsPerMs,
       deciderStallNs: 250 * nsPerMs,
       keepUnproposed: true,
+      hashSeed: 1 + this.options.seed,
       vmMac,
       vmAddress: new Uint8Array(),
       segmentBytes: 4 << 20,
