@@ -286,7 +286,7 @@ Nanoseconds DataPlane::NextDeadline(Nanoseconds now) const {
   if (role_ == PlaneRole::kLeading && !surrendered_) next = std::min(next, next_heartbeat_);
   if (guest_ == GuestMode::kRunning) next = std::min(next, next_flow_tick_);
   // The guest tells nobody when its ring has run empty: looked after while somebody waits for it.
-  if (role_ == PlaneRole::kLeading && !caught_up_told_)
+  if (role_ == PlaneRole::kLeading && guest_ == GuestMode::kRunning && !caught_up_told_)
     next = std::min(next, now + kMillisecond / 2);
   return std::max(next, now);
 }

@@ -76,7 +76,7 @@ Status Reactor::Open(const ReactorOptions& options) {
   epoll_.Reset(epoll_create1(EPOLL_CLOEXEC));
   command_bell_.Reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!epoll_.valid() || !command_bell_.valid()) return {"INTERNAL", ErrnoText("epoll", errno)};
-  for (int fd : {command_bell_.get(), fabric_->wake_fd(), wal_->wake_fd()}) {
+  for (int fd : {command_bell_.get(), fabric_->wake_fd()}) {
     if (Status s = Watch(fd); !s.ok()) return s;
   }
   if (!options.vm) return Ok();
@@ -99,6 +99,8 @@ Status Reactor::Start(Notify notify) {
   FALCON_CHECK(plane_ != nullptr && !thread_.joinable());
   notify_ = std::move(notify);
   if (Status s = wal_->StartThread(); !s.ok()) return s;
+  // It has no descriptor before it has a thread.
+  if (Status s = Watch(wal_->wake_fd()); !s.ok()) return s;
   Tick();
   thread_ = std::thread([this] { Run(); });
   return Ok();

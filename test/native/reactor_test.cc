@@ -1,0 +1,104 @@
+// A whole reactor with its threads: what the stepped tests of the plane cannot see.
+#include "plane/reactor.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "os/check.h"
+#include "os/clock.h"
+#include "os/unique_fd.h"
+
+namespace {
+
+using namespace falcon;
+
+struct Place {
+  Place() {
+    root = std::filesystem::temp_directory_path() / "falcon-test-XXXXXX";
+    FALCON_CHECK(mkdtemp(root.data()) != nullptr);
+    std::filesystem::create_directory(root + "/wal");
+  }
+  ~Place() { std::filesystem::remove_all(root); }
+  std::string root;
+};
+
+ReactorOptions Alone(const Place& place) {
+  ReactorOptions o;
+  o.plane.members = 1;
+  o.plane.log_bytes = 1 << 20;
+  o.plane.log_entries = 1 << 12;
+  o.plane.ring_bytes = 1 << 16;
+  o.plane.heartbeat_interval = kSecond;
+  o.plane.lease = 10 * kSecond;
+  o.plane.decider_stall = 100 * kSecond;
+  o.wal.directory = place.root + "/wal";
+  o.wal.cluster = "test";
+  o.wal.segment_bytes = 4 << 20;
+  o.shm_directory = place.root + "/shm";
+  o.shm_name = "alone";
+  o.vm = false;
+  o.spin = 0;
+  return o;
+}
+
+PlaneSnapshot SnapshotOf(Reactor& reactor, LoadResult* load) {
+  PlaneSnapshot snapshot;
+  reactor.TakeSnapshot(&snapshot, load);
+  return snapshot;
+}
+
+bool Lead(Reactor& reactor) {
+  reactor.Post([](DataPlane& plane) { plane.Promise(1); });
+  reactor.Post([](DataPlane& plane) { plane.Lead(1); });
+  LoadResult load;
+  for (int i = 0; i < 2000; ++i) {
+    if (SnapshotOf(reactor, &load).commit_op >= 1) return true;
+    usleep(1000);
+  }
+  return false;
+}
+
+// What a lone force takes here.
+Nanoseconds ForceTime(const Place& place) {
+  const std::string path = place.root + "/force";
+  const UniqueFd file(open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+  std::vector<Nanoseconds> times;
+  for (int i = 0; i < 9; ++i) {
+    const Nanoseconds from = MonotonicNow();
+    FALCON_CHECK(pwrite(file.get(), "falcon", 6, 0) == 6 && fdatasync(file.get()) == 0);
+    times.push_back(MonotonicNow() - from);
+  }
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
+}
+
+TEST(a_forced_entry_wakes_the_reactor) {
+  const Place place;
+  Reactor reactor;
+  CHECK(reactor.Open(Alone(place)).ok());
+  CHECK(reactor.Start([] {}).ok());
+  CHECK(Lead(reactor));
+  LoadOptions options;
+  options.entries = 50;
+  reactor.StartLoad(options);
+  LoadResult load;
+  for (int i = 0; i < 5000 && !load.done; ++i) {
+    usleep(1000);
+    SnapshotOf(reactor, &load);
+  }
+  CHECK(load.done);
+  // A sleep that nothing ends lasts 10 ms.
+  CHECK(load.p50 < 5 * kMillisecond + 3 * ForceTime(place));
+  reactor.Stop();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) { return falcon::test::Main(argc, argv); }
