@@ -122,8 +122,9 @@ async function measure(c: Case, directory: string, shm: string): Promise<NativeL
     const [a, b] = [started[0]!, started[1]!];
     a.engine.onPeerUp(1, connection, b.native.descriptor());
     b.engine.onPeerUp(0, connection, a.native.descriptor());
+    const plane = new NativePlane(a.native);
     const commits = (): boolean => {
-      const { role, commitOp } = a.native.snapshot();
+      const { role, commitOp } = plane.progress();
       return role === 'leading' && commitOp > 0;
     };
     for (let i = 0; i < 2000 && !commits(); i++) await sleep(5);
@@ -135,8 +136,8 @@ async function measure(c: Case, directory: string, shm: string): Promise<NativeL
       warmUp: Math.ceil(c.entries / 10),
     });
     await sleep(20);
-    for (let i = 0; i < 6000 && !a.native.snapshot().load.done; i++) await sleep(10);
-    const { load } = a.native.snapshot();
+    for (let i = 0; i < 6000 && !a.native.load().done; i++) await sleep(10);
+    const load = a.native.load();
     if (!load.done || load.leadershipLost) throw new Error('the load did not end');
     return load;
   } finally {

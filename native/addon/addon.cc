@@ -1,6 +1,7 @@
 // What the addon exports. src/adapters/native.ts is its one declaration file.
 #include <napi.h>
 
+#include "addon/convert.h"
 #include "addon/replica.h"
 #include "addon/simulation.h"
 #include "os/clock.h"
@@ -21,6 +22,10 @@ Napi::Value Realtime(const Napi::CallbackInfo& info) {
 Napi::Object Init(Napi::Env env, Napi::Object exports) {
   exports.Set("Replica", Replica::Define(env));
   exports.Set("Simulation", Simulation::Define(env));
+  Napi::Array fields = Napi::Array::New(env, kProgressFields.size());
+  for (uint32_t i = 0; i < kProgressFields.size(); ++i) fields.Set(i, kProgressFields[i]);
+  exports.Set("progressFields", fields);
+  exports.Set("progressMembers", static_cast<double>(kMaxMembers));
   exports.Set("makeRealtime", Napi::Function::New(env, Realtime, "makeRealtime"));
   exports.Set("monotonicNs", Napi::Function::New(env, Now, "monotonicNs"));
   return exports;

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
+
+#include "os/check.h"
 
 namespace falcon::addon {
 namespace {
@@ -25,8 +28,6 @@ Napi::Array TableArray(Napi::Env env, const std::vector<ViewTableRow>& table) {
 constexpr const char* kEventNames[] = {"promised",    "following",     "leading",     "mail",
                                        "control",     "caught-up",     "gate-opened", "input-held",
                                        "surrendered", "stream-broken", "feed-lost",   "failed"};
-constexpr const char* kRoleNames[] = {"idle", "leading", "following"};
-constexpr const char* kGuestNames[] = {"none", "booting", "running"};
 
 template <typename T>
 void Put(Napi::Object& into, const char* key, T value) {
@@ -112,6 +113,11 @@ std::span<const std::byte> BytesOf(const Napi::Value& value) {
   return {reinterpret_cast<const std::byte*>(array.Data()), array.ByteLength()};
 }
 
+std::span<double> NumbersOf(const Napi::Value& value) {
+  auto array = value.As<Napi::Float64Array>();
+  return {array.Data(), array.ElementLength()};
+}
+
 Napi::Object EventObject(Napi::Env env, const PlaneEvent& event) {
   Napi::Object o = Napi::Object::New(env);
   o.Set("type", kEventNames[static_cast<size_t>(event.kind)]);
@@ -140,27 +146,22 @@ Napi::Object EventObject(Napi::Env env, const PlaneEvent& event) {
   return o;
 }
 
-Napi::Object SnapshotObject(Napi::Env env, const PlaneSnapshot& s, size_t members) {
+void FillProgress(const PlaneSnapshot& s, std::span<double> out) {
+  FALCON_CHECK(out.size() == kProgressFields.size() + kMaxMembers);
+  const auto number = [](auto value) { return static_cast<double>(value); };
+  const double values[] = {number(s.role),       number(s.promised_view),
+                           number(s.last_op),    number(s.durable_op),
+                           number(s.commit_op),  number(s.delivered_op),
+                           number(s.lease_end),  s.gate_open ? 2.0 : s.gate_armed ? 1.0 : 0.0,
+                           number(s.heard_view), number(s.heard_from),
+                           number(s.heard_at),   number(s.guest)};
+  static_assert(std::size(values) == kProgressFields.size());
+  double* at = std::copy(std::begin(values), std::end(values), out.data());
+  for (size_t i = 0; i < kMaxMembers; ++i) *at++ = s.acks[i] ? number(s.acked[i]) : -1.0;
+}
+
+Napi::Object CountersObject(Napi::Env env, const PlaneSnapshot& s) {
   Napi::Object o = Napi::Object::New(env);
-  o.Set("role", kRoleNames[static_cast<size_t>(s.role)]);
-  Put(o, "promisedView", s.promised_view);
-  Put(o, "logView", s.log_view);
-  Put(o, "lastOp", s.last_op);
-  Put(o, "durableOp", s.durable_op);
-  Put(o, "commitOp", s.commit_op);
-  Put(o, "deliveredOp", s.delivered_op);
-  Napi::Array acked = Napi::Array::New(env, members);
-  for (uint32_t i = 0; i < members; ++i) {
-    acked.Set(i, s.acks[i] ? Napi::Value(Napi::Number::New(env, static_cast<double>(s.acked[i])))
-                           : env.Null());
-  }
-  o.Set("acked", acked);
-  Put(o, "leaseEndNs", s.lease_end);
-  o.Set("gate", s.gate_open ? "open" : s.gate_armed ? "armed" : "closed");
-  Put(o, "heardView", s.heard_view);
-  Put(o, "heardFrom", s.heard_from);
-  Put(o, "heardAtNs", s.heard_at);
-  o.Set("guest", kGuestNames[static_cast<size_t>(s.guest)]);
   Put(o, "poolFrames", s.pool_frames);
   o.Set("flows", FlowObject(env, s.flows));
   Napi::Object fabric = Napi::Object::New(env);

@@ -36,7 +36,9 @@ Napi::Function Replica::Define(Napi::Env env) {
       env, "Replica",
       {InstanceMethod("start", &Replica::Start), InstanceMethod("command", &Replica::Command),
        InstanceMethod("connect", &Replica::Connect), InstanceMethod("tick", &Replica::Tick),
-       InstanceMethod("snapshot", &Replica::Snapshot),
+       InstanceMethod("progress", &Replica::Progress),
+       InstanceMethod("counters", &Replica::Counters),
+       InstanceMethod("load", &Replica::LoadResults),
        InstanceMethod("recovered", &Replica::Recovered),
        InstanceMethod("descriptor", &Replica::Descriptor), InstanceMethod("tapFd", &Replica::TapFd),
        InstanceMethod("expectVm", &Replica::ExpectVm),
@@ -123,15 +125,28 @@ Napi::Value Replica::Tick(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-Napi::Value Replica::Snapshot(const Napi::CallbackInfo& info) {
+Napi::Value Replica::Progress(const Napi::CallbackInfo& info) {
+  PlaneSnapshot snapshot;
+  LoadResult load;
+  if (reactor_ != nullptr) reactor_->TakeSnapshot(&snapshot, &load);
+  FillProgress(snapshot, NumbersOf(info[0]));
+  return info.Env().Undefined();
+}
+
+Napi::Value Replica::Counters(const Napi::CallbackInfo& info) {
   if (reactor_ == nullptr) return info.Env().Null();
   PlaneSnapshot snapshot;
   LoadResult load;
   reactor_->TakeSnapshot(&snapshot, &load);
-  Napi::Object object = SnapshotObject(info.Env(), snapshot, members_);
-  object.Set("load", LoadObject(info.Env(), load));
-  object.Set("nowNs", static_cast<double>(MonotonicNow()));
-  return object;
+  return CountersObject(info.Env(), snapshot);
+}
+
+Napi::Value Replica::LoadResults(const Napi::CallbackInfo& info) {
+  if (reactor_ == nullptr) return info.Env().Null();
+  PlaneSnapshot snapshot;
+  LoadResult load;
+  reactor_->TakeSnapshot(&snapshot, &load);
+  return LoadObject(info.Env(), load);
 }
 
 Napi::Value Replica::Recovered(const Napi::CallbackInfo& info) {

@@ -22,7 +22,9 @@ class Replica : public Napi::ObjectWrap<Replica> {
   Napi::Value Command(const Napi::CallbackInfo& info);
   Napi::Value Connect(const Napi::CallbackInfo& info);
   Napi::Value Tick(const Napi::CallbackInfo& info);
-  Napi::Value Snapshot(const Napi::CallbackInfo& info);
+  Napi::Value Progress(const Napi::CallbackInfo& info);
+  Napi::Value Counters(const Napi::CallbackInfo& info);
+  Napi::Value LoadResults(const Napi::CallbackInfo& info);
   Napi::Value Recovered(const Napi::CallbackInfo& info);
   Napi::Value Descriptor(const Napi::CallbackInfo& info);
   Napi::Value TapFd(const Napi::CallbackInfo& info);

@@ -28,7 +28,8 @@ Napi::Function Simulation::Define(Napi::Env env) {
                       InstanceMethod("connect", &Simulation::Connect),
                       InstanceMethod("descriptor", &Simulation::Descriptor),
                       InstanceMethod("tick", &Simulation::Tick),
-                      InstanceMethod("snapshot", &Simulation::Snapshot),
+                      InstanceMethod("progress", &Simulation::Progress),
+                      InstanceMethod("counters", &Simulation::Counters),
                       InstanceMethod("mayRelease", &Simulation::MayRelease),
                       InstanceMethod("expectVm", &Simulation::ExpectVm),
                       InstanceMethod("inject", &Simulation::Inject),
@@ -170,12 +171,19 @@ Napi::Value Simulation::Tick(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-Napi::Value Simulation::Snapshot(const Napi::CallbackInfo& info) {
+Napi::Value Simulation::Progress(const Napi::CallbackInfo& info) {
   Node& node = At(info);
-  if (node.plane == nullptr) return info.Env().Null();
   PlaneSnapshot snapshot;
-  node.plane->FillSnapshot(&snapshot);
-  return SnapshotObject(info.Env(), snapshot, members_);
+  if (node.plane != nullptr) node.plane->FillSnapshot(&snapshot);
+  FillProgress(snapshot, NumbersOf(info[1]));
+  return info.Env().Undefined();
+}
+
+Napi::Value Simulation::Counters(const Napi::CallbackInfo& info) {
+  Node& node = At(info);
+  PlaneSnapshot snapshot;
+  if (node.plane != nullptr) node.plane->FillSnapshot(&snapshot);
+  return CountersObject(info.Env(), snapshot);
 }
 
 Napi::Value Simulation::MayRelease(const Napi::CallbackInfo& info) {

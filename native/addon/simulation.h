@@ -62,7 +62,8 @@ class Simulation : public Napi::ObjectWrap<Simulation> {
   Napi::Value Connect(const Napi::CallbackInfo& info);  // (node, peer, connection, descriptor)
   Napi::Value Descriptor(const Napi::CallbackInfo& info);
   Napi::Value Tick(const Napi::CallbackInfo& info);  // (node, nowNs)
-  Napi::Value Snapshot(const Napi::CallbackInfo& info);
+  Napi::Value Progress(const Napi::CallbackInfo& info);
+  Napi::Value Counters(const Napi::CallbackInfo& info);
   Napi::Value MayRelease(const Napi::CallbackInfo& info);  // (node, nowNs)
   Napi::Value ExpectVm(const Napi::CallbackInfo& info);
   Napi::Value Inject(const Napi::CallbackInfo& info);  // (node, frame) -> taken by the tap

@@ -1,8 +1,8 @@
 /** The data plane port over the addon: units and names change here, nothing else. */
 import type { NodeId } from '../consensus/types.js';
 import { assert } from '../lib/assert.js';
-import type { DataPlane, EntryKind, GuestMode, PlaneEvent, PlaneSnapshot } from '../ports/data-plane.js';
-import type { NativeEvent, NativeSnapshot } from './native.js';
+import type { DataPlane, EntryKind, GuestMode, PlaneEvent, PlaneProgress } from '../ports/data-plane.js';
+import type { NativeCounters, NativeEvent } from './native.js';
 
 const nsPerMs = 1e6;
 const guestModes = { none: 0, booting: 1, running: 2 } as const;
@@ -12,12 +12,14 @@ export interface NativeTarget {
   command(name: string, ...args: (number | Uint8Array)[]): boolean;
   connect(peer: number, connection: Uint8Array, descriptor: Uint8Array): void;
   tick(): void;
-  snapshot(): NativeSnapshot;
+  progress(into: Float64Array): void;
+  counters(): NativeCounters;
   expectVm(): void;
 }
 
 export class NativePlane implements DataPlane {
   private readonly target: NativeTarget;
+  private readonly numbers = progressBuffer();
 
   constructor(target: NativeTarget) {
     this.target = target;
@@ -81,35 +83,65 @@ export class NativePlane implements DataPlane {
   tick(): void {
     this.target.tick();
   }
-  snapshot(): PlaneSnapshot {
-    return convertSnapshot(this.target.snapshot());
+  progress(): PlaneProgress {
+    this.target.progress(this.numbers);
+    return readProgress(this.numbers);
+  }
+  counters(): Record<string, number> {
+    return flatten(this.target.counters());
   }
 }
 
-function convertSnapshot(s: NativeSnapshot): PlaneSnapshot {
-  const counters: Record<string, number> = {};
-  for (const [key, value] of Object.entries(s)) {
-    if (key === 'load' || key === 'nowNs' || key === 'acked') continue;
-    if (typeof value === 'number') counters[key] = value;
-    else if (typeof value === 'object' && value !== null) {
-      for (const [inner, number] of Object.entries(value as Record<string, number>))
-        counters[`${key}.${inner}`] = number;
-    }
-  }
+/** The addon's kProgressFields, in its order; a test compares the two. */
+export const progressFields = [
+  'role',
+  'promisedView',
+  'lastOp',
+  'durableOp',
+  'commitOp',
+  'deliveredOp',
+  'leaseEndNs',
+  'gate',
+  'heardView',
+  'heardFrom',
+  'heardAtNs',
+  'guest',
+] as const;
+export const progressMembers = 8;
+const roles = ['idle', 'leading', 'following'] as const;
+const gates = ['closed', 'armed', 'open'] as const;
+const guests = ['none', 'booting', 'running'] as const;
+
+/** What a progress call has filled. */
+export function readProgress(numbers: Float64Array): PlaneProgress {
+  const [role, promisedView, lastOp, durableOp, commitOp, deliveredOp, leaseEndNs, gate, ...rest] = numbers;
+  const [heardView = 0, heardFrom = 0, heardAtNs = -1, guest = 0, ...acked] = rest;
   return {
-    role: s.role,
-    promisedView: s.promisedView,
-    lastOp: s.lastOp,
-    durableOp: s.durableOp,
-    commitOp: s.commitOp,
-    deliveredOp: s.deliveredOp,
-    acked: s.acked,
-    leaseEndsAt: s.leaseEndNs > 0 ? s.leaseEndNs / nsPerMs : null,
-    gate: s.gate,
-    heard: s.heardAtNs >= 0 ? { view: s.heardView, from: s.heardFrom, at: s.heardAtNs / nsPerMs } : null,
-    guest: s.guest,
-    counters,
+    role: roles[role ?? 0] ?? 'idle',
+    promisedView: promisedView ?? 0,
+    lastOp: lastOp ?? 0,
+    durableOp: durableOp ?? 0,
+    commitOp: commitOp ?? 0,
+    deliveredOp: deliveredOp ?? 0,
+    acked: acked.map((op) => (op < 0 ? null : op)),
+    leaseEndsAt: leaseEndNs !== undefined && leaseEndNs > 0 ? leaseEndNs / nsPerMs : null,
+    gate: gates[gate ?? 0] ?? 'closed',
+    heard: heardAtNs >= 0 ? { view: heardView, from: heardFrom, at: heardAtNs / nsPerMs } : null,
+    guest: guests[guest] ?? 'none',
   };
+}
+
+export function progressBuffer(): Float64Array {
+  return new Float64Array(progressFields.length + progressMembers);
+}
+
+function flatten(counters: NativeCounters): Record<string, number> {
+  const flat: Record<string, number> = {};
+  for (const [key, value] of Object.entries(counters)) {
+    if (typeof value === 'number') flat[key] = value;
+    else for (const [inner, number] of Object.entries(value)) flat[`${key}.${inner}`] = number;
+  }
+  return flat;
 }
 
 /** Events of the addon in the port's words. Unknown ones are a broken build. */

@@ -31,28 +31,8 @@ export interface NativeLoad {
   readonly maxNs: number;
 }
 
-export interface NativeSnapshot {
-  readonly role: 'idle' | 'leading' | 'following';
-  readonly promisedView: number;
-  readonly logView: number;
-  readonly lastOp: number;
-  readonly durableOp: number;
-  readonly commitOp: number;
-  readonly deliveredOp: number;
-  readonly acked: (number | null)[];
-  readonly leaseEndNs: number;
-  readonly gate: 'open' | 'armed' | 'closed';
-  readonly heardView: number;
-  readonly heardFrom: number;
-  readonly heardAtNs: number;
-  readonly guest: 'none' | 'booting' | 'running';
-  readonly nowNs: number;
-  readonly load: NativeLoad;
-  readonly flows: Record<string, number>;
-  readonly fabric: Record<string, number>;
-  readonly wal: Record<string, number>;
-  readonly [counter: string]: unknown;
-}
+/** Totals and gauges; those of a part are one level down. */
+export type NativeCounters = Record<string, number | Record<string, number>>;
 
 export interface NativePlaneOptions {
   readonly self: number;
@@ -110,7 +90,10 @@ export interface NativeReplica {
   command(name: string, ...args: (number | Uint8Array)[]): boolean;
   connect(peer: number, connection: Uint8Array, descriptor: Uint8Array): void;
   tick(): void;
-  snapshot(): NativeSnapshot;
+  /** Fills `into`: see native-plane.ts for the order. */
+  progress(into: Float64Array): void;
+  counters(): NativeCounters;
+  load(): NativeLoad;
   recovered(): NativeRecovered;
   descriptor(): Uint8Array;
   tapFd(): number;
@@ -122,6 +105,8 @@ export interface NativeReplica {
 export interface NativeAddon {
   readonly Replica: new (options: NativeReplicaOptions) => NativeReplica;
   readonly Simulation: new (options: Record<string, unknown>) => unknown;
+  readonly progressFields: readonly string[];
+  readonly progressMembers: number;
   readonly monotonicNs: () => number;
   /** For the calling thread; false: not permitted. */
   readonly makeRealtime: () => boolean;

@@ -23,10 +23,10 @@ export interface StatusSources {
 export function replicaStatus(sources: StatusSources): ReplicaStatus {
   const { cluster, node, self, engine, plane, guest } = sources;
   const { config } = cluster;
-  const snapshot = plane.snapshot();
+  const progress = plane.progress();
   const now = Number(process.hrtime.bigint()) / 1e6;
   const remainingMs =
-    snapshot.leaseEndsAt === null ? null : Math.max(0, Math.round(snapshot.leaseEndsAt - now));
+    progress.leaseEndsAt === null ? null : Math.max(0, Math.round(progress.leaseEndsAt - now));
   const primary = engine.primary === null ? null : (config.nodes[engine.primary]?.name ?? null);
   const takeover = engine.lastTakeover;
   return {
@@ -39,13 +39,13 @@ export function replicaStatus(sources: StatusSources): ReplicaStatus {
     role: engine.role === 'backup' && !node.vm ? 'witness' : engine.role,
     view: engine.core.status.view,
     primary,
-    lastOp: snapshot.lastOp,
-    durableOp: snapshot.durableOp,
-    commitOp: snapshot.commitOp,
-    deliveredOp: snapshot.deliveredOp,
-    lagOps: Math.max(0, snapshot.commitOp - snapshot.deliveredOp),
-    lease: { held: snapshot.role === 'leading' && remainingMs !== null && remainingMs > 0, remainingMs },
-    gate: snapshot.gate,
+    lastOp: progress.lastOp,
+    durableOp: progress.durableOp,
+    commitOp: progress.commitOp,
+    deliveredOp: progress.deliveredOp,
+    lagOps: Math.max(0, progress.commitOp - progress.deliveredOp),
+    lease: { held: progress.role === 'leading' && remainingMs !== null && remainingMs > 0, remainingMs },
+    gate: progress.gate,
     guest: { state: engine.guestState, epoch: engine.boots, pid: guest?.pid ?? null },
     durability: config.durability,
     fabric: config.fabric,
@@ -58,12 +58,12 @@ export function replicaStatus(sources: StatusSources): ReplicaStatus {
             {
               name: peer.name,
               connected: engine.connectedPeers.has(index),
-              ackedOp: snapshot.acked[index] ?? null,
+              ackedOp: progress.acked[index] ?? null,
               guest: engine.reportOf(index).ready,
             },
           ],
     ),
-    counters: snapshot.counters,
+    counters: plane.counters(),
     ...(takeover === null ? {} : { lastTakeover: takeoverStatus(takeover, now) }),
   };
 }

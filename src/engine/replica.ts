@@ -12,7 +12,7 @@ import type { CoreOptions, Effect, Event, HardState, Message, NodeId, Role } fro
 import { assert } from '../lib/assert.js';
 import type { Clock } from '../ports/clock.js';
 import { entryKinds } from '../ports/data-plane.js';
-import type { DataPlane, PlaneEvent, PlaneSnapshot } from '../ports/data-plane.js';
+import type { DataPlane, PlaneEvent, PlaneProgress } from '../ports/data-plane.js';
 import type { GuestRunner } from '../ports/guest.js';
 import type { HardStateStore } from '../ports/hard-state-store.js';
 import { decodeGuestReport, encodeGuestReport, mailTags } from '../wire/engine-mail.js';
@@ -146,8 +146,8 @@ export class ReplicaEngine {
     if (this.stopped) return;
     const now = this.ports.clock.now();
     this.ports.plane.tick();
-    const snapshot = this.ports.plane.snapshot();
-    this.observe(snapshot, now);
+    const progress = this.ports.plane.progress();
+    this.observe(progress, now);
     this.step({ type: 'tick', now });
     this.decide();
     if (now >= this.nextReportAt) this.report(now);
@@ -167,18 +167,18 @@ export class ReplicaEngine {
     });
   }
 
-  private observe(snapshot: PlaneSnapshot, now: number): void {
-    const { heard } = snapshot;
+  private observe(progress: PlaneProgress, now: number): void {
+    const { heard } = progress;
     if (heard !== null && heard.at !== this.heardAt) {
       this.heardAt = heard.at;
       this.takeovers.heard(heard.at);
       this.step({ type: 'heard', now, view: heard.view, from: heard.from, at: heard.at });
     }
     const acked = new Map<NodeId, number>();
-    snapshot.acked.forEach((op, node) => {
+    progress.acked.forEach((op, node) => {
       if (op !== null) acked.set(node, op);
     });
-    const { lastOp, durableOp, commitOp, leaseEndsAt } = snapshot;
+    const { lastOp, durableOp, commitOp, leaseEndsAt } = progress;
     this.step({ type: 'progress', now, lastOp, durableOp, commitOp, acked, leaseEndsAt });
   }
 
@@ -308,15 +308,15 @@ export class ReplicaEngine {
   /** What only a primary decides. */
   private decide(): void {
     if (this.stopped || this.role !== 'primary' || this.leadingView !== this.core.status.view) return;
-    const snapshot = this.ports.plane.snapshot();
-    if (snapshot.role !== 'leading') return;
+    const progress = this.ports.plane.progress();
+    if (progress.role !== 'leading') return;
     const now = this.ports.clock.now();
     const { members, witnesses } = this.options.core;
     const decision = decideBoot(
       {
         now,
         leadingSince: this.leadingSince,
-        viewCommitted: snapshot.commitOp >= this.viewStartOp,
+        viewCommitted: progress.commitOp >= this.viewStartOp,
         members: members.length,
         guestMembers: members.length - witnesses.length,
         selfCanRun: this.options.canRunGuest,

@@ -1,6 +1,6 @@
 /**
  * The data plane as the engine sees it: commands that return at once and are carried out in the order of the
- * calls, events that tell what happened, and a snapshot of where things stand. Times are milliseconds on the
+ * calls, events that tell what happened, and a view of where things stand. Times are milliseconds on the
  * same monotonic clock as ports/clock.
  */
 import type { NodeId } from '../consensus/types.js';
@@ -45,7 +45,10 @@ export interface DataPlane {
   propose(kind: EntryKind, payload: Uint8Array): void;
   /** The deciding thread is alive: without it heartbeats stop. */
   tick(): void;
-  snapshot(): PlaneSnapshot;
+  /** Where things stand; asked on every tick. */
+  progress(): PlaneProgress;
+  /** Totals and gauges by dotted name, for status and metrics. */
+  counters(): Record<string, number>;
 }
 
 export type PlaneEvent =
@@ -87,7 +90,7 @@ export type PlaneEvent =
   | { readonly type: 'guest-detached' }
   | { readonly type: 'guest-refused' };
 
-export interface PlaneSnapshot {
+export interface PlaneProgress {
   readonly role: 'idle' | 'leading' | 'following';
   readonly promisedView: View;
   readonly lastOp: Op;
@@ -102,6 +105,4 @@ export interface PlaneSnapshot {
   /** The last heartbeat that was acknowledged; null: none yet. */
   readonly heard: { readonly view: View; readonly from: NodeId; readonly at: number } | null;
   readonly guest: GuestMode;
-  /** Flat totals and gauges by dotted name, for status and metrics. */
-  readonly counters: Readonly<Record<string, number>>;
 }

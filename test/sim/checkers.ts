@@ -107,17 +107,17 @@ export class Checkers {
   checkLogs(): void {
     for (const node of this.world.nodes) {
       if (!node.alive) continue;
-      const snapshot = this.world.sim.snapshot(node.id)!;
-      assert(snapshot.promisedView >= this.viewOf[node.id]!, `the view of ${node.id} went back`);
-      this.viewOf[node.id] = snapshot.promisedView;
+      const { promisedView, commitOp } = this.world.progress(node);
+      assert(promisedView >= this.viewOf[node.id]!, `the view of ${node.id} went back`);
+      this.viewOf[node.id] = promisedView;
       let from = this.checkedOp[node.id]! + 1;
-      while (from <= snapshot.commitOp) {
-        const entries = this.world.sim.entries(node.id, from, Math.min(snapshot.commitOp + 1, from + 256));
+      while (from <= commitOp) {
+        const entries = this.world.sim.entries(node.id, from, Math.min(commitOp + 1, from + 256));
         assert(entries.length > 0, `node ${node.id} cannot read its committed op ${from}`);
         for (const entry of entries) this.sameEntry(node, entry.op, entry.view, entry.checksum);
         from += entries.length;
       }
-      this.checkedOp[node.id] = Math.max(this.checkedOp[node.id]!, snapshot.commitOp);
+      this.checkedOp[node.id] = Math.max(this.checkedOp[node.id]!, commitOp);
     }
   }
 

@@ -6,18 +6,19 @@
  * drifting clock, disks force when the seed says so, and the network delivers some of what is under way, whole or
  * torn. The world itself injects no faults (nemesis.ts does) and judges nothing (checkers.ts does).
  */
-import { convertEvent, NativePlane } from '../../src/adapters/native-plane.js';
+import { convertEvent, NativePlane, progressBuffer, readProgress } from '../../src/adapters/native-plane.js';
 import { loadNative } from '../../src/adapters/native.js';
 import type {
+  NativeCounters,
   NativeEvent,
   NativePlaneOptions,
   NativeRecovered,
-  NativeSnapshot,
 } from '../../src/adapters/native.js';
 import type { HardState, NodeId } from '../../src/consensus/types.js';
 import { ReplicaEngine } from '../../src/engine/replica.js';
 import { assert } from '../../src/lib/assert.js';
 import { Random } from '../../src/lib/random.js';
+import type { PlaneProgress } from '../../src/ports/data-plane.js';
 import type { GuestRunner } from '../../src/ports/guest.js';
 
 export const stepNs = 500_000;
@@ -49,7 +50,8 @@ export interface NativeSimulation {
   connect(node: number, peer: number, connection: Uint8Array, descriptor: Uint8Array): void;
   descriptor(node: number): Uint8Array;
   tick(node: number, nowNs: number): void;
-  snapshot(node: number): NativeSnapshot | null;
+  progress(node: number, into: Float64Array): void;
+  counters(node: number): NativeCounters;
   mayRelease(node: number, nowNs: number): boolean;
   expectVm(node: number): void;
   inject(node: number, frame: Uint8Array): boolean;
@@ -111,6 +113,7 @@ export class World {
   deliveryChance = 0.9;
   tearChance = 0.02;
   readonly trace: string[] = [];
+  private readonly numbers = progressBuffer();
   private readonly links = new Map<string, Link>();
 
   constructor(options: WorldOptions) {
@@ -140,6 +143,11 @@ export class World {
       });
     }
     for (const node of this.nodes) this.start(node);
+  }
+
+  progress(node: SimNode): PlaneProgress {
+    this.sim.progress(node.id, this.numbers);
+    return readProgress(this.numbers);
   }
 
   log(text: string): void {
@@ -225,11 +233,8 @@ export class World {
       command: (name, ...args) => sim.command(id, name, ...args),
       connect: (peer, connection, descriptor) => sim.connect(id, peer, connection, descriptor),
       tick: () => sim.tick(id, this.localNs(node)),
-      snapshot: () => {
-        const snapshot = sim.snapshot(id);
-        assert(snapshot !== null, 'a live process has a snapshot');
-        return snapshot;
-      },
+      progress: (into) => sim.progress(id, into),
+      counters: () => sim.counters(id),
       expectVm: () => sim.expectVm(id),
     });
     const random = this.random.fork();
