@@ -17,6 +17,8 @@ namespace {
 
 constexpr Nanoseconds kPublishInterval = kMillisecond;
 constexpr Nanoseconds kStall = 10 * kMillisecond;
+// A reactor that never sleeps hears no descriptor.
+constexpr Nanoseconds kVmLookInterval = 20 * kMillisecond;
 constexpr int kTapFramesPerRound = 64;
 
 }  // namespace
@@ -221,9 +223,10 @@ void Reactor::Run() {
     const Nanoseconds now = MonotonicNow();
     NoteStall(now - due);
     due = now;
-    if (now >= next_vm_look) {
+    if (vm_called_ || now >= next_vm_look) {
+      vm_called_ = false;
       PollVm();
-      next_vm_look = now + kMillisecond;
+      next_vm_look = now + kVmLookInterval;
     }
     if (Round(now) > 0) {
       idle_since = 0;
@@ -241,7 +244,6 @@ void Reactor::Run() {
       Sleep(until);
       due = std::min(until, MonotonicNow());
       slept_ += due - from;
-      next_vm_look = 0;
     }
     sleeping_.store(false, std::memory_order_relaxed);
     plane_->DisarmWake();
@@ -262,6 +264,7 @@ void Reactor::Sleep(Nanoseconds until) {
   const int ready = epoll_pwait2(epoll_.get(), events, 8, &bound, nullptr);
   for (int i = 0; i < ready; ++i) {
     const int fd = events[i].data.fd;
+    if (fd == link_.listen_fd() || fd == link_.connection_fd()) vm_called_ = true;
     if (fd == command_bell_.get() || (options_.vm && fd == rings_.to_falcond_fd()))
       DrainDoorbell(fd);
   }

@@ -121,6 +121,7 @@ class Reactor {
   LoadResult published_load_;
   Nanoseconds next_publish_ = 0;
 
+  bool vm_called_ = true;  // QEMU wants to attach, or has something to say
   Nanoseconds slept_ = 0, stall_max_ = 0;
   uint64_t stalls_ = 0;
 };

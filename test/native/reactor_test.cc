@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <string>
@@ -14,6 +15,21 @@
 #include "os/check.h"
 #include "os/clock.h"
 #include "os/unique_fd.h"
+
+namespace {
+
+std::atomic<uint64_t> allocations{0};
+
+}  // namespace
+
+void* operator new(size_t bytes) {
+  allocations.fetch_add(1, std::memory_order_relaxed);
+  void* memory = std::malloc(bytes == 0 ? 1 : bytes);
+  if (memory == nullptr) std::abort();
+  return memory;
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -96,6 +112,41 @@ TEST(a_forced_entry_wakes_the_reactor) {
   CHECK(load.done);
   // A sleep that nothing ends lasts 10 ms.
   CHECK(load.p50 < 5 * kMillisecond + 3 * ForceTime(place));
+  reactor.Stop();
+}
+
+// Append, force, commit, on both threads: the tables have their size from the start.
+TEST(entries_allocate_nothing) {
+  const Place place;
+  ReactorOptions options = Alone(place);
+  options.plane.force = options.wal.force = false;
+  Reactor reactor;
+  CHECK(reactor.Open(options).ok());
+  CHECK(reactor.Start([] {}).ok());
+  CHECK(Lead(reactor));
+  const auto run = [&](uint64_t entries) {
+    LoadOptions load_options;
+    load_options.entries = entries;
+    load_options.depth = 8;
+    reactor.StartLoad(load_options);
+    LoadResult load;
+    for (int i = 0; i < 20000 && (!load.done || load.entries != entries); ++i) {
+      usleep(1000);
+      SnapshotOf(reactor, &load);
+    }
+    CHECK(load.done);
+  };
+  run(2000);
+  const uint64_t before_small = allocations.load();
+  run(1000);
+  const uint64_t small = allocations.load() - before_small;
+  const uint64_t before_large = allocations.load();
+  run(21000);
+  const uint64_t large = allocations.load() - before_large;
+  // Starting a load allocates; twenty thousand more entries must not show.
+  CHECK(large < small + 200);
+  std::printf("# 1000 entries: %llu allocations, 21000 entries: %llu\n",
+              static_cast<unsigned long long>(small), static_cast<unsigned long long>(large));
   reactor.Stop();
 }
 
