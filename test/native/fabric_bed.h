@@ -52,11 +52,18 @@ class FabricBed {
       }
     }
   }
-  Status Connect(PeerId from, PeerId to) {
+  // A fabric whose connections have two ends connects both here.
+  virtual Status Connect(PeerId from, PeerId to) {
     return at(from).Connect(to, ++connections_, at(to).Descriptor());
   }
 
- private:
+  // A fabric may answer the first sleep after a write with a wake that was not needed: brings that
+  // behind us.
+  virtual void Settle(PeerId /*writer*/, PeerId /*sleeper*/) {}
+  // Whether Connect can tell that a descriptor is of an incarnation that has ended.
+  [[nodiscard]] virtual bool knows_the_dead() const { return true; }
+
+ protected:
   uint64_t connections_ = 0;
 };
 

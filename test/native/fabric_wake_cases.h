@@ -66,6 +66,7 @@ inline void NoWakeIsLost(FabricBed& bed) {
   std::atomic<uint64_t> ready{0};
   std::atomic<uint64_t> last{races.count};
   std::atomic<bool> failed{false};
+  std::atomic<bool> over{false};
   std::thread sleeper([&] {
     const Pinned pinned(1);
     for (uint64_t i = 1; i <= last && !failed; ++i) {
@@ -73,6 +74,7 @@ inline void NoWakeIsLost(FabricBed& bed) {
       Linger(i * 31 % 509);
       if (!AwaitWord(bed.at(1), 64, i, 0)) failed = true;
     }
+    over = true;
   });
   const Pinned pinned(0);
   uint64_t word = 0;
@@ -80,6 +82,7 @@ inline void NoWakeIsLost(FabricBed& bed) {
     if (i % 256 == 0 && MonotonicNow() > until)
       last = i;  // said before the write that ends round i
     for (uint64_t looks = 1; ready.load(std::memory_order_acquire) < i && !failed; ++looks) {
+      bed.at(0).Poll();
       if (looks % 4096 == 0) std::this_thread::yield();
     }
     Linger(i * 17 % 251);
@@ -88,6 +91,7 @@ inline void NoWakeIsLost(FabricBed& bed) {
     bed.at(0).Ring(1);
     while (bed.at(0).Completed(1) < bed.at(0).Posted(1) && !failed) bed.at(0).Poll();
   }
+  while (!over) bed.at(0).Poll();
   sleeper.join();
   CHECK(!failed);
   std::printf("# %llu races, %llu wakes\n", static_cast<unsigned long long>(word),
@@ -111,20 +115,29 @@ inline void NobodyIsRungWhoDoesNotSleep(FabricBed& bed) {
   };
   CHECK(WriteOne(writer, 1, {0, 0}, WordBytes(word)).ok());
   writer.Ring(1);
+  bed.Drive();
   CHECK(!readable() && writer.counters().wakes_sent == 0);
+  bed.Settle(0, 1);
+  const uint64_t sent = writer.counters().wakes_sent;
   sleeper.ArmWake();
+  bed.Drive();
   writer.Ring(1);  // nothing was written since the last ring
+  bed.Drive();
   CHECK(!readable());
   CHECK(WriteOne(writer, 1, {0, 0}, WordBytes(word)).ok());
   writer.Ring(1);
-  CHECK(readable() && writer.counters().wakes_sent == 1);
+  bed.Drive();
+  CHECK(readable() && writer.counters().wakes_sent == sent + 1);
   sleeper.DisarmWake();
+  bed.Drive();
   CHECK(!readable());
   sleeper.ArmWake();
   sleeper.DisarmWake();
+  bed.Drive();
   CHECK(WriteOne(writer, 1, {0, 0}, WordBytes(word)).ok());
   writer.Ring(1);
-  CHECK(!readable() && writer.counters().wakes_sent == 1);
+  bed.Drive();
+  CHECK(!readable() && writer.counters().wakes_sent == sent + 1);
 }
 
 }  // namespace falcon::test::conformance
