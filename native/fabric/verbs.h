@@ -11,6 +11,8 @@
 //  copied into a registered ring first (as reads are copied out of it).
 //  - Only one write in a quarter of the send queue asks for a completion, so Completed() moves in
 //  steps. When nothing was posted for `quiet_us` Poll sends an empty write to learn of the rest.
+//  - Connect asks the kernel for the peer's Ethernet address (RoCE), which takes as long as the
+//  kernel's neighbour discovery: microseconds, or seconds if that finds nobody.
 //  - A failed or flushed completion makes its peer kBroken, and nobody else.
 //  - Whoever sleeps says so in a word in each peer's memory, and both sides may speak at once. So a
 //  writer that sees a new sleep rings if it has written anything since it last rang, and rings

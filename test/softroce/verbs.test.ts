@@ -1,20 +1,19 @@
 /** The verbs fabric on real queue pairs: the native test program, run where there are RDMA devices. */
 import { join } from 'node:path';
-import t from 'tap';
+import t, { type Test } from 'tap';
 
 import { repositoryRoot } from '../../src/lib/root.js';
 import { runBed, TapReader } from './bed.js';
 
 const limitSeconds = 400;
+const timeoutMs = (limitSeconds + 60) * 1000;
 const directory = process.env['FALCON_NATIVE'] ?? join(repositoryRoot, 'build/native');
+const program = `'${join(directory, 'fabric_verbs_test')}'`;
 
-// By hand: FALCON_VERBS_CASE=wake node dist/test/softroce/verbs.test.js
-const only = process.env['FALCON_VERBS_CASE'];
-
-await t.test('fabric_verbs_test', { timeout: (limitSeconds + 60) * 1000 }, async (t) => {
+/** Runs `command`, a shell line that prints TAP, and makes each of its cases a test. */
+async function runCases(t: Test, command: string): Promise<void> {
   const reader = new TapReader();
-  const program = [join(directory, 'fabric_verbs_test'), ...(only === undefined ? [] : [only])];
-  const run = await runBed(['--limit', String(limitSeconds), '--', ...program], {
+  const run = await runBed(['--limit', String(limitSeconds), '--', command], {
     timeoutMs: (limitSeconds + 30) * 1000,
     onLine: (line) => {
       const point = reader.take(line);
@@ -28,7 +27,18 @@ await t.test('fabric_verbs_test', { timeout: (limitSeconds + 60) * 1000 }, async
       });
     },
   });
-  t.equal(reader.planned, reader.points.length, run.stderr);
   t.ok(reader.points.length > 0, 'there are cases');
+  t.equal(reader.planned, reader.points.length, run.stderr);
   t.equal(run.ended, reader.points.every(({ ok }) => ok) ? 0 : 1, run.stderr);
-});
+}
+
+await t.test('fabric_verbs_test', { timeout: timeoutMs }, (t) => runCases(t, program));
+
+// On one machine, a sleep is known to the peer before the next instruction. Only on a long wire do it and a
+// write pass each other.
+await t.test('half a millisecond apart', { timeout: timeoutMs }, (t) =>
+  runCases(
+    t,
+    `for host in h1 h2 h3; do tc qdisc add dev $host root netem delay 500us || exit 9; done; ${program} no_wake`,
+  ),
+);
