@@ -1,176 +1,23 @@
 #include "fabric/tcp.h"
 
 #include <sys/epoll.h>
-#include <sys/mman.h>
 #include <sys/random.h>
 
 #include <algorithm>
-#include <array>
-#include <cerrno>
 #include <utility>
-#include <vector>
 
-#include "fabric/tcp_receiver.h"
-#include "fabric/tcp_sender.h"
-#include "fabric/tcp_socket.h"
-#include "fabric/tcp_wire.h"
-#include "os/check.h"
+#include "fabric/tcp_fabric.h"
 
 namespace falcon {
 namespace {
 
-constexpr size_t kMaxGuests = 32;  // streams that have not been admitted
-constexpr int kAcceptsPerPoll = 16;
 constexpr int kEventsPerPoll = 64;
 // Up to so many peers' streams are read without asking first whether there is anything to read, and
 // everything else is asked for in one of so many turns.
 constexpr size_t kDirectReceivers = 4;
 constexpr uint64_t kTurnsPerAsking = 16;
-constexpr size_t kRetiredNumbers = 16;  // of connections, per peer
-constexpr Nanoseconds kNoRoomPause = 100 * kMillisecond;
 
-// Who an event is for. The serial tells a socket from an earlier one in the same place.
-enum class Place : uint8_t { kListener, kGuest, kSender, kReceiver };
-constexpr uint64_t kSerialMask = (1ull << 48) - 1;
-
-uint64_t EventKey(Place place, size_t index, uint64_t serial) {
-  return static_cast<uint64_t>(place) << 56 | static_cast<uint64_t>(index) << 48 |
-         (serial & kSerialMask);
-}
-
-class Region {
- public:
-  Region() = default;
-  ~Region() {
-    if (!bytes_.empty()) munmap(bytes_.data(), bytes_.size());
-  }
-  Region(const Region&) = delete;
-  Region& operator=(const Region&) = delete;
-  Status Make(size_t bytes) {
-    void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-    if (at == MAP_FAILED) return {"FABRIC_REGION", ErrnoText("mmap", errno)};
-    bytes_ = {static_cast<std::byte*>(at), bytes};
-    return Ok();
-  }
-  [[nodiscard]] std::span<std::byte> bytes() const { return bytes_; }
-
- private:
-  std::span<std::byte> bytes_;
-};
-
-class TcpFabric final : public Fabric {
- public:
-  TcpFabric(TcpFabricOptions options, PeerId self) : options_(std::move(options)) {
-    member_.self = self;
-  }
-  Status Start();
-
-  [[nodiscard]] const char* name() const override { return "tcp"; }
-  Status AddRegion(RegionId region, size_t bytes) override;
-  [[nodiscard]] std::span<std::byte> region(RegionId region) override {
-    FALCON_CHECK(region < kMaxRegions);
-    return regions_[region].bytes();
-  }
-  [[nodiscard]] std::string Descriptor() const override { return member_.Descriptor(); }
-  Status Connect(PeerId peer, uint64_t connection, std::string_view descriptor) override;
-  void Disconnect(PeerId peer) override;
-  [[nodiscard]] PeerState State(PeerId peer) const override;
-  Status Write(PeerId peer, RemoteAddress to,
-               std::span<const std::span<const std::byte>> pieces) override;
-  Status Read(PeerId peer, RemoteAddress from, std::span<std::byte> into) override;
-  [[nodiscard]] uint64_t Posted(PeerId peer) const override { return At(peer).sender.posted(); }
-  [[nodiscard]] uint64_t Completed(PeerId peer) const override {
-    return At(peer).sender.completed();
-  }
-  void Ring(PeerId peer) override { FlushPeer(peer); }
-  int Poll() override;
-  [[nodiscard]] int wake_fd() const override { return wake_.get(); }
-  void ArmWake() override;
-  void DisarmWake() override;
-  [[nodiscard]] FabricCounters counters() const override { return counters_; }
-
- private:
-  enum class Link : uint8_t { kNone, kLive, kBroken };
-  struct Peer {
-    Link link = Link::kNone;
-    uint64_t connection = 0;  // while kLive
-    std::array<uint64_t, kRetiredNumbers> retired{};
-    size_t retired_count = 0;
-    std::array<uint64_t, kMaxRegions> region_bytes{};  // the peer's
-    Nanoseconds answer_by = 0;                         // while the sender is not up
-    TcpSender sender;
-    uint64_t sender_serial = 0;
-    uint32_t sender_watch = 0;
-    TcpReceiver receiver;
-    uint64_t receiver_serial = 0;
-    uint32_t receiver_watch = 0;
-  };
-  // Somebody who dialled: not greeted yet, or greeted with a number that is not ours yet.
-  struct Guest {
-    UniqueFd fd;
-    uint64_t serial = 0;
-    Nanoseconds leave_by = 0;
-    std::array<std::byte, sizeof(TcpHello)> bytes;
-    size_t count = 0;
-    [[nodiscard]] TcpHello hello() const {
-      TcpHello hello;
-      std::memcpy(&hello, bytes.data(), sizeof hello);
-      return hello;
-    }
-    [[nodiscard]] bool greeted() const { return count == sizeof(TcpHello); }
-  };
-
-  const Peer& At(PeerId peer) const {
-    FALCON_CHECK(peer < kMaxMembers);
-    return peers_[peer];
-  }
-  Peer& At(PeerId peer) {
-    FALCON_CHECK(peer < kMaxMembers);
-    return peers_[peer];
-  }
-  [[nodiscard]] TcpTuning Tuning() const {
-    return {options_.socket_buffer_bytes, options_.dead_after};
-  }
-  Status Dial(PeerId peer, uint64_t connection, std::string_view descriptor);
-  void Drop(PeerId peer, Link after);
-  void Break(PeerId peer);
-  static bool WasRetired(const Peer& peer, uint64_t connection);
-  Status Admissible(PeerId peer, RemoteAddress address, size_t bytes);
-
-  bool Watch(int fd, uint32_t events, uint64_t key, bool is_new);
-  void WatchPeer(PeerId peer);
-  void FlushPeer(PeerId peer);
-  void ServeReceiver(PeerId peer);
-  [[nodiscard]] bool MayReadDirectly() const;
-  void Ask();
-  void Dispatch(uint64_t key);
-
-  void Accept();
-  void TakeGuest(UniqueFd fd);
-  void HearGuest(size_t index);
-  void Receive(size_t index);
-  void Refuse(size_t index);
-  void WatchTheClock();
-
-  TcpFabricOptions options_;
-  TcpMember member_;
-  TcpRegions spans_{};
-  std::array<Region, kMaxRegions> regions_;
-  bool connected_once_ = false;
-  FabricCounters counters_;
-  int done_ = 0;        // things that happened since the last Poll returned
-  uint64_t turns_ = 0;  // of Poll
-  uint64_t serials_ = 0;
-  size_t guest_count_ = 0;
-  Nanoseconds listen_again_ = 0;  // 0: the listener is watched
-  bool armed_ = false;
-  UniqueFd events_;  // of all sockets
-  UniqueFd wake_;    // readable when events_ is, while armed
-  UniqueFd listener_;
-  std::array<Guest, kMaxGuests> guests_;
-  std::array<Peer, kMaxMembers> peers_;
-};
+}  // namespace
 
 Status TcpFabric::Start() {
   const std::string& advertised =
@@ -189,7 +36,7 @@ Status TcpFabric::Start() {
   epoll_event event{};
   if (!events_.valid() || !wake_.valid() ||
       epoll_ctl(wake_.get(), EPOLL_CTL_ADD, events_.get(), &event) != 0 ||
-      !Watch(listener_.get(), EPOLLIN, EventKey(Place::kListener, 0, 0), true))
+      !Watch(listener_.get(), EPOLLIN, TcpEventKey(TcpPlace::kListener, 0, 0), true))
     return {"FABRIC_CONNECT", ErrnoText("epoll", errno)};
   return Ok();
 }
@@ -217,7 +64,7 @@ Status TcpFabric::Connect(PeerId peer, uint64_t connection, std::string_view des
     return status;
   }
   // The peer may have been told of this connection first.
-  for (size_t i = 0; i < kMaxGuests; ++i) {
+  for (size_t i = 0; i < kMaxTcpGuests; ++i) {
     if (guests_[i].fd.valid() && guests_[i].greeted() && guests_[i].hello().from == peer)
       Receive(i);
   }
@@ -243,8 +90,8 @@ Status TcpFabric::Dial(PeerId id, uint64_t connection, std::string_view descript
                     options_.queue_operations);
   peer.sender_serial = ++serials_;
   peer.sender_watch = EPOLLIN | EPOLLOUT;
-  if (!Watch(peer.sender.fd(), peer.sender_watch, EventKey(Place::kSender, id, peer.sender_serial),
-             true))
+  if (!Watch(peer.sender.fd(), peer.sender_watch,
+             TcpEventKey(TcpPlace::kSender, id, peer.sender_serial), true))
     return {"FABRIC_CONNECT", ErrnoText("epoll_ctl", errno)};
   return Ok();
 }
@@ -256,7 +103,7 @@ void TcpFabric::Disconnect(PeerId peer) { Drop(peer, Link::kNone); }
 void TcpFabric::Drop(PeerId id, Link after) {
   Peer& peer = At(id);
   if (peer.link == Link::kLive) {
-    peer.retired[peer.retired_count++ % kRetiredNumbers] = peer.connection;
+    peer.retired[peer.retired_count++ % kRetiredTcpNumbers] = peer.connection;
   }
   peer.link = after;
   peer.sender.Close();
@@ -271,8 +118,8 @@ void TcpFabric::Break(PeerId id) {
 }
 
 bool TcpFabric::WasRetired(const Peer& peer, uint64_t connection) {
-  const auto end =
-      peer.retired.begin() + static_cast<ptrdiff_t>(std::min(peer.retired_count, kRetiredNumbers));
+  const auto end = peer.retired.begin() +
+                   static_cast<ptrdiff_t>(std::min(peer.retired_count, kRetiredTcpNumbers));
   return std::find(peer.retired.begin(), end, connection) != end;
 }
 
@@ -330,11 +177,11 @@ bool TcpFabric::Watch(int fd, uint32_t events, uint64_t key, bool is_new) {
 void TcpFabric::WatchPeer(PeerId id) {
   Peer& peer = At(id);
   if (peer.link != Link::kLive) return;
-  const uint32_t sender = EPOLLIN | (peer.sender.blocked() ? uint32_t{EPOLLOUT} : 0);
+  const uint32_t sender = EPOLLIN | (peer.sender.wants_output() ? uint32_t{EPOLLOUT} : 0);
   if (sender != peer.sender_watch) {
     peer.sender_watch = sender;
-    FALCON_CHECK(
-        Watch(peer.sender.fd(), sender, EventKey(Place::kSender, id, peer.sender_serial), false));
+    FALCON_CHECK(Watch(peer.sender.fd(), sender,
+                       TcpEventKey(TcpPlace::kSender, id, peer.sender_serial), false));
   }
   if (!peer.receiver.open()) return;
   const uint32_t receiver = (peer.receiver.wants_input() ? uint32_t{EPOLLIN} : 0) |
@@ -342,7 +189,7 @@ void TcpFabric::WatchPeer(PeerId id) {
   if (receiver == peer.receiver_watch) return;
   peer.receiver_watch = receiver;
   FALCON_CHECK(Watch(peer.receiver.fd(), receiver,
-                     EventKey(Place::kReceiver, id, peer.receiver_serial), false));
+                     TcpEventKey(TcpPlace::kReceiver, id, peer.receiver_serial), false));
 }
 
 void TcpFabric::FlushPeer(PeerId id) {
@@ -389,16 +236,16 @@ void TcpFabric::Ask() {
 }
 
 void TcpFabric::Dispatch(uint64_t key) {
-  const auto place = static_cast<Place>(key >> 56);
+  const auto place = static_cast<TcpPlace>(key >> 56);
   const auto index = static_cast<uint8_t>(key >> 48);
-  const uint64_t serial = key & kSerialMask;
-  if (place == Place::kListener) return Accept();
-  if (place == Place::kGuest) {
+  const uint64_t serial = key & kTcpSerialMask;
+  if (place == TcpPlace::kListener) return Accept();
+  if (place == TcpPlace::kGuest) {
     if (guests_[index].fd.valid() && guests_[index].serial == serial) HearGuest(index);
     return;
   }
   Peer& peer = At(index);
-  if (place == Place::kReceiver) {
+  if (place == TcpPlace::kReceiver) {
     if (peer.receiver_serial == serial) ServeReceiver(index);
     return;
   }
@@ -426,92 +273,6 @@ void TcpFabric::DisarmWake() {
   FALCON_CHECK(epoll_ctl(wake_.get(), EPOLL_CTL_MOD, events_.get(), &event) == 0);
 }
 
-// ---- those who dial us
-
-void TcpFabric::Accept() {
-  for (int i = 0; i < kAcceptsPerPoll; ++i) {
-    bool no_room = false;
-    UniqueFd fd = AcceptTcp(listener_.get(), Tuning(), &no_room);
-    if (no_room) {  // of descriptors: the listener would stay readable
-      ++counters_.errors;
-      listen_again_ = MonotonicNow() + kNoRoomPause;
-      FALCON_CHECK(Watch(listener_.get(), 0, EventKey(Place::kListener, 0, 0), false));
-    }
-    if (!fd.valid()) return;
-    TakeGuest(std::move(fd));
-  }
-}
-
-// With all places taken the one who must leave first leaves now.
-void TcpFabric::TakeGuest(UniqueFd fd) {
-  size_t index = 0;
-  for (size_t i = 0; i < kMaxGuests && guests_[index].fd.valid(); ++i) {
-    if (!guests_[i].fd.valid() || guests_[i].leave_by < guests_[index].leave_by) index = i;
-  }
-  if (guests_[index].fd.valid()) Refuse(index);
-  Guest& guest = guests_[index];
-  guest.fd = std::move(fd);
-  guest.serial = ++serials_ & kSerialMask;
-  guest.leave_by = MonotonicNow() + options_.greet_within;
-  guest.count = 0;
-  ++guest_count_;
-  ++done_;
-  if (!Watch(guest.fd.get(), EPOLLIN, EventKey(Place::kGuest, index, guest.serial), true))
-    return Refuse(index);
-  HearGuest(index);  // a dialler that is connected says its hello at once
-}
-
-void TcpFabric::HearGuest(size_t index) {
-  Guest& guest = guests_[index];
-  if (guest.greeted()) return Refuse(index);  // it ended while it waited
-  size_t got = 0;
-  const TcpMoved moved =
-      ReceiveTcp(guest.fd.get(), std::span(guest.bytes).subspan(guest.count), &got);
-  if (moved == TcpMoved::kEnded) return Refuse(index);
-  guest.count += got;
-  if (!guest.greeted()) return;
-  if (!IsSound(guest.hello(), member_.self, member_.token)) return Refuse(index);
-  ++done_;
-  // A peer waits once: its newest stream.
-  for (size_t i = 0; i < kMaxGuests; ++i) {
-    if (i != index && guests_[i].fd.valid() && guests_[i].greeted() &&
-        guests_[i].hello().from == guest.hello().from)
-      Refuse(i);
-  }
-  Receive(index);
-}
-
-// Admits a guest whose connection is the current one. One that is not known yet waits, unheard.
-void TcpFabric::Receive(size_t index) {
-  Guest& guest = guests_[index];
-  const TcpHello hello = guest.hello();
-  Peer& peer = At(hello.from);
-  if (peer.link != Link::kLive || peer.connection != hello.connection) {
-    const uint64_t key = EventKey(Place::kGuest, index, guest.serial);
-    if (WasRetired(peer, hello.connection) || !Watch(guest.fd.get(), 0, key, false)) Refuse(index);
-    return;
-  }
-  const TcpWelcome welcome = MakeTcpWelcome(hello.connection);
-  size_t sent = 0;
-  if (SendTcp(guest.fd.get(), std::as_bytes(std::span(&welcome, 1)), &sent) != TcpMoved::kSome ||
-      sent != sizeof welcome)
-    return Refuse(index);
-  peer.receiver.Start(std::move(guest.fd));
-  peer.receiver_serial = ++serials_ & kSerialMask;
-  peer.receiver_watch = EPOLLIN;
-  --guest_count_;
-  ++done_;
-  FALCON_CHECK(Watch(peer.receiver.fd(), EPOLLIN,
-                     EventKey(Place::kReceiver, hello.from, peer.receiver_serial), false));
-}
-
-void TcpFabric::Refuse(size_t index) {
-  guests_[index].fd.Reset();
-  --guest_count_;
-  ++counters_.errors;
-  ++done_;
-}
-
 // Looks at a clock only while somebody is waited for.
 void TcpFabric::WatchTheClock() {
   bool waiting = guest_count_ > 0 || listen_again_ != 0;
@@ -521,7 +282,7 @@ void TcpFabric::WatchTheClock() {
   for (const Peer& peer : peers_) waiting = waiting || dialling(peer);
   if (!waiting) return;
   const Nanoseconds now = MonotonicNow();
-  for (size_t i = 0; i < kMaxGuests; ++i) {
+  for (size_t i = 0; i < kMaxTcpGuests; ++i) {
     if (guests_[i].fd.valid() && now >= guests_[i].leave_by) Refuse(i);
   }
   for (PeerId id = 0; id < kMaxMembers; ++id) {
@@ -529,10 +290,8 @@ void TcpFabric::WatchTheClock() {
   }
   if (listen_again_ == 0 || now < listen_again_) return;
   listen_again_ = 0;
-  FALCON_CHECK(Watch(listener_.get(), EPOLLIN, EventKey(Place::kListener, 0, 0), false));
+  FALCON_CHECK(Watch(listener_.get(), EPOLLIN, TcpEventKey(TcpPlace::kListener, 0, 0), false));
 }
-
-}  // namespace
 
 Status MakeTcpFabric(const TcpFabricOptions& options, PeerId self,
                      std::unique_ptr<Fabric>* fabric) {

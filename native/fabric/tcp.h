@@ -23,6 +23,8 @@
 //  - Nobody is rung: a sleeper hears its sockets. wakes_sent stays 0.
 //  - A peer whose process ends is kBroken at the next Poll(); one whose host falls silent, within
 //    dead_after. Either stream's end ends the connection.
+//  - One stream per direction costs acknowledgements of their own: a plain ping-pong over two
+//    streams takes 1.45 times that over one, and this fabric 1.1 times the former.
 //  - Bytes travel in the clear: who can read or change packets on the way is trusted.
 #pragma once
 

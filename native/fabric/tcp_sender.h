@@ -27,12 +27,14 @@ class TcpSender {
   [[nodiscard]] uint64_t posted() const { return posted_; }
   [[nodiscard]] uint64_t completed() const { return completed_; }
   [[nodiscard]] bool full() const { return posted_ - completed_ == operations_.size(); }
-  // The kernel took no more, or has not connected yet: worth another try when it is writable.
-  [[nodiscard]] bool blocked() const { return blocked_; }
-
+  // Worth another try when the socket is writable: the kernel took no more, has not connected yet,
+  // or was not offered everything.
+  [[nodiscard]] bool wants_output() const {
+    return blocked_ || (phase_ == Phase::kUp && sent_ < posted_);
+  }
   // For the peer: its greeting, room, or the answer of a read.
   [[nodiscard]] bool waits() const {
-    return phase_ != Phase::kUp || blocked_ || completed_ < sent_;
+    return phase_ != Phase::kUp || wants_output() || completed_ < sent_;
   }
 
   void PostWrite(RemoteAddress to, std::span<const std::span<const std::byte>> pieces,

@@ -22,6 +22,7 @@
 #include "fabric/tcp_socket.h"
 #include "fabric/tcp_wire.h"
 #include "fabric_conformance.h"
+#include "fabric_tcp_bed.h"
 #include "os/clock.h"
 
 namespace {
@@ -50,166 +51,20 @@ using falcon::test::conformance::Span;
 using falcon::test::conformance::Word;
 using falcon::test::conformance::WordBytes;
 using falcon::test::conformance::WriteOne;
-
-constexpr Nanoseconds kPatience = 20 * kSecond;
-constexpr size_t kQueue = 256;
-
-falcon::TcpFabricOptions Local() {
-  falcon::TcpFabricOptions options;
-  options.address = "127.0.0.1";
-  options.queue_operations = kQueue;
-  return options;
-}
-
-std::unique_ptr<Fabric> MakeMember(PeerId self, const falcon::TcpFabricOptions& options = Local()) {
-  std::unique_ptr<Fabric> fabric;
-  const Status status = MakeTcpFabric(options, self, &fabric);
-  if (status.ok() && fabric->AddRegion(0, falcon::test::kRegion0Bytes).ok() &&
-      fabric->AddRegion(1, falcon::test::kRegion1Bytes).ok())
-    return fabric;
-  std::printf("# %s %s\n", status.code(), status.detail().c_str());
-  return nullptr;
-}
-
-class TcpBed final : public falcon::test::FabricBed {
- public:
-  [[nodiscard]] const char* name() const override { return "tcp"; }
-  void Start(PeerId member) override {
-    fabrics_[member].reset();
-    fabrics_[member] = MakeMember(member);
-    CHECK(fabrics_[member] != nullptr);
-  }
-  [[nodiscard]] Fabric& at(PeerId member) override { return *fabrics_[member]; }
-  void Close(PeerId member) override { fabrics_[member].reset(); }
-  // The kernel ends the streams of a dead process as it does those of a closed one; the case with
-  // a child process below shows it.
-  void Kill(PeerId member) override { Close(member); }
-  // Quiet for a while is as near as one can come: nobody sees what is inside the kernel.
-  void Drive() override {
-    Nanoseconds last = MonotonicNow();
-    for (Nanoseconds now = last; now - last < kMillisecond / 2; now = MonotonicNow()) {
-      if (Step()) last = now;
-    }
-  }
-  bool Step() override {
-    int done = 0;
-    for (const auto& fabric : fabrics_) done += fabric == nullptr ? 0 : fabric->Poll();
-    return done > 0;
-  }
-  void KeepLate(PeerId /*from*/, PeerId /*to*/) override {}
-  void DeliverLate(PeerId /*from*/, PeerId /*to*/) override {}
-  // Memory changes when its owner polls, and nobody polls for a member that only looks.
-  [[nodiscard]] bool concurrent() const override { return false; }
-  [[nodiscard]] bool sleeps() const override { return true; }
-  [[nodiscard]] bool rings() const override { return false; }
-  [[nodiscard]] size_t queue_bound() const override { return kQueue; }
-  [[nodiscard]] size_t Leftovers() const override { return 0; }
-
- private:
-  std::array<std::unique_ptr<Fabric>, falcon::kMaxMembers> fabrics_;
-};
-
-bool PollUntil(std::initializer_list<Fabric*> fabrics, const std::function<bool()>& done,
-               Nanoseconds patience = kPatience) {
-  const Nanoseconds give_up = MonotonicNow() + patience;
-  while (!done()) {
-    for (Fabric* fabric : fabrics) fabric->Poll();
-    if (MonotonicNow() > give_up) return false;
-  }
-  return true;
-}
-
-bool ConnectBoth(Fabric& a, PeerId a_id, Fabric& b, PeerId b_id, uint64_t connection) {
-  if (!a.Connect(b_id, connection, b.Descriptor()).ok()) return false;
-  if (!b.Connect(a_id, connection, a.Descriptor()).ok()) return false;
-  return PollUntil(
-      {&a, &b}, [&] { return a.State(b_id) == PeerState::kUp && b.State(a_id) == PeerState::kUp; });
-}
-
-// A stream by hand to a member's port.
-UniqueFd DialByHand(const Fabric& fabric) {
-  TcpMember member;
-  CHECK(TcpMember::Parse(fabric.Descriptor(), &member).ok());
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(member.port);
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  UniqueFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  CHECK(connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0);
-  const int on = 1;
-  setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-  return fd;
-}
-
-TcpHello HelloTo(const Fabric& fabric, PeerId from, uint64_t connection) {
-  TcpMember member;
-  CHECK(TcpMember::Parse(fabric.Descriptor(), &member).ok());
-  return falcon::MakeTcpHello(from, member.self, connection, member.token);
-}
-
-template <typename Message>
-void Say(int fd, const Message& message) {
-  static_cast<void>(send(fd, &message, sizeof message, MSG_NOSIGNAL));
-}
-
-bool WasClosed(int fd) {
-  char bytes[256];
-  ssize_t got = 0;
-  while ((got = recv(fd, bytes, sizeof bytes, MSG_DONTWAIT)) > 0) {
-  }
-  return got == 0 || errno == ECONNRESET;
-}
-
-// A child process that runs `body` and exits with its result; descriptors go through pipes.
-class Child {
- public:
-  explicit Child(const std::function<int(int from_parent, int to_parent)>& body) {
-    int down[2];
-    int up[2];
-    if (pipe2(down, O_CLOEXEC) != 0 || pipe2(up, O_CLOEXEC) != 0) return;
-    pid_ = fork();
-    if (pid_ == 0) {
-      close(down[1]);
-      close(up[0]);
-      alarm(60);  // whatever happens, it ends
-      _exit(body(down[0], up[1]));
-    }
-    close(down[0]);
-    close(up[1]);
-    to_.Reset(down[1]);
-    from_.Reset(up[0]);
-  }
-  ~Child() {
-    if (pid_ > 0) Kill();
-  }
-  Child(const Child&) = delete;
-  Child& operator=(const Child&) = delete;
-  [[nodiscard]] pid_t pid() const { return pid_; }
-  [[nodiscard]] int to() const { return to_.get(); }
-  [[nodiscard]] int from() const { return from_.get(); }
-  void Kill() {
-    kill(pid_, SIGKILL);
-    waitpid(pid_, nullptr, 0);
-    pid_ = -1;
-  }
-
- private:
-  pid_t pid_ = -1;
-  UniqueFd to_;
-  UniqueFd from_;
-};
-
-bool Tell(int fd, const std::string& text) {
-  return write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size());
-}
-
-std::string Hear(int fd) {
-  char text[4096];
-  pollfd wait{fd, POLLIN, 0};
-  if (poll(&wait, 1, 20000) != 1) return {};
-  const ssize_t got = read(fd, text, sizeof text);
-  return got > 0 ? std::string(text, static_cast<size_t>(got)) : std::string();
-}
+using falcon::test::tcp::Child;
+using falcon::test::tcp::ConnectBoth;
+using falcon::test::tcp::DialByHand;
+using falcon::test::tcp::Hear;
+using falcon::test::tcp::HelloTo;
+using falcon::test::tcp::kPatience;
+using falcon::test::tcp::kQueue;
+using falcon::test::tcp::Local;
+using falcon::test::tcp::MakeMember;
+using falcon::test::tcp::PollUntil;
+using falcon::test::tcp::Say;
+using falcon::test::tcp::TcpBed;
+using falcon::test::tcp::Tell;
+using falcon::test::tcp::WasClosed;
 
 // ---- beginnings
 
@@ -491,6 +346,24 @@ TEST(a_slow_peer_makes_the_queue_full_and_loses_nothing) {
   std::printf("# refused %zu times\n", refused);
 }
 
+TEST(a_sleeper_still_sends_what_it_posted) {
+  const auto a = MakeMember(0);
+  const auto b = MakeMember(1);
+  REQUIRE(a != nullptr && b != nullptr && ConnectBoth(*a, 0, *b, 1, 1));
+  const Bytes data = Pattern(3, 64);
+  const Span pieces[] = {Span(data).first(8), Span(data).subspan(8, 8), Span(data).subspan(16, 8),
+                         Span(data).subspan(24)};
+  for (size_t i = 0; i < kQueue; ++i) CHECK(a->Write(1, {0, i * 64}, pieces).ok());
+  for (int sleeps = 0; a->Completed(1) < kQueue; ++sleeps) {
+    REQUIRE(sleeps < 100);
+    a->ArmWake();
+    pollfd wait{a->wake_fd(), POLLIN, 0};
+    if (a->Completed(1) < kQueue) CHECK(poll(&wait, 1, 2000) == 1);
+    a->DisarmWake();
+  }
+  CHECK(PollUntil({b.get()}, [&] { return Holds(*b, 0, (kQueue - 1) * 64, data); }));
+}
+
 // ---- processes
 
 constexpr size_t kBlockBytes = 96 << 10;
@@ -573,6 +446,32 @@ TEST(the_death_of_an_idle_peer_wakes_a_sleeper) {
   fabric->DisarmWake();
   CHECK(PollUntil(
       {fabric.get()}, [&] { return fabric->State(1) == PeerState::kBroken; }, kSecond));
+}
+
+TEST(a_peer_that_stops_is_broken_in_time) {
+  Child child([&](int from, int to) {
+    const auto fabric = MakeMember(1);
+    if (fabric == nullptr || !Tell(to, fabric->Descriptor())) return 1;
+    if (!fabric->Connect(0, 1, Hear(from)).ok()) return 2;
+    while (true) fabric->Poll();
+  });
+  falcon::TcpFabricOptions options = Local();
+  options.socket_buffer_bytes = 64 << 10;
+  options.dead_after = 2 * kSecond;
+  const auto fabric = MakeMember(0, options);
+  REQUIRE(fabric != nullptr && fabric->Connect(1, 1, Hear(child.from())).ok());
+  REQUIRE(Tell(child.to(), fabric->Descriptor()));
+  REQUIRE(PollUntil({fabric.get()}, [&] { return fabric->State(1) == PeerState::kUp; }));
+  kill(child.pid(), SIGSTOP);
+  const Nanoseconds stopped = MonotonicNow();
+  const Bytes data = Pattern(5, 256 << 10);
+  CHECK(PollUntil({fabric.get()}, [&] {
+    static_cast<void>(WriteOne(*fabric, 1, {0, 0}, data).ok());
+    return fabric->State(1) == PeerState::kBroken;
+  }));
+  std::printf("# broken after %.1f s\n",
+              static_cast<double>(MonotonicNow() - stopped) / static_cast<double>(kSecond));
+  CHECK(MonotonicNow() - stopped < 10 * kSecond);
 }
 
 // ---- not limits, numbers to look at
