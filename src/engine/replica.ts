@@ -69,6 +69,8 @@ export class ReplicaEngine {
   readonly takeovers = new TakeoverClock();
   guestState: GuestState = 'none';
   boots = 0;
+  /** Frames from the network are proposed when this replica leads. */
+  admitted = false;
   role: Role = 'backup';
   primary: NodeId | null = null;
 
@@ -85,7 +87,6 @@ export class ReplicaEngine {
   private viewStartOp = 0;
   private bootProposed = false;
   private quorumReadyAt: number | null = null;
-  private admitted = false;
   private nextReportAt = 0;
   private heardAt = -1;
   private transferWaiter: TransferWaiter | null = null;
