@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export FALCON_CACHE ?= $(HOME)/.cache/falcon
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build check format test demo sim bench-log bench-vm clean
+.PHONY: help setup build images check format test demo sim bench-log bench-vm clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -17,6 +17,10 @@ build: setup ## compile the native addon, its test programs and all TypeScript
 	@cluster/build/addon >/dev/null
 	@cluster/build/typescript
 
+images: setup ## build the patched QEMU and the guest image
+	@cluster/qemu/build >/dev/null
+	@cluster/guest/build >/dev/null
+
 check: build ## format, lint, types and layers, in seconds
 	@cluster/build/check
 
@@ -24,10 +28,10 @@ format: setup ## rewrite all sources in the project's format
 	@npx --no-install prettier --log-level warn --write .
 	@find native test/native -not -path 'native/qemu/*' \( -name '*.h' -o -name '*.cc' -o -name '*.c' \) -print0 | xargs -0 -r clang-format -i --style=file:native/.clang-format
 
-test: check ## run all tests: TYPES="unit golden" for some of them
+test: check images ## run all tests: TYPES="unit golden" for some of them
 	@cluster/build/run-tests $(TYPES)
 
-demo: build ## kill the primary under a client: SEED= IDLE= KILLS= HOSTS= JSON=1
+demo: build images ## kill the primary under a client: SEED= IDLE= KILLS= HOSTS= JSON=1
 	@cluster/demo/run
 
 sim: build ## simulate whole clusters: SEEDS=1000 or SEED=17
@@ -36,7 +40,7 @@ sim: build ## simulate whole clusters: SEEDS=1000 or SEED=17
 bench-log: build ## latency and throughput of the log, beside floors
 	@node dist/bench/log.js
 
-bench-vm: build ## Redis in a VM: alone, with one replica, with three
+bench-vm: build images ## Redis in a VM: alone, with one replica, with three
 	@cluster/setup bench/packages
 	@node dist/bench/vm.js
 

@@ -163,7 +163,8 @@ class Demo {
     const end = monotonicMs() + limits.takeoverMs;
     while (monotonicMs() < end) {
       const primary = primaryOf(await fetchAll(place));
-      if (primary !== null && primary.view > view && primary.gate === 'open') return primary;
+      const serves = primary?.gate === 'open' && primary.admitted;
+      if (serves && primary.view > view) return primary;
       await this.pause(limits.statusEveryMs, 'waiting for a primary');
     }
     throw new FalconError(

@@ -39,7 +39,7 @@ bool DispatchCommand(const std::string& name, const std::vector<Napi::Value>& ar
   if (name == "openGate") return deliver([a](DataPlane& p) { p.OpenGate(a); }), true;
   if (name == "admitInput") return deliver([a](DataPlane& p) { p.AdmitInput(a != 0); }), true;
   if (name == "setGuest")
-    return deliver([a](DataPlane& p) { p.SetGuest(static_cast<GuestMode>(a)); }), true;
+    return deliver([a, b](DataPlane& p) { p.SetGuest(static_cast<GuestMode>(a), b); }), true;
   if (name == "disconnect") return deliver([peer_a](DataPlane& p) { p.Disconnect(peer_a); }), true;
   if (name == "sendMail") {
     return deliver([peer_a, data = bytes(1)](DataPlane& p) { p.SendMail(peer_a, data); }), true;

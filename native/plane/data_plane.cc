@@ -93,6 +93,7 @@ Status DataPlane::Connect(PeerId id, uint64_t connection, std::string_view descr
   peer.mail_ticket.fill(0);
   peer.sent_head = peer.sent_tail = 0;
   peer.disk_ticket = 0;
+  peer.feed_view = 0;
   peer.mail_out.Reset(connection, kMailStream, kMailboxBytes, {0, layout.MailboxAt(options_.self)});
   peer.mail_in.Reset(connection, kMailStream, region.subspan(layout.MailboxAt(id), kMailboxBytes));
   return Ok();
@@ -104,6 +105,7 @@ void DataPlane::Disconnect(PeerId id) {
   fabric_->Disconnect(id);
   peer.up = false;
   peer.feeding = false;
+  peer.sent_head = peer.sent_tail = 0;  // the fabric sends nothing any more
   peer.connection = 0;
   peer.words = {};
   if (role_ == PlaneRole::kFollowing && primary_ == id) BecomeIdle();
@@ -172,6 +174,12 @@ void DataPlane::Feed(PeerId id, View view, Op agree_op) {
   FALCON_CHECK(id < peers_.size() && peers_[id] != nullptr);
   PeerLink& peer = *peers_[id];
   if (role_ != PlaneRole::kLeading || view != promised_view_ || !peer.up) return;
+  if (peer.feed_view == view) {
+    // Its records of the first time still lie in the ring, valid: a stream is a new one only on a
+    // new connection.
+    StreamBroken(id, "fed again in one view");
+    return;
+  }
   peer.feeding = true;
   peer.feed_waits = true;
   peer.feed_view = view;
@@ -214,7 +222,9 @@ void DataPlane::OpenGate(View view) {
   if (role_ == PlaneRole::kLeading && view == promised_view_) gate_armed_ = true;
 }
 
-void DataPlane::SetGuest(GuestMode mode) {
+void DataPlane::SetGuest(GuestMode mode, Op boot_op) {
+  // What was said of an earlier boot opens nothing for this one.
+  if (mode == GuestMode::kRunning && boot_op != boot_op_) return;
   guest_ = mode;
   next_flow_tick_ = 0;
 }
@@ -255,7 +265,10 @@ int DataPlane::PollOnce(Nanoseconds now) {
     next_release_ = now + kSecond;
     const Op done_op = std::min(commit_op_, delivered_op_);
     wal_->Release(done_op, done_op);
-    log_.PruneTable(std::min(done_op, log_.first_op() - 1));
+    // A replica that returns agrees by a view that both know, so rows outlive the entries in
+    // memory; only their number bounds them.
+    if (log_.table().size() > kTableRowsMax)
+      log_.PruneTable(std::min(done_op, log_.first_op() - 1));
   }
   if (done > 0) ++count_.busy_polls;
   return done;
@@ -264,12 +277,12 @@ int DataPlane::PollOnce(Nanoseconds now) {
 bool DataPlane::ArmWake() {
   fabric_->ArmWake();
   wal_->ArmWake();
-  if (rings_ == nullptr) return false;
+  if (rings_ == nullptr || failed_) return false;
   bool work = false;
-  // Input that is held back on purpose must not keep this replica awake.
-  if (!input_held_ && (role_ != PlaneRole::kLeading || CanPropose())) work = ingress_.WaitForData();
+  // Input that is held back must not keep this replica awake.
+  if (!ingress_blocked_) work = ingress_.WaitForData();
   if (egress_.WaitForData()) work = true;
-  if (deliver_blocked_ && deliver_.WaitForSpace()) work = true;
+  if (deliver_blocked_ && deliver_.WaitForSpace(kDeliverSpace)) work = true;
   return work;
 }
 

@@ -156,7 +156,8 @@ class DataPlane final : private FlowSink {
   bool SendMail(PeerId peer, std::span<const std::byte> message);
   // Proposes a control entry. False: not leading, or no space.
   bool Propose(EntryKind kind, std::span<const std::byte> payload);
-  void SetGuest(GuestMode mode);
+  // `boot_op`: the vm-boot that the guest was started by.
+  void SetGuest(GuestMode mode, Op boot_op);
   // The rings were made empty for a new guest.
   void AttachRings();
   void Tick(Nanoseconds now) { decider_at_ = now; }
@@ -227,6 +228,9 @@ class DataPlane final : private FlowSink {
   int PollIngress(Nanoseconds now);
   int PollEgress(Nanoseconds now);
   int PollDelivery(Nanoseconds now);
+  // The most that one entry can put into the deliver ring at once.
+  static constexpr size_t kDeliverSpace = 2 * FALCON_FRAME_MAX_BYTES;
+  static constexpr size_t kTableRowsMax = 512;
   void ProposeUnproposed(Nanoseconds now);
   bool ProposePooled(Frame frame, Nanoseconds now);
   void PollGate(Nanoseconds now);
@@ -302,6 +306,8 @@ class DataPlane final : private FlowSink {
   Op delivered_op_ = 0;
   Nanoseconds next_flow_tick_ = 0;
   bool deliver_blocked_ = false;
+  bool ingress_blocked_ = false;  // for want of room, or on purpose
+  Op boot_op_ = 0;                // newest vm-boot that was delivered
   std::vector<std::byte> normalised_;
   Op release_op_ = 0;
   Nanoseconds next_release_ = 0;

@@ -13,19 +13,26 @@ constexpr int kFramesPerRound = 128;
 }  // namespace
 
 int DataPlane::PollIngress(Nanoseconds now) {
-  if (guest_ == GuestMode::kNone) return 0;
   int frames = 0;
+  ingress_blocked_ = false;
   const bool leading = role_ == PlaneRole::kLeading;
   for (; frames < kFramesPerRound; ++frames) {
-    if (leading && (input_held_ || !CanPropose())) break;
+    if (leading && guest_ != GuestMode::kNone && (input_held_ || !CanPropose())) {
+      ingress_blocked_ = true;
+      break;
+    }
     const Frame frame = ingress_.Front();
     if (frame.empty()) break;
     size_t length = 0;
     const bool wanted =
-        leading ? admit_input_ && guest_ == GuestMode::kRunning : options_.keep_unproposed;
+        guest_ != GuestMode::kNone &&
+        (leading ? admit_input_ && guest_ == GuestMode::kRunning : options_.keep_unproposed);
     if (wanted && flows_->Admit(frame, normalised_, &length, now) == Admission::kPropose) {
       const Frame normalised(normalised_.data(), length);
-      if (leading && !AppendOwn(EntryKind::kFrame, normalised)) break;  // no room: the tap waits
+      if (leading && !AppendOwn(EntryKind::kFrame, normalised)) {
+        ingress_blocked_ = true;  // no room: the tap waits
+        break;
+      }
       if (!leading) pool_->Saw(normalised, now);
     }
     ++count_.frames_in;
@@ -85,7 +92,7 @@ int DataPlane::PollDelivery(Nanoseconds now) {
     if (header.kind == EntryKind::kFrame) {
       if (guest_ == GuestMode::kBooting) break;
       if (guest_ == GuestMode::kRunning) {
-        if (!deliver_.HasSpace(2 * FALCON_FRAME_MAX_BYTES)) {
+        if (!deliver_.HasSpace(kDeliverSpace)) {
           deliver_blocked_ = true;
           break;
         }
@@ -95,6 +102,7 @@ int DataPlane::PollDelivery(Nanoseconds now) {
       if (header.kind == EntryKind::kVmBoot && rings_ != nullptr) {
         flows_->Reset();
         guest_ = GuestMode::kBooting;
+        boot_op_ = op;
       }
       PlaneEvent& event = Emit(PlaneEvent::Kind::kControl);
       event.entry_kind = header.kind;
@@ -149,7 +157,8 @@ void DataPlane::PollGate(Nanoseconds now) {
     event.view = promised_view_;
     event.at = now;
   }
-  if (!gate_armed_ || gate_open_ || surrendered_ || now >= lease_end_) return;
+  // By the time that the writes to the tap will go by.
+  if (!gate_armed_ || gate_open_ || surrendered_ || clock_->Now() >= lease_end_) return;
   gate_open_ = true;
   Announce();
   flows_->TakeOver(now);

@@ -36,7 +36,8 @@ int DataPlane::PollPeers() {
     }
     ReadWords(*peer);
     done += ReadMail(*peer);
-    if (peer->feeding) NoteSent(*peer);
+    // Fed or not: what was posted holds the log's memory until it has left.
+    NoteSent(*peer);
   }
   return done;
 }
@@ -280,7 +281,6 @@ void DataPlane::FinishLead(Nanoseconds now) {
   role_ = PlaneRole::kLeading;
   first_countable_round_ = round_ + 1;
   next_heartbeat_ = now;
-  if (flows_ != nullptr) flows_->SetRole(FlowRole::kPrimary);
   const std::byte self[1] = {static_cast<std::byte>(options_.self)};
   view_start_op_ = log_.last_op() + 1;
   if (!AppendOwn(EntryKind::kViewStart, self)) {
@@ -290,6 +290,7 @@ void DataPlane::FinishLead(Nanoseconds now) {
     pending_ = Pending::kLead;
     return;
   }
+  if (flows_ != nullptr) flows_->SetRole(FlowRole::kPrimary);
   PlaneEvent& event = Emit(PlaneEvent::Kind::kLeading);
   event.view = promised_view_;
   event.op = view_start_op_;

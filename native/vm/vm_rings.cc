@@ -103,9 +103,9 @@ void RingProducer::Ring() {
   }
 }
 
-bool RingProducer::WaitForSpace() {
+bool RingProducer::WaitForSpace(size_t bytes) {
   SetWaiting(ring_->producer_waiting);
-  return HasSpace(FALCON_FRAME_MAX_BYTES);
+  return HasSpace(bytes);
 }
 
 bool RingProducer::Empty() const { return LoadAcquire(ring_->head) == tail_; }

@@ -24,7 +24,7 @@ class RingProducer {
   [[nodiscard]] bool HasSpace(size_t frame_bytes) const;
   // Asks to be woken when the consumer makes space; true if space for the largest frame appeared
   // meanwhile.
-  [[nodiscard]] bool WaitForSpace();
+  [[nodiscard]] bool WaitForSpace(size_t bytes);
   // Wakes the consumer if it waits. Once after a batch of pushes.
   void Ring();
   // True when the consumer has taken everything.

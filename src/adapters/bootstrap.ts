@@ -66,6 +66,8 @@ export class Bootstrap {
   private readonly redials = new Map<number, { timer: NodeJS.Timeout | null; delayMs: number }>();
   private readonly server: Server;
   private readonly open = new Set<Socket>();
+  /** Connections that came in and have not said a right hello, by peerName, oldest first. */
+  private readonly strangers = new Map<string, Socket>();
   private closed = false;
   private nextWarningAt = 0;
 
@@ -77,8 +79,7 @@ export class Bootstrap {
       pskIdentityHint: options.cluster,
       pskCallback: (_socket, identity) => (identity === options.cluster ? Buffer.from(options.secret) : null),
     });
-    this.server.maxConnections = bounds.bootstrapConnectionsMax;
-    this.server.on('connection', (socket: Socket) => this.track(socket));
+    this.server.on('connection', (socket: Socket) => this.admit(socket));
     this.server.on('secureConnection', (socket) => this.greet(socket, null));
     this.server.on('tlsClientError', (error, socket) =>
       this.refuse('SECRET_WRONG', `${messageOf(error)} (from ${socket.remoteAddress ?? 'nowhere'})`),
@@ -118,6 +119,26 @@ export class Bootstrap {
     await new Promise<void>((resolve) => {
       this.server.close(() => resolve());
     });
+  }
+
+  /**
+   * A stranger may not keep a member out: one that has not said a right hello in time is sent away, and when too
+   * many wait at once, the one that has waited longest.
+   */
+  private admit(socket: Socket): void {
+    this.track(socket);
+    const name = peerName(socket);
+    this.strangers.set(name, socket);
+    const deadline = setTimeout(() => {
+      if (this.strangers.get(name) === socket) socket.destroy();
+    }, bounds.bootstrapHandshakeMs);
+    socket.once('close', () => {
+      clearTimeout(deadline);
+      if (this.strangers.get(name) === socket) this.strangers.delete(name);
+    });
+    if (this.strangers.size <= bounds.bootstrapConnectionsMax) return;
+    const [longest] = this.strangers.values();
+    longest?.destroy();
   }
 
   private track(socket: Socket): void {
@@ -205,6 +226,7 @@ export class Bootstrap {
     }
     if (hello.fabric !== fabric)
       return this.drop(socket, 'PEER_REFUSED', `fabric ${hello.fabric}, here ${fabric}`);
+    this.strangers.delete(peerName(socket));
     this.redials.delete(hello.node);
     this.links.get(hello.node)?.destroy();
     this.links.set(hello.node, socket);
@@ -233,6 +255,11 @@ export class Bootstrap {
     this.nextWarningAt = now + bounds.bootstrapWarningEveryMs;
     this.options.onRefused(code, text);
   }
+}
+
+/** The same for a connection and for the TLS on it. */
+function peerName(socket: Socket): string {
+  return `${socket.remoteAddress}:${socket.remotePort}`;
 }
 
 function isTlsError(error: Error): boolean {

@@ -5,6 +5,7 @@ export class BuiltinGuest implements GuestRunner {
   readonly pid = null;
 
   start(callbacks: GuestCallbacks): Promise<void> {
+    callbacks.onEmpty();
     setImmediate(() => callbacks.onReady());
     return Promise.resolve();
   }

@@ -68,8 +68,8 @@ export class NativePlane implements DataPlane {
   admitInput(admit: boolean): void {
     this.command('admitInput', admit ? 1 : 0);
   }
-  setGuest(mode: GuestMode): void {
-    this.command('setGuest', guestModes[mode]);
+  setGuest(mode: GuestMode, bootOp: number): void {
+    this.command('setGuest', guestModes[mode], bootOp);
   }
   expectGuest(): void {
     this.target.expectVm();

@@ -26,6 +26,8 @@ export interface QemuOptions extends Omit<QemuMachine, 'netdev'> {
 export class QemuGuest implements GuestRunner {
   private readonly options: QemuOptions;
   private child: ChildProcess | null = null;
+  /** The start before. */
+  private last: Promise<void> = Promise.resolve();
   private readiness: Server | null = null;
   private readyTimer: NodeJS.Timeout | null = null;
 
@@ -40,8 +42,15 @@ export class QemuGuest implements GuestRunner {
     return this.child?.pid ?? null;
   }
 
-  async start(callbacks: GuestCallbacks): Promise<void> {
+  start(callbacks: GuestCallbacks): Promise<void> {
+    const started = this.last.then(() => this.begin(callbacks));
+    this.last = started.catch(() => undefined);
+    return started;
+  }
+
+  private async begin(callbacks: GuestCallbacks): Promise<void> {
     await this.stop();
+    callbacks.onEmpty();
     const { directory, readySocket, tapFd } = this.options;
     let ready = false;
     this.readiness = await this.listenForReady(readySocket, () => {

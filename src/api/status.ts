@@ -41,6 +41,8 @@ export interface ReplicaStatus {
   readonly lease: { readonly held: boolean; readonly remainingMs: number | null };
   /** `armed`: open as far as the election goes, and waiting for the guest or the lease. */
   readonly gate: 'open' | 'closed' | 'armed';
+  /** As a primary it lets input in: enough guests are ready. */
+  readonly admitted: boolean;
   readonly guest: {
     readonly state: GuestState;
     /** Counts the boots of this replica's guest. */

@@ -13,6 +13,7 @@ const columns: readonly (readonly [title: string, cell: (status: ReplicaStatus) 
   ['LAG', (s) => String(s.lagOps)],
   ['LEASE', leaseCell],
   ['GATE', (s) => s.gate],
+  ['INPUT', (s) => (s.admitted ? 'admitted' : '-')],
   ['GUEST', (s) => s.guest.state],
   ['DURABILITY', (s) => s.durability],
   ['PEERS', (s) => `${s.peers.filter((peer) => peer.connected).length}/${s.peers.length}`],

@@ -23,9 +23,11 @@ import type { NodeId } from '../consensus/types.js';
 import { ReplicaEngine } from '../engine/replica.js';
 import { bounds } from '../lib/bounds.js';
 import { FalconError, remoteError } from '../lib/errors.js';
+import { takeLock } from '../lib/lock.js';
 import { Random } from '../lib/random.js';
 import { repositoryRoot } from '../lib/root.js';
 import type { GuestRunner } from '../ports/guest.js';
+import { logIdentity } from './log-identity.js';
 import { replicaStatus } from './status.js';
 
 const nsPerMs = 1e6;
@@ -40,6 +42,10 @@ export async function startDaemon(cluster: Cluster, node: NodeConfig, logger: Lo
   const { config } = cluster;
   const self = config.nodes.indexOf(node);
   const paths = nodePaths(cluster.directory, node.name);
+  mkdirSync(paths.directory, { recursive: true, mode: 0o700 });
+  // Before anything of the node's is read: a second daemon must not so much as tidy up.
+  const lock = await takeLock(`node ${paths.directory}`);
+  if (lock === null) throw new FalconError('ALREADY_RUNNING', `another daemon has ${paths.directory}`);
   mkdirSync(paths.wal, { recursive: true, mode: 0o700 });
   const startedAt = performance.now();
 
@@ -53,11 +59,16 @@ export async function startDaemon(cluster: Cluster, node: NodeConfig, logger: Lo
   const replica = new native.Replica(nativeOptions(cluster, node, self, store.state.view));
   const recovered = replica.recovered();
   logger.info({ ...recovered, table: undefined }, 'log recovered');
-  const lostEntries = recovered.damaged || (config.durability === 'memory' && store.state.view > 0);
+  const identity = logIdentity(paths.directory, paths.wal, store.state.view > 0);
+  if (!identity.same)
+    logger.error('LOG_DAMAGED: the log is not the one this node wrote; rejoins by fetching from peers');
+  const lostEntries =
+    !identity.same || recovered.damaged || (config.durability === 'memory' && store.state.view > 0);
   if (recovered.damaged)
     logger.error({ detail: recovered.damageDetail }, 'LOG_DAMAGED: rejoins by fetching from peers');
   const hardState = { ...store.state, recovering: store.state.recovering || lostEntries };
   if (hardState.recovering !== store.state.recovering) store.write(hardState);
+  identity.settle();
 
   const guest = node.vm ? makeGuest(cluster, node, replica) : null;
   const plane = new NativePlane(replica);
@@ -191,6 +202,8 @@ function nativeOptions(
     walSalt: randomInt(1, 2 ** 32),
     segmentBytes: log.segmentBytes,
     retainBytes: log.retainBytes,
+    fabric: config.fabric,
+    fabricAddress: config.nodes[self]?.address ?? '',
     shmDirectory: shmDirectory(config.cluster),
     shmName: node.name,
     vm: node.vm,

@@ -6,7 +6,9 @@ import { pino } from 'pino';
 
 import { loadCluster, nodeNamed } from '../api/cluster.js';
 import { asFalconError, exitCodes, FalconError, formatError, messageOf } from '../lib/errors.js';
+import { bounds } from '../lib/bounds.js';
 import { startDaemon } from './daemon.js';
+import { BoundedLog } from './log-file.js';
 
 const help = `usage: falcond --dir DIR --node NAME
 
@@ -44,10 +46,9 @@ async function main(): Promise<number> {
     throw new FalconError('USAGE', 'needs --dir and --node (see --help)');
   const cluster = loadCluster(values.dir);
   const node = nodeNamed(cluster.config, values.node);
-  const destination = pino.destination({ fd: 1, sync: true });
   const logger = pino(
     { base: { node: node.name }, level: process.env['FALCON_LOG_LEVEL'] ?? 'info' },
-    destination,
+    new BoundedLog(1, bounds.daemonLogMaxBytes),
   );
   const daemon = await startDaemon(cluster, node, logger);
   for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => daemon.stop());

@@ -46,6 +46,7 @@ export function replicaStatus(sources: StatusSources): ReplicaStatus {
     lagOps: Math.max(0, progress.commitOp - progress.deliveredOp),
     lease: { held: progress.role === 'leading' && remainingMs !== null && remainingMs > 0, remainingMs },
     gate: progress.gate,
+    admitted: engine.admitted,
     guest: { state: engine.guestState, epoch: engine.boots, pid: guest?.pid ?? null },
     durability: config.durability,
     fabric: config.fabric,

@@ -10,6 +10,7 @@
 import { Core } from '../consensus/core.js';
 import type { CoreOptions, Effect, Event, HardState, Message, NodeId, Role } from '../consensus/types.js';
 import { assert } from '../lib/assert.js';
+import { messageOf } from '../lib/errors.js';
 import type { Clock } from '../ports/clock.js';
 import { entryKinds } from '../ports/data-plane.js';
 import type { DataPlane, PlaneEvent, PlaneProgress } from '../ports/data-plane.js';
@@ -69,6 +70,8 @@ export class ReplicaEngine {
   readonly takeovers = new TakeoverClock();
   guestState: GuestState = 'none';
   boots = 0;
+  /** Frames from the network are proposed when this replica leads. */
+  admitted = false;
   role: Role = 'backup';
   primary: NodeId | null = null;
 
@@ -83,9 +86,11 @@ export class ReplicaEngine {
   private leadingView = 0;
   private leadingSince = 0;
   private viewStartOp = 0;
+  /** The newest view-start that has come through the log. */
+  private viewStartTold = 0;
+  private guestAttached = false;
   private bootProposed = false;
   private quorumReadyAt: number | null = null;
-  private admitted = false;
   private nextReportAt = 0;
   private heardAt = -1;
   private transferWaiter: TransferWaiter | null = null;
@@ -225,11 +230,13 @@ export class ReplicaEngine {
       case 'failed':
         return this.fail(event.why);
       case 'guest-attached':
+        this.guestAttached = true;
         return this.ports.log('debug', 'the guest has attached');
       case 'guest-refused':
         return this.ports.log('warn', 'VM_LINK: a guest was refused');
       case 'guest-detached':
-        if (this.guestState === 'booting' || this.guestState === 'ready')
+        // One that was stopped for a new boot leaves too.
+        if (this.guestAttached && (this.guestState === 'booting' || this.guestState === 'ready'))
           this.fail('QEMU_LOST the guest is gone');
         return;
     }
@@ -259,6 +266,7 @@ export class ReplicaEngine {
   // ---- the guest
 
   private onControl(kind: number, op: number): void {
+    if (kind === entryKinds.viewStart) this.viewStartTold = op;
     if (kind !== entryKinds.vmBoot) return;
     this.lastBootOp = op;
     const { guest, plane } = this.ports;
@@ -269,13 +277,15 @@ export class ReplicaEngine {
     this.boots++;
     this.nextReportAt = 0;
     plane.admitInput(false);
-    plane.expectGuest();
+    this.guestAttached = false;
     this.ports.log('info', 'the guest boots', { bootOp: op });
     const started = guest.start({
+      // Only when the guest of an earlier boot has left the rings are they made empty.
+      onEmpty: () => plane.expectGuest(),
       onReady: () => this.onGuestReady(op),
       onExit: (reason) => this.onGuestExit(op, reason),
     });
-    started.catch((error: unknown) => this.fail(`QEMU_FAILED ${String(error)}`));
+    started.catch((error: unknown) => this.fail(`QEMU_FAILED ${messageOf(error)}`));
   }
 
   private onGuestReady(bootOp: number): void {
@@ -283,7 +293,7 @@ export class ReplicaEngine {
     this.guestState = 'ready';
     this.own = { ...this.own, ready: true };
     this.ports.log('info', 'the guest is ready', { bootOp });
-    this.ports.plane.setGuest('running');
+    this.ports.plane.setGuest('running', bootOp);
     this.step({ type: 'guest', now: this.ports.clock.now(), whole: true });
     if ([...this.reports.values()].some((report) => report.admittedBootOp === bootOp)) this.admit();
     this.nextReportAt = 0;
@@ -316,7 +326,8 @@ export class ReplicaEngine {
       {
         now,
         leadingSince: this.leadingSince,
-        viewCommitted: progress.commitOp >= this.viewStartOp,
+        // By what has come through the log in its order: a vm-boot of an earlier view has then been seen too.
+        viewCommitted: this.viewStartTold >= this.viewStartOp,
         members: members.length,
         guestMembers: members.length - witnesses.length,
         selfCanRun: this.options.canRunGuest,
@@ -348,7 +359,12 @@ export class ReplicaEngine {
   private step(event: Event): void {
     if (this.stopped) return;
     const effects: Effect[] = [];
-    this.core.step(event, effects);
+    try {
+      this.core.step(event, effects);
+    } catch (error) {
+      // Whoever called must not go on with a core that is broken.
+      return this.fail(`INVARIANT_BROKEN ${messageOf(error)}`);
+    }
     for (const effect of effects) {
       if (this.stopped) return;
       this.carryOut(effect);

@@ -35,6 +35,7 @@ export const bounds = {
   // the bootstrap
   /** From the connection to the end of the hellos. */
   bootstrapHandshakeMs: 3_000,
+  /** Connections that have not said a right hello yet. */
   bootstrapConnectionsMax: 64,
   bootstrapHelloMaxBytes: 8 * 1024,
   descriptorMaxBytes: 4 * 1024,

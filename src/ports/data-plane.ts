@@ -37,7 +37,8 @@ export interface DataPlane {
   openGate(view: View): void;
   /** Whether frames from the network are proposed when this replica leads. */
   admitInput(admit: boolean): void;
-  setGuest(mode: GuestMode): void;
+  /** `bootOp`: the vm-boot entry that the guest was started by; an older one changes nothing. */
+  setGuest(mode: GuestMode, bootOp: Op): void;
   /** Makes the guest's rings empty and lets one guest attach. */
   expectGuest(): void;
   /** A message may be dropped: its sender repeats it. */

@@ -7,7 +7,8 @@ import t from 'tap';
 import { nodePaths } from '../../src/api/cluster.js';
 import { signal } from '../../src/lib/processes.js';
 import { waitUntil } from '../../src/lib/time.js';
-import { falcon, LiveCluster } from '../support/live-cluster.js';
+import { repositoryRoot } from '../../src/lib/root.js';
+import { falcon, LiveCluster, runLong } from '../support/live-cluster.js';
 
 const local = ['--vm', 'none', '--hosts', 'local'];
 t.setTimeout(300_000);
@@ -103,6 +104,36 @@ t.test('a damaged log is reported, and fetched from the peers', async (t) => {
     'it has fetched what it lost and may vote again',
   );
   t.match(readFileSync(paths.log, 'utf8'), /LOG_DAMAGED/);
+  t.match(await cluster.down(), { status: 0 });
+});
+
+t.test('a replica that has lost its log does not vote before it has fetched it', async (t) => {
+  const cluster = await LiveCluster.init(t, '--nodes', '3', ...local);
+  t.match(await cluster.up(), { status: 0 });
+  t.match(await cluster.down(), { status: 0 });
+  rmSync(join(cluster.directory, 'h1', 'wal'), { recursive: true });
+  t.match(await cluster.launch('h1'), { status: 0 });
+  t.match(await cluster.replica('h1'), { recovering: true });
+  t.match(await cluster.launch('h2'), { status: 0 });
+  t.notOk(await cluster.becomes('h2', ({ role }) => role === 'primary', 1500), 'an empty log elects nobody');
+  t.match(await cluster.launch('h3'), { status: 0 });
+  const primary = await cluster.primary();
+  t.ok(
+    await cluster.becomes('h1', ({ recovering, commitOp }) => !recovering && commitOp >= primary.commitOp),
+  );
+  t.match(readFileSync(nodePaths(cluster.directory, 'h1').log, 'utf8'), /LOG_DAMAGED/);
+  t.match(await cluster.down(), { status: 0 });
+});
+
+t.test('a second daemon of a node touches nothing', async (t) => {
+  const cluster = await LiveCluster.init(t, '--nodes', '1', ...local);
+  t.match(await cluster.up(), { status: 0 });
+  const vote = readFileSync(join(cluster.directory, 'h1', 'hard-state'));
+  const daemon = join(repositoryRoot, 'dist/src/daemon/main.js');
+  const second = await runLong(process.execPath, [daemon, '--dir', cluster.directory, '--node', 'h1']);
+  t.match(second, { status: 5, err: /ALREADY_RUNNING/ });
+  t.same(readFileSync(join(cluster.directory, 'h1', 'hard-state')), vote);
+  t.equal((await cluster.primary()).node, 'h1');
   t.match(await cluster.down(), { status: 0 });
 });
 

@@ -193,6 +193,58 @@ TEST(SlowBackupIsBackPressure) {
   CHECK(pair.member[1].plane->last_op() == pair.member[0].plane->last_op());
 }
 
+// What an old primary posted last holds its memory only until it has left, whoever leads by then.
+TEST(AnOldPrimaryTakesMoreThanItsMemoryAfterwards) {
+  Pair pair(64 << 10);
+  REQUIRE(pair.Lead());
+  for (int i = 0; i < 20; ++i) REQUIRE(pair.member[0].plane->Propose(EntryKind::kNoop, payload));
+  pair.Poll(0);  // posted, and nothing has arrived
+  for (auto& m : pair.member) m.plane->Promise(2);
+  pair.Settle();
+  pair.member[1].plane->Lead(2);
+  pair.Settle();
+  const Op agree = pair.member[1].plane->last_op() - 1;
+  pair.member[1].plane->Feed(0, 2, agree);
+  pair.member[0].plane->Follow(2, 1, agree);
+  pair.Settle();
+  const std::vector<std::byte> large(4000, std::byte{9});
+  for (int i = 0; i < 600; ++i) {  // more than twice log_bytes
+    for (int wait = 0; wait < 50 && !pair.member[1].plane->Propose(EntryKind::kNoop, large); ++wait)
+      pair.Settle();
+    pair.Settle();
+  }
+  CHECK(pair.member[1].plane->last_op() > 600);
+  CHECK(pair.member[0].plane->last_op() == pair.member[1].plane->last_op());
+}
+
+// A backup that promised its own view again is fed again, on a new connection: the old records
+// still lie in its ring and would pass for the new stream's.
+TEST(FedAgainInOneViewNeedsANewConnection) {
+  Pair pair(8 << 10);
+  REQUIRE(pair.Lead());
+  for (int i = 0; i < 10; ++i) REQUIRE(pair.member[0].plane->Propose(EntryKind::kNoop, payload));
+  pair.Settle();
+  pair.member[1].plane->Promise(1);
+  pair.Settle();
+  const Op agree = pair.member[1].plane->last_op();
+  pair.member[0].plane->Feed(1, 1, agree);
+  pair.member[1].plane->Follow(1, 0, agree);
+  pair.Settle();
+  REQUIRE(pair.Count(0, PlaneEvent::Kind::kStreamBroken) == 1);
+  REQUIRE(pair.member[0].plane->Connect(1, 79, pair.member[1].fabric->Descriptor()).ok());
+  REQUIRE(pair.member[1].plane->Connect(0, 79, pair.member[0].fabric->Descriptor()).ok());
+  pair.member[1].plane->Promise(1);
+  pair.Settle();
+  pair.member[0].plane->Feed(1, 1, agree);
+  pair.member[1].plane->Follow(1, 0, agree);
+  pair.Settle();
+  for (int i = 0; i < 100; ++i) {
+    REQUIRE(pair.member[0].plane->Propose(EntryKind::kNoop, payload));
+    pair.Settle();
+  }
+  CHECK(pair.member[1].plane->last_op() == pair.member[0].plane->last_op());
+}
+
 }  // namespace
 
 int main(int argc, char** argv) { return falcon::test::Main(argc, argv); }

@@ -286,7 +286,8 @@ export class World {
   private makeGuest(node: SimNode): GuestRunner {
     return {
       pid: null,
-      start: ({ onReady }) => {
+      start: ({ onEmpty, onReady }) => {
+        onEmpty();
         node.guestReadyAtNs = this.nowNs + this.random.below(40) * nsPerMs;
         node.onGuestReady = onReady;
         return Promise.resolve();

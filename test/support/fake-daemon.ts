@@ -55,6 +55,7 @@ async function main(): Promise<void> {
     lagOps: 1,
     lease: { held: primary, remainingMs: primary ? 38 : null },
     gate: primary ? 'open' : 'closed',
+    admitted: primary,
     guest: { state: config.vm.kind === 'none' ? 'none' : 'ready', epoch: 1, pid: null },
     durability: config.durability,
     fabric: config.fabric,

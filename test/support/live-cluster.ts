@@ -95,7 +95,7 @@ export class LiveCluster {
     const seen = await waitUntil(
       async () => {
         const serving = (await this.replicas()).filter(
-          ({ role, gate }) => role === 'primary' && gate === 'open',
+          ({ role, gate, admitted }) => role === 'primary' && gate === 'open' && admitted,
         );
         found = serving.sort((a, b) => b.view - a.view)[0];
         return found !== undefined && found.view > view;

@@ -17,8 +17,8 @@ export const up: Command = {
   name: 'up',
   summary: 'start all replicas on this machine',
   about:
-    'Starts the daemons through cluster/launch and waits until the cluster serves: there is a primary, and its\n' +
-    'gate is open. If that fails, everything that was started is stopped again.',
+    'Starts the daemons through cluster/launch and waits until the cluster serves: there is a primary, its gate is\n' +
+    'open, and enough guests are ready. If that fails, everything that was started is stopped again.',
   options: {
     foreground: { type: 'boolean', help: 'stay, and stop the cluster on ctrl-C' },
     'no-wait': { type: 'boolean', help: 'do not wait until the cluster serves' },
@@ -97,7 +97,7 @@ async function waitForService(
     interrupt.check();
     const rows = await fetchAll(place);
     const primary = primaryOf(rows);
-    if (primary?.gate === 'open') return primary;
+    if (primary?.gate === 'open' && primary.admitted) return primary;
     failIfOneEnded(place, rows);
     const now = monotonicMs();
     if (now >= end)
@@ -127,7 +127,7 @@ function progress(rows: readonly StatusRow[]): string {
   const head =
     primary === null
       ? 'no primary yet'
-      : `${primary.node} is primary of view ${primary.view}, gate ${primary.gate}`;
+      : `${primary.node} is primary of view ${primary.view}, gate ${primary.gate}, input ${primary.admitted ? 'admitted' : 'waits for guests'}`;
   const guests = answered(rows).map((row) => `${row.node} ${row.guest.state}`);
   return `${head}; guests: ${guests.length === 0 ? 'no replica answers' : guests.join(', ')}`;
 }
