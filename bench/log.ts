@@ -66,6 +66,8 @@ function startMember(index: number, directory: string, shm: string, c: Case): Me
     walSalt: 0,
     segmentBytes: 64 << 20,
     retainBytes: 256 << 20,
+    fabric: 'shm',
+    fabricAddress: '',
     shmDirectory: shm,
     shmName: `m${index}`,
     vm: false,

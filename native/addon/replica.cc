@@ -16,6 +16,8 @@ ReactorOptions ReadOptions(const Napi::Object& from) {
   o.wal.force = o.plane.force;
   o.wal.segment_bytes = static_cast<uint64_t>(Number(from, "segmentBytes"));
   o.wal.retain_bytes = static_cast<uint64_t>(Number(from, "retainBytes"));
+  o.fabric = Text(from, "fabric");
+  o.fabric_address = Text(from, "fabricAddress");
   o.shm_directory = Text(from, "shmDirectory");
   o.shm_name = Text(from, "shmName");
   o.vm = Flag(from, "vm");

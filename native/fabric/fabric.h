@@ -1,7 +1,7 @@
 // One-sided memory between replicas.
 //
 // A fabric lets a replica write into memory regions of its peers without their processors taking
-// part. It knows nothing of logs or views. Every implementation (shm, sim, later verbs and tcp)
+// part. It knows nothing of logs or views. Every implementation (shm, tcp, sim, later verbs)
 // passes the same conformance suite (test/native/fabric_conformance).
 //
 // What a user may rely on, and nothing more:
@@ -64,7 +64,9 @@ class Fabric {
   [[nodiscard]] virtual std::string Descriptor() const = 0;
 
   // Connects to a peer. `connection` identifies this incarnation on both sides. An earlier
-  // connection to the same peer is dropped first. Errors: FABRIC_CONNECT.
+  // connection to the same peer is dropped first. Does not wait: State() may be kDown until the
+  // peer has answered, and operations posted meanwhile wait in the queue; both sides must Connect
+  // with the same number. Errors: FABRIC_CONNECT.
   virtual Status Connect(PeerId peer, uint64_t connection, std::string_view descriptor) = 0;
   virtual void Disconnect(PeerId peer) = 0;  // idempotent
   // kBroken stays until Disconnect or Connect.
@@ -81,7 +83,8 @@ class Fabric {
   // call.
   virtual Status Read(PeerId peer, RemoteAddress from, std::span<std::byte> into) = 0;
 
-  // Operations posted and completed on the current connection; both start at 0 with it.
+  // Operations posted and completed on the current connection; both start at 0 with it. Completed
+  // says only that the source is free.
   [[nodiscard]] virtual uint64_t Posted(PeerId peer) const = 0;
   [[nodiscard]] virtual uint64_t Completed(PeerId peer) const = 0;
 
@@ -89,7 +92,8 @@ class Fabric {
   // after a batch of writes.
   virtual void Ring(PeerId peer) = 0;
 
-  // Drives completions. Returns how many things happened (0: idle).
+  // Drives completions. A fabric without hardware changes the regions only here and in ArmWake.
+  // Returns how many things happened (0: idle).
   virtual int Poll() = 0;
 
   // Sleeping: ArmWake(), look at the memory once more, then wait for wake_fd() to become readable,

@@ -8,6 +8,7 @@
 #include <cerrno>
 
 #include "fabric/shm.h"
+#include "fabric/tcp.h"
 #include "os/check.h"
 #include "os/realtime.h"
 #include "os/tap.h"
@@ -52,11 +53,7 @@ Status Reactor::Open(const ReactorOptions& options) {
   options_ = options;
   storage_ = MakePosixStorage();
   if (Status s = OpenWal(*storage_, options.wal, &recovered_, &wal_); !s.ok()) return s;
-  if (Status s =
-          MakeShmFabric({options.shm_directory, options.shm_name, options.plane.self}, &fabric_);
-      !s.ok()) {
-    return s;
-  }
+  if (Status s = OpenFabric(); !s.ok()) return s;
   if (Status s = fabric_->AddRegion(0, DataPlane::RegionBytes(options.plane)); !s.ok()) return s;
   if (!options.tap.empty()) {
     if (Status s = OpenTap(options.tap, &tap_); !s.ok()) return s;
@@ -84,6 +81,18 @@ Status Reactor::Open(const ReactorOptions& options) {
   if (!options.vm) return Ok();
   if (Status s = Watch(rings_.to_falcond_fd()); !s.ok()) return s;
   return Watch(options.builtin ? tap_.get() : link_.listen_fd());
+}
+
+Status Reactor::OpenFabric() {
+  const PeerId self = options_.plane.self;
+  if (options_.fabric == "shm")
+    return MakeShmFabric({options_.shm_directory, options_.shm_name, self}, &fabric_);
+  if (options_.fabric == "tcp") {
+    TcpFabricOptions tcp;
+    tcp.address = options_.fabric_address;
+    return MakeTcpFabric(tcp, self, &fabric_);
+  }
+  return {"FABRIC_UNKNOWN", options_.fabric};
 }
 
 Status Reactor::Watch(int fd) {

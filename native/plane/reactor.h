@@ -27,12 +27,14 @@ namespace falcon {
 struct ReactorOptions {
   PlaneOptions plane;
   WalOptions wal;
+  std::string fabric = "shm";  // or "tcp"
   std::string shm_directory;
   std::string shm_name;
-  bool vm = true;         // false: a witness
-  bool builtin = false;   // the built-in service instead of QEMU
-  std::string vm_socket;  // QEMU attaches here
-  std::string tap;        // empty: none
+  std::string fabric_address;  // tcp: where peers reach this replica
+  bool vm = true;              // false: a witness
+  bool builtin = false;        // the built-in service instead of QEMU
+  std::string vm_socket;       // QEMU attaches here
+  std::string tap;             // empty: none
   uint64_t vm_ring_bytes = 1 << 20;
   bool busy = false;  // never sleep
   Nanoseconds spin = 10 * kMicrosecond;
@@ -76,6 +78,7 @@ class Reactor {
   class TapWire;
   class MonotonicClock;
 
+  Status OpenFabric();
   void Run();
   int Round(Nanoseconds now);
   int RunCommands();

@@ -62,6 +62,9 @@ export interface NativeReplicaOptions extends NativePlaneOptions {
   readonly walSalt: number;
   readonly segmentBytes: number;
   readonly retainBytes: number;
+  readonly fabric: string;
+  /** tcp: the address that peers dial. */
+  readonly fabricAddress: string;
   readonly shmDirectory: string;
   readonly shmName: string;
   readonly vm: boolean;

@@ -85,7 +85,7 @@ export interface ClusterConfig {
   readonly version: 1;
   /** `<name>-<8 hex digits>`: no two clusters share it. */
   readonly cluster: string;
-  readonly fabric: 'shm';
+  readonly fabric: 'shm' | 'tcp';
   readonly durability: 'disk' | 'memory';
   readonly lan: 'flood' | 'learn';
   readonly poll: { readonly mode: 'adaptive' | 'busy'; readonly spinUs: number; readonly realtime: boolean };
@@ -216,7 +216,7 @@ const checkVm: Check<VmConfig> = (value, path) => {
 const checkShape = object({
   version: oneOf([1]),
   cluster: checkClusterName,
-  fabric: withDefault(oneOf(['shm']), 'shm'),
+  fabric: withDefault(oneOf(['shm', 'tcp']), 'shm'),
   durability: withDefault(oneOf(['disk', 'memory']), 'disk'),
   lan: withDefault(oneOf(['flood', 'learn']), 'flood'),
   poll: withDefault(

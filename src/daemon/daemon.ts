@@ -202,6 +202,8 @@ function nativeOptions(
     walSalt: randomInt(1, 2 ** 32),
     segmentBytes: log.segmentBytes,
     retainBytes: log.retainBytes,
+    fabric: config.fabric,
+    fabricAddress: config.nodes[self]?.address ?? '',
     shmDirectory: shmDirectory(config.cluster),
     shmName: node.name,
     vm: node.vm,

@@ -91,6 +91,7 @@ export const errorTable = {
   HARD_STATE_FAILED: { severity: 'fatal', exit: x.storage, text: 'the vote file could not be written' },
 
   // the fabric and the peers
+  FABRIC_UNKNOWN: { severity: 'fatal', exit: x.configuration, text: 'there is no such fabric' },
   FABRIC_CONNECT: { severity: 'error', exit: x.failure, text: 'the fabric cannot reach a peer' },
   FABRIC_BUSY: { severity: 'warning', exit: x.failure, text: 'the fabric takes no more work now' },
   FABRIC_DOWN: { severity: 'warning', exit: x.failure, text: 'the connection to a peer is down' },

@@ -39,7 +39,11 @@ class FabricBed {
   virtual void KeepLate(PeerId from, PeerId to) = 0;
   virtual void DeliverLate(PeerId from, PeerId to) = 0;
 
-  [[nodiscard]] virtual bool concurrent() const = 0;     // members may live on threads of their own
+  [[nodiscard]] virtual bool concurrent() const = 0;  // members may live on threads of their own
+  // Members may sleep, each on a thread of its own that polls it.
+  [[nodiscard]] virtual bool sleeps() const { return concurrent(); }
+  // Sleepers are rung by the writer, and not woken by their sockets.
+  [[nodiscard]] virtual bool rings() const { return true; }
   [[nodiscard]] virtual size_t queue_bound() const = 0;  // of the send queue; 0: never full
   [[nodiscard]] virtual size_t Leftovers()
       const = 0;  // files and the like that exist for the members
@@ -47,13 +51,15 @@ class FabricBed {
   void StartAll(size_t members) {
     for (PeerId member = 0; member < members; ++member) Start(member);
     for (PeerId from = 0; from < members; ++from) {
-      for (PeerId to = 0; to < members; ++to) {
-        if (from != to) CHECK(Connect(from, to).ok());
-      }
+      for (PeerId to = 0; to < from; ++to) CHECK(Connect(from, to).ok());
     }
+    Drive();
   }
+  // On both sides, as the bootstrap does: a connection is known by one number to both.
   Status Connect(PeerId from, PeerId to) {
-    return at(from).Connect(to, ++connections_, at(to).Descriptor());
+    const uint64_t connection = ++connections_;
+    const Status status = at(to).Connect(from, connection, at(from).Descriptor());
+    return status.ok() ? at(from).Connect(to, connection, at(to).Descriptor()) : status;
   }
 
  private:

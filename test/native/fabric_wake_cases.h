@@ -32,6 +32,7 @@ struct WakeRaces {
 inline bool AwaitWord(Fabric& fabric, size_t offset, uint64_t value, uint64_t looks) {
   for (uint64_t i = 0; i < looks; ++i) {
     if (Word(fabric, 0, offset) == value) return true;
+    fabric.Poll();
   }
   while (true) {
     fabric.ArmWake();
@@ -57,7 +58,7 @@ inline void Linger(uint64_t turns) {
 // and rings, at moments that wander past each other.
 inline void NoWakeIsLost(FabricBed& bed) {
   bed.StartAll(2);
-  if (bed.at(0).wake_fd() < 0 || !bed.concurrent()) {
+  if (bed.at(0).wake_fd() < 0 || !bed.sleeps()) {
     SkipReason() = std::string(bed.name()) + " has nobody who could sleep";
     return;
   }
@@ -93,7 +94,8 @@ inline void NoWakeIsLost(FabricBed& bed) {
   std::printf("# %llu races, %llu wakes\n", static_cast<unsigned long long>(word),
               static_cast<unsigned long long>(bed.at(0).counters().wakes_sent));
   CHECK(bed.at(0).counters().wakes_sent <= word);
-  CHECK(bed.at(0).counters().wakes_sent > 0 && bed.at(1).counters().wakes_received > 0);
+  CHECK(bed.at(0).counters().wakes_sent > 0 || !bed.rings());
+  CHECK(bed.at(1).counters().wakes_received > 0);
 }
 
 inline void NobodyIsRungWhoDoesNotSleep(FabricBed& bed) {
@@ -109,22 +111,28 @@ inline void NobodyIsRungWhoDoesNotSleep(FabricBed& bed) {
     pollfd wait{sleeper.wake_fd(), POLLIN, 0};
     return poll(&wait, 1, 0) == 1;
   };
+  const auto becomes_readable = [&] {
+    pollfd wait{sleeper.wake_fd(), POLLIN, 0};
+    return poll(&wait, 1, 5000) == 1;
+  };
+  const uint64_t one = bed.rings() ? 1 : 0;
   CHECK(WriteOne(writer, 1, {0, 0}, WordBytes(word)).ok());
   writer.Ring(1);
   CHECK(!readable() && writer.counters().wakes_sent == 0);
+  bed.Drive();
   sleeper.ArmWake();
   writer.Ring(1);  // nothing was written since the last ring
   CHECK(!readable());
   CHECK(WriteOne(writer, 1, {0, 0}, WordBytes(word)).ok());
   writer.Ring(1);
-  CHECK(readable() && writer.counters().wakes_sent == 1);
+  CHECK(becomes_readable() && writer.counters().wakes_sent == one);
   sleeper.DisarmWake();
   CHECK(!readable());
   sleeper.ArmWake();
   sleeper.DisarmWake();
   CHECK(WriteOne(writer, 1, {0, 0}, WordBytes(word)).ok());
   writer.Ring(1);
-  CHECK(!readable() && writer.counters().wakes_sent == 1);
+  CHECK(!readable() && writer.counters().wakes_sent == one);
 }
 
 }  // namespace falcon::test::conformance

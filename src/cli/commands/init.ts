@@ -39,7 +39,7 @@ export const init: Command = {
     },
     fabric: {
       type: 'string',
-      choices: ['shm'],
+      choices: ['shm', 'tcp'],
       fallback: 'shm',
       help: 'what carries the log between replicas',
     },
