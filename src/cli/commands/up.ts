@@ -29,8 +29,11 @@ export const up: Command = {
     const interrupt = new Interrupt();
     try {
       const launched = await launch(place, interrupt);
-      // The launch script has said what was wrong, and has cleaned up.
-      if (launched !== exitCodes.ok) return launched;
+      if (launched !== exitCodes.ok) {
+        // The launch script has said what was wrong, and has cleaned up, unless the signal met it at its very end.
+        if (interrupt.signal !== null) await stopCluster(repositoryRoot, place, output.say);
+        return launched;
+      }
       return await serve(place, options.flag('no-wait'), options.flag('foreground'), interrupt, output);
     } finally {
       interrupt.dispose();
