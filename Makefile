@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export FALCON_CACHE ?= $(HOME)/.cache/falcon
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build images check format test demo sim bench-log bench-vm clean
+.PHONY: help setup build images check format test test-softroce demo sim bench-log bench-vm clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -30,6 +30,10 @@ format: setup ## rewrite all sources in the project's format
 
 test: check images ## run all tests: TYPES="unit golden" for some of them
 	@cluster/build/run-tests $(TYPES)
+
+test-softroce: build ## run the verbs fabric on soft-RoCE, in a machine of its own
+	@cluster/setup cluster/softroce/test-packages
+	@cluster/build/run-tests softroce
 
 demo: build images ## kill the primary under a client: SEED= IDLE= KILLS= HOSTS= JSON=1
 	@cluster/demo/run
