@@ -27,6 +27,7 @@ import { takeLock } from '../lib/lock.js';
 import { Random } from '../lib/random.js';
 import { repositoryRoot } from '../lib/root.js';
 import type { GuestRunner } from '../ports/guest.js';
+import { noteCleanStop, takeCleanStop } from './clean-stop.js';
 import { logIdentity } from './log-identity.js';
 import { replicaStatus } from './status.js';
 
@@ -62,8 +63,11 @@ export async function startDaemon(cluster: Cluster, node: NodeConfig, logger: Lo
   const identity = logIdentity(paths.directory, paths.wal, store.state.view > 0);
   if (!identity.same)
     logger.error('LOG_DAMAGED: the log is not the one this node wrote; rejoins by fetching from peers');
+  const cleanStop = takeCleanStop(paths.directory);
   const lostEntries =
-    !identity.same || recovered.damaged || (config.durability === 'memory' && store.state.view > 0);
+    !identity.same ||
+    recovered.damaged ||
+    (config.durability === 'memory' && store.state.view > 0 && !cleanStop);
   if (recovered.damaged)
     logger.error({ detail: recovered.damageDetail }, 'LOG_DAMAGED: rejoins by fetching from peers');
   const hardState = { ...store.state, recovering: store.state.recovering || lostEntries };
@@ -162,6 +166,7 @@ export async function startDaemon(cluster: Cluster, node: NodeConfig, logger: Lo
   );
   const finished = ended.then(async (error) => {
     for (const step of stopping) await step();
+    if (error === null) noteCleanStop(paths.directory, paths.wal);
     return error;
   });
   return { ended: finished, stop: () => end(null) };

@@ -125,6 +125,22 @@ t.test('a replica that has lost its log does not vote before it has fetched it',
   t.match(await cluster.down(), { status: 0 });
 });
 
+t.test('durability memory: a clean stop is no loss, a crash is', async (t) => {
+  const cluster = await LiveCluster.init(t, '--nodes', '3', '--durability', 'memory', ...local);
+  t.match(await cluster.up(), { status: 0 });
+  const before = await cluster.primary();
+  t.match(await cluster.down(), { status: 0 });
+  t.match(await cluster.up(), { status: 0 }, 'all of them may be stopped and started');
+  const after = await cluster.primary();
+  t.ok(after.commitOp > before.commitOp, `op ${after.commitOp} after ${before.commitOp}`);
+  signal(after.pid, 'SIGKILL');
+  const next = await cluster.primary(after.view);
+  t.match(await cluster.launch(after.node), { status: 0 });
+  t.ok(await cluster.becomes(after.node, (one) => !one.recovering && one.commitOp >= next.commitOp));
+  t.match(readFileSync(nodePaths(cluster.directory, after.node).log, 'utf8'), /recovering|peer connected/);
+  t.match(await cluster.down(), { status: 0 });
+});
+
 t.test('a second daemon of a node touches nothing', async (t) => {
   const cluster = await LiveCluster.init(t, '--nodes', '1', ...local);
   t.match(await cluster.up(), { status: 0 });
