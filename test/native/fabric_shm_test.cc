@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "check.h"
+#include "child_process.h"
 #include "fabric/shm.h"
 #include "fabric_conformance.h"
 #include "os/clock.h"
@@ -28,6 +29,9 @@ using falcon::MakeShmFabric;
 using falcon::PeerId;
 using falcon::PeerState;
 using falcon::Status;
+using falcon::test::Child;
+using falcon::test::Hear;
+using falcon::test::Tell;
 using falcon::test::conformance::Bytes;
 using falcon::test::conformance::Holds;
 using falcon::test::conformance::Is;
@@ -99,68 +103,6 @@ class ShmBed final : public falcon::test::FabricBed {
   TestDirectory directory_;
   std::array<std::unique_ptr<Fabric>, falcon::kMaxMembers> fabrics_;
 };
-
-// A child process that runs `body` and exits with its result. The parent talks to it through two
-// pipes.
-class Child {
- public:
-  explicit Child(const std::function<int(int from_parent, int to_parent)>& body) {
-    int down[2];
-    int up[2];
-    if (pipe2(down, O_CLOEXEC) != 0 || pipe2(up, O_CLOEXEC) != 0) return;
-    pid_ = fork();
-    if (pid_ == 0) {
-      close(down[1]);
-      close(up[0]);
-      alarm(60);  // whatever happens, it ends
-      _exit(body(down[0], up[1]));
-    }
-    close(down[0]);
-    close(up[1]);
-    to_ = down[1];
-    from_ = up[0];
-  }
-  ~Child() {
-    if (pid_ > 0) Kill();
-    close(to_);
-    close(from_);
-  }
-  Child(const Child&) = delete;
-  Child& operator=(const Child&) = delete;
-
-  [[nodiscard]] pid_t pid() const { return pid_; }
-  [[nodiscard]] int to() const { return to_; }
-  [[nodiscard]] int from() const { return from_; }
-  void Kill() {
-    kill(pid_, SIGKILL);
-    Wait();
-  }
-  // Its exit code; -1 if it was killed.
-  int Wait() {
-    int status = 0;
-    waitpid(pid_, &status, 0);
-    pid_ = -1;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  }
-
- private:
-  pid_t pid_ = -1;
-  int to_ = -1;
-  int from_ = -1;
-};
-
-// Descriptors over a pipe: shorter than PIPE_BUF, so one write is one read.
-bool Tell(int fd, const std::string& text) {
-  return write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size());
-}
-
-std::string Hear(int fd) {
-  char text[4096];
-  pollfd wait{fd, POLLIN, 0};
-  if (poll(&wait, 1, 20000) != 1) return {};
-  const ssize_t got = read(fd, text, sizeof text);
-  return got > 0 ? std::string(text, static_cast<size_t>(got)) : std::string();
-}
 
 std::unique_ptr<Fabric> MakeMember(const std::string& directory, PeerId self) {
   std::unique_ptr<Fabric> fabric;

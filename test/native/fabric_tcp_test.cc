@@ -41,6 +41,9 @@ using falcon::TcpHello;
 using falcon::TcpKind;
 using falcon::TcpMember;
 using falcon::UniqueFd;
+using falcon::test::Child;
+using falcon::test::Hear;
+using falcon::test::Tell;
 using falcon::test::conformance::Bytes;
 using falcon::test::conformance::Holds;
 using falcon::test::conformance::Is;
@@ -51,10 +54,8 @@ using falcon::test::conformance::Span;
 using falcon::test::conformance::Word;
 using falcon::test::conformance::WordBytes;
 using falcon::test::conformance::WriteOne;
-using falcon::test::tcp::Child;
 using falcon::test::tcp::ConnectBoth;
 using falcon::test::tcp::DialByHand;
-using falcon::test::tcp::Hear;
 using falcon::test::tcp::HelloTo;
 using falcon::test::tcp::kPatience;
 using falcon::test::tcp::kQueue;
@@ -63,7 +64,6 @@ using falcon::test::tcp::MakeMember;
 using falcon::test::tcp::PollUntil;
 using falcon::test::tcp::Say;
 using falcon::test::tcp::TcpBed;
-using falcon::test::tcp::Tell;
 using falcon::test::tcp::WasClosed;
 
 // ---- beginnings
