@@ -12,6 +12,7 @@ import { join } from 'node:path';
 import { convertEvent, NativePlane } from '../src/adapters/native-plane.js';
 import { loadNative } from '../src/adapters/native.js';
 import type { NativeLoad, NativeReplica } from '../src/adapters/native.js';
+import { transferOptions } from '../src/transfer/defaults.js';
 import { ReplicaEngine } from '../src/engine/replica.js';
 import { bounds } from '../src/lib/bounds.js';
 import { Random } from '../src/lib/random.js';
@@ -95,7 +96,14 @@ function startMember(index: number, directory: string, shm: string, c: Case): Me
       },
       hardState: { view: 0, votedFor: null, recovering: false },
       tail: { last: { view: 0, op: 0 }, commitOp: 0, table: [] },
-      boot: { firstBootWaitMs: 1e9, rebootWaitMs: 1e9, quorumReadyWaitMs: 0 },
+      transfer: {
+        core: transferOptions(index),
+        machine: 'none',
+        files: { inbox: '', dirty: '', state: '' },
+        key: () => new Uint8Array(32),
+        recordsMax: 1,
+      },
+      boot: { mode: 'each', fillWaitMs: 0, firstBootWaitMs: 1e9, rebootWaitMs: 1e9, quorumReadyWaitMs: 0 },
       canRunGuest: false,
       reportIntervalMs: 1000,
     },

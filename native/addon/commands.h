@@ -4,6 +4,8 @@
 
 #include <napi.h>
 
+#include <algorithm>
+#include <string>
 #include <vector>
 
 #include "addon/convert.h"
@@ -48,6 +50,47 @@ bool DispatchCommand(const std::string& name, const std::vector<Napi::Value>& ar
     const auto kind = static_cast<EntryKind>(a);
     return deliver([kind, data = bytes(1)](DataPlane& p) { p.Propose(kind, data); }), true;
   }
+  const auto text = [&args](size_t i) {
+    const auto data = i < args.size() ? BytesOf(args[i]) : std::span<const std::byte>{};
+    return std::string(reinterpret_cast<const char*>(data.data()), data.size());
+  };
+  if (name == "transferOpen") {
+    TransferOptions o;
+    o.session = a;
+    o.peer = static_cast<PeerId>(b);
+    o.source = c != 0;
+    o.based = number(3) != 0;
+    o.ram_bytes = number(4);
+    const auto key = bytes(5);
+    std::copy_n(key.begin(), std::min(key.size(), o.key.size()), o.key.begin());
+    o.ram_path = text(6);
+    o.inbox_path = text(7);
+    o.state_path = text(8);
+    o.grant = text(9);
+    return deliver([o](DataPlane& p) { p.TransferOpen(o); }), true;
+  }
+  if (name == "transferAttach") {
+    return deliver([a, inbox = text(1), ram = text(2)](DataPlane& p) {
+             p.TransferAttach(a, inbox, ram);
+           }),
+           true;
+  }
+  if (name == "transferCollected")
+    return deliver([a, file = text(1)](DataPlane& p) { p.TransferCollected(a, file); }), true;
+  if (name == "transferRound") {
+    const auto round = static_cast<uint32_t>(b);
+    const auto pages = static_cast<RoundPages>(c);
+    const bool final = number(3) != 0;
+    return deliver([=](DataPlane& p) { p.TransferRound(a, round, pages, final); }), true;
+  }
+  if (name == "transferSync") return deliver([a](DataPlane& p) { p.TransferSync(a); }), true;
+  if (name == "transferSend")
+    return deliver([a, file = text(1)](DataPlane& p) { p.TransferSend(a, file); }), true;
+  if (name == "transferRelease") return deliver([a](DataPlane& p) { p.TransferRelease(a); }), true;
+  if (name == "transferRings") return deliver([a](DataPlane& p) { p.TransferRings(a); }), true;
+  if (name == "transferInstall") return deliver([a](DataPlane& p) { p.TransferInstall(a); }), true;
+  if (name == "transferClose") return deliver([a](DataPlane& p) { p.TransferClose(a); }), true;
+  if (name == "transferForget") return deliver([a](DataPlane& p) { p.TransferForget(a); }), true;
   return false;
 }
 

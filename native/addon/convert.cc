@@ -27,7 +27,10 @@ Napi::Array TableArray(Napi::Env env, const std::vector<ViewTableRow>& table) {
 
 constexpr const char* kEventNames[] = {"promised",    "following",     "leading",     "mail",
                                        "control",     "caught-up",     "gate-opened", "input-held",
-                                       "surrendered", "stream-broken", "feed-lost",   "failed"};
+                                       "surrendered", "stream-broken", "feed-lost",   "failed",
+                                       "transfer-opened", "transfer-round", "transfer-held",
+                                       "transfer-sent", "transfer-progress", "transfer-arrived",
+                                       "transfer-installed", "transfer-failed"};
 
 template <typename T>
 void Put(Napi::Object& into, const char* key, T value) {
@@ -138,8 +141,20 @@ Napi::Object EventObject(Napi::Env env, const PlaneEvent& event) {
     case PlaneEvent::Kind::kMail:
     case PlaneEvent::Kind::kStreamBroken:
     case PlaneEvent::Kind::kFailed:
+    case PlaneEvent::Kind::kTransferOpened:
+    case PlaneEvent::Kind::kTransferFailed:
       o.Set("bytes", Bytes(env, event.bytes));
       break;
+    case PlaneEvent::Kind::kTransferRound:
+    case PlaneEvent::Kind::kTransferHeld:
+    case PlaneEvent::Kind::kTransferSent:
+    case PlaneEvent::Kind::kTransferArrived: {
+      Napi::Array numbers = Napi::Array::New(env, event.numbers.size());
+      for (uint32_t i = 0; i < event.numbers.size(); ++i)
+        numbers.Set(i, static_cast<double>(event.numbers[i]));
+      o.Set("numbers", numbers);
+      break;
+    }
     default:
       break;
   }

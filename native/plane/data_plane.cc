@@ -258,6 +258,7 @@ int DataPlane::PollOnce(Nanoseconds now) {
   }
   done += PollDelivery(now);
   if (rings_ != nullptr) done += PollEgress(now);
+  if (transfer_ != nullptr) done += PollTransfer(now);
   if (role_ == PlaneRole::kLeading) PollGate(now);
   SetEvictionFloor();
   PostWords();
@@ -301,6 +302,8 @@ Nanoseconds DataPlane::NextDeadline(Nanoseconds now) const {
   // The guest tells nobody when its ring has run empty: looked after while somebody waits for it.
   if (role_ == PlaneRole::kLeading && guest_ == GuestMode::kRunning && !caught_up_told_)
     next = std::min(next, now + kMillisecond / 2);
+  // The digests' threads ring no doorbell of this one.
+  if (transfer_ != nullptr && transfer_->busy()) next = std::min(next, now + 100 * kMicrosecond);
   return std::max(next, now);
 }
 

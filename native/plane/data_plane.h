@@ -26,6 +26,8 @@
 #include "log/wal.h"
 #include "os/clock.h"
 #include "plane/peer_link.h"
+#include "plane/transfer.h"
+#include "vm/builtin_service.h"
 #include "vm/flow_table.h"
 #include "vm/ingress_pool.h"
 #include "vm/vm_rings.h"
@@ -74,6 +76,15 @@ struct PlaneEvent {
     kStreamBroken,  // peer, op = generation: what it writes cannot be (bytes: why); reconnect
     kFeedLost,      // peer: needs entries that are not kept any more
     kFailed,        // the replica must stop: bytes = "CODE detail"
+    // State transfer; op = session.
+    kTransferOpened,     // bytes = length of the first grant (u16), inbox grant, memory grant
+    kTransferRound,      // numbers = figures
+    kTransferHeld,       // numbers[0] = op of the vm-sync that delivery stands behind
+    kTransferSent,       // numbers[0] = bytes
+    kTransferProgress,
+    kTransferArrived,    // numbers = op, boot op
+    kTransferInstalled,
+    kTransferFailed,     // bytes = "CODE detail"
   };
   Kind kind;
   PeerId peer = 0;
@@ -85,6 +96,7 @@ struct PlaneEvent {
   View last_view = 0;  // kPromised
   Op commit_op = 0;
   std::vector<ViewTableRow> table;
+  std::array<uint64_t, 7> numbers{};
 };
 
 struct PlaneSnapshot {
@@ -162,6 +174,22 @@ class DataPlane final : private FlowSink {
   void AttachRings();
   void Tick(Nanoseconds now) { decider_at_ = now; }
   void SetRetained(Op op) { release_op_ = op; }
+  // The guest is the built-in service: its state is captured and installed with the rest.
+  void SetBuiltin(BuiltinService* builtin) { builtin_ = builtin; }
+
+  // ---- state transfer (transfer.h); what fails comes back as kTransferFailed
+  void TransferOpen(TransferOptions options);
+  void TransferAttach(SessionId session, std::string_view inbox, std::string_view ram);
+  void TransferCollected(SessionId session, const std::string& path);
+  void TransferRound(SessionId session, uint32_t round, RoundPages pages, bool final);
+  void TransferSync(SessionId session);
+  void TransferSend(SessionId session, const std::string& path);
+  void TransferRelease(SessionId session);
+  void TransferRings(SessionId session);
+  void TransferInstall(SessionId session);
+  void TransferClose(SessionId session);
+  // kMaxMembers or more: all.
+  void TransferForget(size_t peer);
 
   // ---- the loop
   // One round. Returns how much was done (0: idle).
@@ -235,6 +263,17 @@ class DataPlane final : private FlowSink {
   bool ProposePooled(Frame frame, Nanoseconds now);
   void PollGate(Nanoseconds now);
   void Announce();
+
+  // sync.cc: delivery at rest behind a vm-sync, and the state that travels with a guest
+  int PollTransfer(Nanoseconds now);
+  void HoldBehind(Op op, std::span<const std::byte> payload);
+  void CaptureState(std::vector<std::byte>* state, Nanoseconds now);
+  Status InstallState(std::span<const std::byte> state, Nanoseconds now);
+  PlaneEvent& EmitTransfer(PlaneEvent::Kind kind, SessionId session);
+  void TransferFailed(SessionId session, const std::string& why);
+  [[nodiscard]] bool InSession(SessionId session) const {
+    return transfer_ != nullptr && transfer_->options().session == session;
+  }
 
   PlaneEvent& Emit(PlaneEvent::Kind kind);
   void Fail(const char* code, const std::string& detail);
@@ -311,6 +350,17 @@ class DataPlane final : private FlowSink {
   std::vector<std::byte> normalised_;
   Op release_op_ = 0;
   Nanoseconds next_release_ = 0;
+  BuiltinService* builtin_ = nullptr;
+
+  // state transfer
+  std::unique_ptr<TransferSession> transfer_;
+  TransferSource* source_ = nullptr;  // transfer_, as what it is
+  TransferTarget* target_ = nullptr;
+  TransferBases bases_;
+  size_t guest_pages_ = 0;  // of the session that was opened last
+  Op held_op_ = 0;          // delivery stands behind this vm-sync; 0: it does not stand
+  bool arrived_ = false;    // target: the whole state, which may be ahead of the log
+  std::vector<TransferNews> transfer_news_;
 
   mutable PlaneSnapshot count_;  // the counters; the rest is filled in on demand
 };

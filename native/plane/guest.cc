@@ -77,6 +77,7 @@ bool DataPlane::ProposePooled(Frame frame, Nanoseconds now) {
 int DataPlane::PollDelivery(Nanoseconds now) {
   int taken = 0;
   deliver_blocked_ = false;
+  if (held_op_ != 0) return 0;
   for (; delivered_op_ < commit_op_ && taken < kFramesPerRound; ++taken) {
     const Op op = delivered_op_ + 1;
     if (!log_.Holds(op)) {
@@ -101,7 +102,10 @@ int DataPlane::PollDelivery(Nanoseconds now) {
     } else {
       if (header.kind == EntryKind::kVmBoot && rings_ != nullptr) {
         flows_->Reset();
-        guest_ = GuestMode::kBooting;
+        // Byte 0 is how guests are booted (src/engine/boot-policy.ts): each, or only the primary's.
+        const bool clone = !payload.empty() && payload[0] == std::byte{1};
+        const bool here = role_ == PlaneRole::kLeading && header.view == promised_view_;
+        guest_ = clone && !here ? GuestMode::kNone : GuestMode::kBooting;
         boot_op_ = op;
       }
       PlaneEvent& event = Emit(PlaneEvent::Kind::kControl);
@@ -111,8 +115,10 @@ int DataPlane::PollDelivery(Nanoseconds now) {
       event.bytes.assign(payload.begin(), payload.end());
     }
     delivered_op_ = op;
+    if (header.kind == EntryKind::kVmSync) HoldBehind(op, payload);
+    if (held_op_ != 0) break;
   }
-  if (guest_ == GuestMode::kRunning && now >= next_flow_tick_) next_flow_tick_ = flows_->Tick(now);
+  if (guest_ == GuestMode::kRunning && held_op_ == 0 && now >= next_flow_tick_) next_flow_tick_ = flows_->Tick(now);
   if (rings_ != nullptr) deliver_.Ring();
   return taken;
 }

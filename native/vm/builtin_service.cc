@@ -19,6 +19,19 @@ void BuiltinService::Attach(VmRings* rings) {
   digest_ = 0;
 }
 
+void BuiltinService::Save(std::vector<std::byte>* state) const {
+  state->resize(sizeof frames_ + sizeof digest_);
+  std::memcpy(state->data(), &frames_, sizeof frames_);
+  std::memcpy(state->data() + sizeof frames_, &digest_, sizeof digest_);
+}
+
+bool BuiltinService::Load(std::span<const std::byte> state) {
+  if (state.size() != sizeof frames_ + sizeof digest_) return false;
+  std::memcpy(&frames_, state.data(), sizeof frames_);
+  std::memcpy(&digest_, state.data() + sizeof frames_, sizeof digest_);
+  return true;
+}
+
 int BuiltinService::Poll() {
   int taken = 0;
   for (; taken < 64; ++taken) {

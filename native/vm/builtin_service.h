@@ -26,6 +26,9 @@ class BuiltinService {
   void Attach(VmRings* rings);
   // Takes and answers what is there. Returns frames taken.
   int Poll();
+  // What makes it this service and no other, for a state transfer. Load refuses other lengths.
+  void Save(std::vector<std::byte>* state) const;
+  [[nodiscard]] bool Load(std::span<const std::byte> state);
   [[nodiscard]] uint64_t frames() const { return frames_; }
   [[nodiscard]] uint32_t digest() const { return digest_; }
 

@@ -110,6 +110,32 @@ bool RingProducer::WaitForSpace(size_t bytes) {
 
 bool RingProducer::Empty() const { return LoadAcquire(ring_->head) == tail_; }
 
+bool RingProducer::CopyWaiting(std::vector<std::byte>* frames) const {
+  uint64_t head = LoadAcquire(ring_->head);
+  if (head > tail_ || tail_ - head > capacity_ || (head & 7) != 0) return false;
+  while (head != tail_) {
+    // The records are this side's own; only where the consumer stands was told by it.
+    const uint64_t at = head & (capacity_ - 1);
+    uint32_t header[2];
+    std::memcpy(header, bytes_ + at, sizeof header);
+    if (header[0] == FALCON_RING_WRAP) {
+      if (tail_ - head < capacity_ - at) return false;
+      head += capacity_ - at;
+      continue;
+    }
+    const uint64_t bytes = RecordBytes(header[0]);
+    if (header[0] == 0 || header[0] > FALCON_FRAME_MAX_BYTES || bytes > tail_ - head ||
+        at + bytes > capacity_)
+      return false;
+    const auto* length = reinterpret_cast<const std::byte*>(header);
+    frames->insert(frames->end(), length, length + sizeof(uint32_t));
+    frames->insert(frames->end(), bytes_ + at + sizeof header,
+                   bytes_ + at + sizeof header + header[0]);
+    head += bytes;
+  }
+  return true;
+}
+
 void RingConsumer::Attach(FalconShm* shm, int ring, int doorbell_fd) {
   ring_ = &shm->ring[ring];
   bytes_ = reinterpret_cast<const std::byte*>(shm) + ring_->offset;

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "os/status.h"
 #include "os/unique_fd.h"
@@ -29,6 +30,9 @@ class RingProducer {
   void Ring();
   // True when the consumer has taken everything.
   [[nodiscard]] bool Empty() const;
+  // Appends the frames that the consumer has not taken, each behind its length (uint32). The consumer
+  // must stand still. False: its position is impossible.
+  [[nodiscard]] bool CopyWaiting(std::vector<std::byte>* frames) const;
   [[nodiscard]] uint64_t doorbells() const { return doorbells_; }
 
  private:

@@ -1,11 +1,20 @@
 /** The data plane port over the addon: units and names change here, nothing else. */
 import type { NodeId } from '../consensus/types.js';
 import { assert } from '../lib/assert.js';
-import type { DataPlane, EntryKind, GuestMode, PlaneEvent, PlaneProgress } from '../ports/data-plane.js';
+import type {
+  DataPlane,
+  EntryKind,
+  GuestMode,
+  PlaneEvent,
+  PlaneProgress,
+  RoundPages,
+  TransferOpen,
+} from '../ports/data-plane.js';
 import type { NativeCounters, NativeEvent } from './native.js';
 
 const nsPerMs = 1e6;
 const guestModes = { none: 0, booting: 1, running: 2 } as const;
+const roundPages: Record<RoundPages, number> = { resident: 0, 'since-base': 1, pending: 2 };
 
 /** What a data plane is reached through: a real replica, or one in a simulated world. */
 export interface NativeTarget {
@@ -80,6 +89,43 @@ export class NativePlane implements DataPlane {
   propose(kind: EntryKind, payload: Uint8Array): void {
     this.command('propose', kind, payload);
   }
+
+  transferOpen(o: TransferOpen): void {
+    const text = (value: string): Uint8Array => Buffer.from(value);
+    const numbers = [o.session, o.peer, o.role === 'source' ? 1 : 0, o.based ? 1 : 0, o.ramBytes];
+    this.command('transferOpen', ...numbers, o.key, text(o.ram), text(o.inbox), text(o.state), o.grant);
+  }
+  transferAttach(session: number, inbox: Uint8Array, ram: Uint8Array): void {
+    this.command('transferAttach', session, inbox, ram);
+  }
+  transferCollected(session: number, file: string): void {
+    this.command('transferCollected', session, Buffer.from(file));
+  }
+  transferRound(session: number, round: number, pages: RoundPages, final: boolean): void {
+    this.command('transferRound', session, round, roundPages[pages], final ? 1 : 0);
+  }
+  transferSync(session: number): void {
+    this.command('transferSync', session);
+  }
+  transferSend(session: number, file: string): void {
+    this.command('transferSend', session, Buffer.from(file));
+  }
+  transferRelease(session: number): void {
+    this.command('transferRelease', session);
+  }
+  transferRings(session: number): void {
+    this.command('transferRings', session);
+  }
+  transferInstall(session: number): void {
+    this.command('transferInstall', session);
+  }
+  transferClose(session: number): void {
+    this.command('transferClose', session);
+  }
+  transferForget(peer: NodeId | null): void {
+    this.command('transferForget', peer ?? progressMembers);
+  }
+
   tick(): void {
     this.target.tick();
   }
@@ -188,6 +234,32 @@ export function convertEvent(event: NativeEvent): PlaneEvent {
       return { type: 'feed-lost', peer };
     case 'failed':
       return { type: 'failed', why: text() };
+    case 'transfer-opened': {
+      // The target's memory stands behind the inbox: two grants, the first with its length in front.
+      const bytes = event.bytes ?? new Uint8Array();
+      const length = Buffer.from(bytes).readUInt16LE(0);
+      const [inbox, ram] = [bytes.slice(2, 2 + length), bytes.slice(2 + length)];
+      return { type: 'transfer-opened', session: op, inbox, ram };
+    }
+    case 'transfer-round': {
+      const [pages = 0, equal = 0, sent = 0, moved = 0, digestNs = 0, waitNs = 0, moveNs = 0] = event.numbers ?? [];
+      return {
+        type: 'transfer-round',
+        session: op,
+        figures: { pages, equal, sent, bytes: moved, digestNs, waitNs, moveNs },
+      };
+    }
+    case 'transfer-held':
+      return { type: 'transfer-held', session: op, op: event.numbers?.[0] ?? 0 };
+    case 'transfer-sent':
+      return { type: 'transfer-sent', session: op, bytes: event.numbers?.[0] ?? 0 };
+    case 'transfer-progress':
+    case 'transfer-installed':
+      return { type: event.type, session: op };
+    case 'transfer-arrived':
+      return { type: 'transfer-arrived', session: op, op: event.numbers?.[0] ?? 0, bootOp: event.numbers?.[1] ?? 0 };
+    case 'transfer-failed':
+      return { type: 'transfer-failed', session: op, why: text() };
     case 'vm-attached':
       return { type: 'guest-attached' };
     case 'vm-detached':

@@ -17,6 +17,7 @@ export interface NativeEvent {
   readonly lastView?: number;
   readonly commitOp?: number;
   readonly table?: { view: number; firstOp: number }[];
+  readonly numbers?: number[];
 }
 
 export interface NativeLoad {

@@ -88,6 +88,8 @@ export interface ClusterConfig {
   readonly fabric: 'shm' | 'tcp';
   readonly durability: 'disk' | 'memory';
   readonly lan: 'flood' | 'learn';
+  /** Whether every replica boots its guest, or the primary alone and the others become copies of it. */
+  readonly firstBoot: 'clone' | 'each';
   readonly poll: { readonly mode: 'adaptive' | 'busy'; readonly spinUs: number; readonly realtime: boolean };
   readonly timing: TimingConfig;
   readonly log: LogConfig;
@@ -219,6 +221,7 @@ const checkShape = object({
   fabric: withDefault(oneOf(['shm', 'tcp']), 'shm'),
   durability: withDefault(oneOf(['disk', 'memory']), 'disk'),
   lan: withDefault(oneOf(['flood', 'learn']), 'flood'),
+  firstBoot: withDefault(oneOf(['clone', 'each']), 'each'),
   poll: withDefault(
     object({
       mode: withDefault(oneOf(['adaptive', 'busy']), 'adaptive'),

@@ -1,6 +1,6 @@
 /** What a replica tells about itself: the answer to `status` on the admin socket. */
 
-export type GuestState = 'none' | 'booting' | 'ready' | 'lost';
+export type GuestState = 'none' | 'booting' | 'ready' | 'filling' | 'lost';
 
 export interface PeerStatus {
   readonly name: string;

@@ -1,6 +1,6 @@
 /** One falcond: the ports of a real replica, joined to the engine, until it is told to stop or must. */
 import { execFileSync } from 'node:child_process';
-import { randomInt } from 'node:crypto';
+import { randomBytes, randomInt } from 'node:crypto';
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 
@@ -27,6 +27,8 @@ import { takeLock } from '../lib/lock.js';
 import { Random } from '../lib/random.js';
 import { repositoryRoot } from '../lib/root.js';
 import type { GuestRunner } from '../ports/guest.js';
+import { transferOptions } from '../transfer/defaults.js';
+import { sessionKeyBytes } from '../wire/transfer-messages.js';
 import { noteCleanStop, takeCleanStop } from './clean-stop.js';
 import { logIdentity } from './log-identity.js';
 import { replicaStatus } from './status.js';
@@ -93,8 +95,17 @@ export async function startDaemon(cluster: Cluster, node: NodeConfig, logger: Lo
       },
       hardState,
       tail: { last: { view: recovered.lastView, op: recovered.lastOp }, commitOp: 0, table: recovered.table },
+      transfer: {
+        core: transferOptions(self),
+        machine: machineOf(config),
+        files: sessionFiles(config, node),
+        key: () => randomBytes(sessionKeyBytes),
+        recordsMax: bounds.transferRecordsMax,
+      },
       boot: {
+        mode: config.firstBoot,
         firstBootWaitMs: bounds.firstBootWaitMs,
+        fillWaitMs: bounds.fillWaitMs,
         rebootWaitMs: bounds.rebootWaitMs,
         quorumReadyWaitMs: config.vm.kind === 'qemu' ? config.vm.quorumReadyWaitMs : 0,
       },
@@ -170,6 +181,17 @@ export async function startDaemon(cluster: Cluster, node: NodeConfig, logger: Lo
     return error;
   });
   return { ended: finished, stop: () => end(null) };
+}
+
+/** What the guests of two replicas must have in common for one to become the other. */
+function machineOf({ vm }: ClusterConfig): string {
+  return vm.kind === 'none' ? 'none' : `pc ${vm.memoryMiB} MiB ${vm.mac}`;
+}
+
+/** In shared memory: they live for one session, and a disk would make guests wait. */
+function sessionFiles(config: ClusterConfig, node: NodeConfig): { inbox: string; dirty: string; state: string } {
+  const file = (kind: string): string => join(shmDirectory(config.cluster), `${node.name}.${kind}`);
+  return { inbox: file('inbox'), dirty: file('dirty'), state: file('state') };
 }
 
 /** A thread that never sleeps must not keep everything else from running. */

@@ -18,6 +18,8 @@ export interface BootFacts {
   readonly guestMembers: number;
   readonly selfCanRun: boolean;
   readonly own: GuestReport;
+  /** Peers that are connected and can run a guest. */
+  readonly peersCanRun: number;
   /** Reports of peers that are connected. */
   readonly peers: readonly GuestReport[];
   /** The newest vm-boot entry known to be committed or in the log; 0: none. */
@@ -28,9 +30,15 @@ export interface BootFacts {
   readonly quorumReadyAt: number | null;
 }
 
+/** In the first byte of a vm-boot: all boot, or the primary alone and the others become copies of its guest. */
+export const bootModes = { each: 0, clone: 1 } as const;
+
 export interface BootPolicyOptions {
+  readonly mode: keyof typeof bootModes;
   /** How long to wait for members that have not reported before a first boot. */
   readonly firstBootWaitMs: number;
+  /** With `clone`: how long input waits for guests that are still to be made copies. */
+  readonly fillWaitMs: number;
   /** How long to look for a surviving guest before all are booted anew. */
   readonly rebootWaitMs: number;
   /** How long to wait for the other guests once a quorum is ready. */
@@ -74,9 +82,11 @@ function reachable(
   all: readonly GuestReport[],
   newest: number,
 ): number {
+  const waited = facts.now - facts.leadingSince;
   const holding = all.filter((report) => report.bootOp === newest).length;
-  const silent = facts.now - facts.leadingSince >= options.rebootWaitMs ? 0 : facts.members - all.length;
-  return holding + silent;
+  const silent = waited >= options.rebootWaitMs ? 0 : facts.members - all.length;
+  const filled = options.mode === 'clone' && waited < options.fillWaitMs ? 1 + facts.peersCanRun : 0;
+  return Math.max(holding, filled) + silent;
 }
 
 function mayAdmit(

@@ -16,12 +16,15 @@ import { entryKinds } from '../ports/data-plane.js';
 import type { DataPlane, PlaneEvent, PlaneProgress } from '../ports/data-plane.js';
 import type { GuestRunner } from '../ports/guest.js';
 import type { HardStateStore } from '../ports/hard-state-store.js';
-import { decodeGuestReport, encodeGuestReport, mailTags } from '../wire/engine-mail.js';
+import { decodeGuestReport, encodeGuestReport, mailTags, noGuest } from '../wire/engine-mail.js';
 import type { GuestReport } from '../wire/engine-mail.js';
 import type { LogTail } from '../wire/view-table.js';
 import { decodeMessage, encodeMessage } from '../wire/messages.js';
-import { decideBoot } from './boot-policy.js';
+import { bootModes, decideBoot } from './boot-policy.js';
 import type { BootPolicyOptions } from './boot-policy.js';
+import { GuestKeeper } from './guest-keeper.js';
+import { StateTransfer } from './state-transfer.js';
+import type { StateTransferOptions } from './state-transfer.js';
 import { TakeoverClock } from './takeover-clock.js';
 import type { Takeover } from './takeover-clock.js';
 
@@ -31,6 +34,7 @@ export interface EngineOptions {
   /** The log as the scan at start found it. The data plane starts with hardState.view promised. */
   readonly tail: LogTail;
   readonly boot: BootPolicyOptions;
+  readonly transfer: StateTransferOptions;
   /** This member runs a guest. */
   readonly canRunGuest: boolean;
   readonly reportIntervalMs: number;
@@ -48,8 +52,6 @@ export interface EnginePorts {
   log(level: 'debug' | 'info' | 'warn' | 'error', text: string, fields?: Record<string, unknown>): void;
 }
 
-export type GuestState = 'none' | 'booting' | 'ready' | 'lost';
-
 export interface TransferOutcome {
   readonly ok: boolean;
   readonly to: NodeId | null;
@@ -63,15 +65,12 @@ interface TransferWaiter {
   begun: boolean;
 }
 
-const noGuest: GuestReport = { bootOp: 0, ready: false, admittedBootOp: 0 };
-
 export class ReplicaEngine {
   readonly core: Core;
   readonly takeovers = new TakeoverClock();
-  guestState: GuestState = 'none';
-  boots = 0;
-  /** Frames from the network are proposed when this replica leads. */
-  admitted = false;
+  readonly guest: GuestKeeper;
+  /** Filling other members' guests from this one, and this one from the primary's. */
+  readonly stateTransfer: StateTransfer;
   role: Role = 'backup';
   primary: NodeId | null = null;
 
@@ -81,14 +80,11 @@ export class ReplicaEngine {
   private readonly connected = new Set<NodeId>();
   /** Connections made to each peer, counted as the data plane counts them. */
   private readonly generations = new Map<NodeId, number>();
-  private own: GuestReport = noGuest;
-  private lastBootOp = 0;
   private leadingView = 0;
   private leadingSince = 0;
   private viewStartOp = 0;
   /** The newest view-start that has come through the log. */
   private viewStartTold = 0;
-  private guestAttached = false;
   private bootProposed = false;
   private quorumReadyAt: number | null = null;
   private nextReportAt = 0;
@@ -100,6 +96,18 @@ export class ReplicaEngine {
     this.options = options;
     this.ports = ports;
     this.core = new Core(options.core, options.hardState, ports.clock.now(), options.tail);
+    const { plane, guest } = ports;
+    const log: EnginePorts['log'] = (...line) => ports.log(...line);
+    this.guest = new GuestKeeper({
+      plane,
+      guest: options.canRunGuest ? guest : null,
+      log,
+      fail: (why) => this.fail(why),
+      changed: (whole) => this.onGuestChanged(whole),
+    });
+    const keeper = this.guest;
+    const now = (): number => ports.clock.now();
+    this.stateTransfer = new StateTransfer(options.transfer, { plane, guest: options.canRunGuest ? guest : null, keeper, now, log });
   }
 
   get connectedPeers(): ReadonlySet<NodeId> {
@@ -116,6 +124,8 @@ export class ReplicaEngine {
 
   stop(): void {
     this.stopped = true;
+    this.guest.stop();
+    this.stateTransfer.stop();
     this.settleTransfer({ ok: false, to: null, reason: 'the replica stops' });
   }
 
@@ -136,6 +146,7 @@ export class ReplicaEngine {
     this.takeovers.suspect(peer === this.primary, now);
     this.step({ type: 'peer-down', now, node: peer });
     this.step({ type: 'peer-guest', now, node: peer, whole: false });
+    this.stateTransfer.onPeerDown(peer);
   }
 
   onPlaneEvents(events: readonly PlaneEvent[]): void {
@@ -155,6 +166,7 @@ export class ReplicaEngine {
     this.observe(progress, now);
     this.step({ type: 'tick', now });
     this.decide();
+    this.tickTransfer(progress);
     if (now >= this.nextReportAt) this.report(now);
   }
 
@@ -207,7 +219,7 @@ export class ReplicaEngine {
         if (event.generation !== this.generations.get(event.from)) return;
         return this.onMail(event.from, event.bytes, now);
       case 'control':
-        return this.onControl(event.kind, event.op);
+        return this.onControl(event);
       case 'caught-up':
         this.takeovers.caughtUp(event.at);
         return this.ports.plane.openGate(event.view);
@@ -230,15 +242,13 @@ export class ReplicaEngine {
       case 'failed':
         return this.fail(event.why);
       case 'guest-attached':
-        this.guestAttached = true;
-        return this.ports.log('debug', 'the guest has attached');
+        return this.guest.onAttached();
       case 'guest-refused':
         return this.ports.log('warn', 'VM_LINK: a guest was refused');
       case 'guest-detached':
-        // One that was stopped for a new boot leaves too.
-        if (this.guestAttached && (this.guestState === 'booting' || this.guestState === 'ready'))
-          this.fail('QEMU_LOST the guest is gone');
-        return;
+        return this.guest.onDetached();
+      default:
+        return this.stateTransfer.onPlaneEvent(event);
     }
   }
 
@@ -251,6 +261,7 @@ export class ReplicaEngine {
       }
       return this.step({ type: 'mail', now, from, message });
     }
+    if (bytes[0] === mailTags.transfer) return this.stateTransfer.onMail(from, bytes.subarray(1));
     const report = decodeGuestReport(bytes);
     if (report === null) {
       this.ports.log('warn', 'malformed mail', { from });
@@ -260,59 +271,61 @@ export class ReplicaEngine {
     this.reports.set(from, report);
     if (before?.ready !== report.ready)
       this.step({ type: 'peer-guest', now, node: from, whole: report.ready });
-    if (this.own.ready && report.admittedBootOp === this.own.bootOp) this.admit();
+    this.admitAsOthers();
   }
 
   // ---- the guest
 
-  private onControl(kind: number, op: number): void {
+  private onControl({ kind, op, view, payload }: Extract<PlaneEvent, { type: 'control' }>): void {
     if (kind === entryKinds.viewStart) this.viewStartTold = op;
     if (kind !== entryKinds.vmBoot) return;
-    this.lastBootOp = op;
-    const { guest, plane } = this.ports;
-    if (guest === null || !this.options.canRunGuest) return;
-    this.own = { bootOp: op, ready: false, admittedBootOp: 0 };
-    this.admitted = false;
-    this.guestState = 'booting';
-    this.boots++;
-    this.nextReportAt = 0;
-    plane.admitInput(false);
-    this.guestAttached = false;
-    this.ports.log('info', 'the guest boots', { bootOp: op });
-    const started = guest.start({
-      // Only when the guest of an earlier boot has left the rings are they made empty.
-      onEmpty: () => plane.expectGuest(),
-      onReady: () => this.onGuestReady(op),
-      onExit: (reason) => this.onGuestExit(op, reason),
-    });
-    started.catch((error: unknown) => this.fail(`QEMU_FAILED ${messageOf(error)}`));
+    this.guest.lastBootOp = op;
+    if (!this.options.canRunGuest) return;
+    // With `clone` the primary's guest alone boots, and the others are made copies of it.
+    if (payload[0] === bootModes.clone && !(this.role === 'primary' && this.leadingView === view)) return;
+    this.guest.boot(op);
   }
 
-  private onGuestReady(bootOp: number): void {
-    if (this.stopped || this.own.bootOp !== bootOp || this.guestState !== 'booting') return;
-    this.guestState = 'ready';
-    this.own = { ...this.own, ready: true };
-    this.ports.log('info', 'the guest is ready', { bootOp });
-    this.ports.plane.setGuest('running', bootOp);
-    this.step({ type: 'guest', now: this.ports.clock.now(), whole: true });
-    if ([...this.reports.values()].some((report) => report.admittedBootOp === bootOp)) this.admit();
+  private onGuestChanged(whole: boolean): void {
+    if (this.stopped) return;
+    // A guest that is being filled keeps what is known of its memory: that is what makes the filling short.
+    if (!whole && this.guest.state !== 'filling') this.stateTransfer.onGuestChanged();
+    this.step({ type: 'guest', now: this.ports.clock.now(), whole });
     this.nextReportAt = 0;
+    this.admitAsOthers();
     this.decide();
   }
 
-  private onGuestExit(bootOp: number, reason: string): void {
-    if (this.stopped || this.own.bootOp !== bootOp) return;
-    this.guestState = 'lost';
-    this.fail(reason);
+  /** Input that the cluster takes since this very boot is taken here too. */
+  private admitAsOthers(): void {
+    const { own } = this.guest;
+    if (!own.ready) return;
+    if ([...this.reports.values()].some((report) => report.admittedBootOp === own.bootOp)) this.admit();
   }
 
   private admit(): void {
-    if (this.admitted) return;
-    this.admitted = true;
-    this.own = { ...this.own, admittedBootOp: this.own.bootOp };
-    this.ports.plane.admitInput(true);
-    this.ports.log('info', 'input is admitted', { bootOp: this.own.bootOp });
+    if (this.guest.admitted) return;
+    this.guest.admit();
     this.nextReportAt = 0;
+  }
+
+  private tickTransfer(progress: PlaneProgress): void {
+    const { view } = this.core.status;
+    const leads =
+      this.role === 'primary' &&
+      this.leadingView === view &&
+      progress.role === 'leading' &&
+      this.viewStartTold >= this.viewStartOp &&
+      this.transferWaiter === null;
+    const { members, witnesses, self } = this.options.core;
+    const peers = members
+      .filter((node) => node !== self && !witnesses.includes(node))
+      .map((node) => {
+        const report = this.reports.get(node);
+        const reachable = this.connected.has(node) && report !== undefined && progress.acked[node] !== null;
+        return { node, reachable, whole: report?.ready ?? false, syncOp: report?.syncOp ?? 0 };
+      });
+    this.stateTransfer.tick({ view, primary: this.primary, leads, peers });
   }
 
   /** What only a primary decides. */
@@ -331,9 +344,10 @@ export class ReplicaEngine {
         members: members.length,
         guestMembers: members.length - witnesses.length,
         selfCanRun: this.options.canRunGuest,
-        own: this.own,
+        own: this.guest.own,
         peers: [...this.reports.values()],
-        lastBootOp: this.lastBootOp,
+        peersCanRun: [...this.reports.keys()].filter((node) => !witnesses.includes(node)).length,
+        lastBootOp: this.guest.lastBootOp,
         bootProposed: this.bootProposed,
         quorumReadyAt: this.quorumReadyAt,
       },
@@ -343,14 +357,14 @@ export class ReplicaEngine {
     if (decision.boot) {
       this.bootProposed = true;
       this.ports.log('info', 'guests are booted', { reason: decision.reason });
-      this.ports.plane.propose(entryKinds.vmBoot, new Uint8Array(8));
+      this.ports.plane.propose(entryKinds.vmBoot, Uint8Array.of(bootModes[this.options.boot.mode], 0, 0, 0, 0, 0, 0, 0));
     }
     if (decision.admit) this.admit();
   }
 
   private report(now: number): void {
     this.nextReportAt = now + this.options.reportIntervalMs;
-    const bytes = encodeGuestReport(this.own);
+    const bytes = encodeGuestReport(this.guest.own);
     for (const peer of this.connected) this.ports.plane.sendMail(peer, bytes);
   }
 

@@ -51,7 +51,24 @@ export const bounds = {
   firstBootWaitMs: 3_000,
   /** How long a primary looks for a surviving guest before it boots all anew. */
   rebootWaitMs: 10_000,
+  /** How long input waits for members whose guests are still to be made copies of the first. */
+  fillWaitMs: 60_000,
   guestStopMs: 2_000,
+
+  // state transfer
+  transferOfferRetryMs: 100,
+  /** A target may have to start its guest's process first. */
+  transferOfferWaitMs: 30_000,
+  transferProgressWaitMs: 20_000,
+  /** The longest that the source's guest stands still for one session. */
+  transferPauseMaxMs: 2_000,
+  transferConfirmWaitMs: 20_000,
+  transferBackOffMinMs: 500,
+  transferBackOffMaxMs: 30_000,
+  /** 1 MiB: about what is digested, compared and moved in a millisecond. */
+  transferSettledPages: 256,
+  transferRoundsMax: 8,
+  transferRecordsMax: 64,
 
   // the data plane
   logEntriesMax: 256 * 1024,
@@ -83,6 +100,8 @@ assert(bounds.pollMs < bounds.progressMs);
 assert(bounds.descriptorMaxBytes < bounds.bootstrapHelloMaxBytes, 'a descriptor fits a hello');
 assert(bounds.tickMs < bounds.guestReportMs);
 assert(bounds.inflightEntriesMax < bounds.logEntriesMax, 'what is in flight fits the log in memory');
+assert(bounds.transferOfferRetryMs < bounds.transferOfferWaitMs);
+assert(bounds.transferBackOffMinMs <= bounds.transferBackOffMaxMs);
 assert(bounds.terminateWaitMs <= bounds.shutdownWaitMs);
 assert(bounds.logLineMaxChars < bounds.logTailMaxBytes);
 assert(bounds.configMaxBytes <= bounds.adminLineMaxBytes, 'a configuration fits an admin message');

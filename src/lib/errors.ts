@@ -109,6 +109,11 @@ export const errorTable = {
   TAP_OPEN: { severity: 'fatal', exit: x.failure, text: 'the tap cannot be opened' },
   GUEST_NOT_READY: { severity: 'fatal', exit: x.timeout, text: 'the guest is not ready' },
 
+  // state transfer
+  SYNC_ABANDONED: { severity: 'warning', exit: x.failure, text: 'the state transfer was given up' },
+  SYNC_MEMORY: { severity: 'error', exit: x.failure, text: 'memory or files of the state transfer fail' },
+  SYNC_PEER: { severity: 'error', exit: x.failure, text: 'the other side of the state transfer is wrong' },
+
   // leadership
   NOT_PRIMARY: { severity: 'error', exit: x.refused, text: 'this replica is not the primary' },
   LEADERSHIP_LOST: { severity: 'warning', exit: x.failure, text: 'leadership was lost' },

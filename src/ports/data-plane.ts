@@ -5,6 +5,7 @@
  */
 import type { NodeId } from '../consensus/types.js';
 import type { LogTail } from '../wire/view-table.js';
+import type { SessionId } from '../wire/transfer-messages.js';
 import type { Op, View } from '../wire/viewstamp.js';
 
 export const entryKinds = {
@@ -44,12 +45,70 @@ export interface DataPlane {
   /** A message may be dropped: its sender repeats it. */
   sendMail(peer: NodeId, message: Uint8Array): void;
   propose(kind: EntryKind, payload: Uint8Array): void;
+
+  // ---- state transfer: one session at a time. What fails is told by `transfer-failed`.
+  /** Opens this side's memory to the peer. Answered by `transfer-opened`. */
+  transferOpen(options: TransferOpen): void;
+  /** Source: the target's memory, by its grants. */
+  transferAttach(session: SessionId, inbox: Uint8Array, ram: Uint8Array): void;
+  /** The file says which pages have changed since it was written last. */
+  transferCollected(session: SessionId, file: string): void;
+  /** Source: compares and moves. Answered by `transfer-round`. `final`: this becomes the common point. */
+  transferRound(session: SessionId, round: number, pages: RoundPages, final: boolean): void;
+  /** Source: proposes vm-sync; delivery stops behind it. Answered by `transfer-held`. */
+  transferSync(session: SessionId): void;
+  /** Source: sends flows, rings, and the state of devices in `file`. Answered by `transfer-sent`. */
+  transferSend(session: SessionId, file: string): void;
+  /** Source: delivery goes on. */
+  transferRelease(session: SessionId): void;
+  /** Target: makes the guest's rings empty while it stands still, but keeps it attached. */
+  transferRings(session: SessionId): void;
+  /** Target: takes flows and rings over and delivers what is behind the vm-sync. Answered by `transfer-installed`. */
+  transferInstall(session: SessionId): void;
+  /** Whatever the session had open is closed, and delivery that stood goes on. Nothing of it is answered any more. */
+  transferClose(session: SessionId): void;
+  /** The common point with a peer, or with all, is forgotten. */
+  transferForget(peer: NodeId | null): void;
+
   /** The deciding thread is alive: without it heartbeats stop. */
   tick(): void;
   /** Where things stand; asked on every tick. */
   progress(): PlaneProgress;
   /** Totals and gauges by dotted name, for status and metrics. */
   counters(): Record<string, number>;
+}
+
+/** One round of comparing and moving; durations in ns. */
+export interface RoundFigures {
+  /** Pages looked at. */
+  readonly pages: number;
+  readonly equal: number;
+  readonly sent: number;
+  readonly bytes: number;
+  /** Digesting here, waiting for the target's digests behind that, moving. */
+  readonly digestNs: number;
+  readonly waitNs: number;
+  readonly moveNs: number;
+}
+
+/** All pages that are not empty; those changed since the common point; those collected since the last round. */
+export type RoundPages = 'resident' | 'since-base' | 'pending';
+
+export interface TransferOpen {
+  readonly session: SessionId;
+  readonly peer: NodeId;
+  readonly role: 'source' | 'target';
+  readonly key: Uint8Array;
+  /** The file that the guest's memory is, and its size in bytes; empty and 0: the guest has none. */
+  readonly ram: string;
+  readonly ramBytes: number;
+  /** Files that the session makes: its inbox, and where a target finds the state of devices. */
+  readonly inbox: string;
+  readonly state: string;
+  /** Target: look at the pages changed since the common point with the peer, not at all. */
+  readonly based: boolean;
+  /** Target: what opens the source's inbox. */
+  readonly grant: Uint8Array;
 }
 
 export type PlaneEvent =
@@ -87,6 +146,27 @@ export type PlaneEvent =
   | { readonly type: 'feed-lost'; readonly peer: NodeId }
   /** The replica must stop. `why` begins with a code. */
   | { readonly type: 'failed'; readonly why: string }
+  | {
+      readonly type: 'transfer-opened';
+      readonly session: SessionId;
+      readonly inbox: Uint8Array;
+      /** Target only. */
+      readonly ram: Uint8Array;
+    }
+  | { readonly type: 'transfer-round'; readonly session: SessionId; readonly figures: RoundFigures }
+  | { readonly type: 'transfer-held'; readonly session: SessionId; readonly op: Op }
+  | { readonly type: 'transfer-sent'; readonly session: SessionId; readonly bytes: number }
+  /** Target: a page set came in, and is looked at. */
+  | { readonly type: 'transfer-progress'; readonly session: SessionId }
+  | {
+      readonly type: 'transfer-arrived';
+      readonly session: SessionId;
+      readonly op: Op;
+      readonly bootOp: Op;
+    }
+  | { readonly type: 'transfer-installed'; readonly session: SessionId }
+  /** `why` begins with a code. */
+  | { readonly type: 'transfer-failed'; readonly session: SessionId; readonly why: string }
   | { readonly type: 'guest-attached' }
   | { readonly type: 'guest-detached' }
   | { readonly type: 'guest-refused' };

@@ -16,4 +16,23 @@ export interface GuestRunner {
   start(callbacks: GuestCallbacks): Promise<void>;
   stop(): Promise<void>;
   readonly pid: number | null;
+
+  // ---- state transfer
+
+  /** A fresh guest that stands still, with empty memory, attached to the rings; onReady is not called. */
+  prepare(callbacks: GuestCallbacks): Promise<void>;
+  pause(): Promise<void>;
+  resume(): Promise<void>;
+  /** From now on changed pages are noted. */
+  dirtyStart(): Promise<void>;
+  /** Writes a bitmap of the pages changed since the last call, or since dirtyStart. */
+  dirtyCollect(path: string): Promise<{ readonly pages: number }>;
+  /** The state of all devices, of a guest that stands still. */
+  saveState(path: string): Promise<{ readonly bytes: number }>;
+  loadState(path: string): Promise<{ readonly bytes: number }>;
+  /** The rings were made empty under a guest that stands still. */
+  restartRings(): Promise<void>;
+  /** The file that the guest's memory is; null: none. */
+  readonly ramPath: string | null;
+  readonly ramBytes: number;
 }

@@ -4,7 +4,7 @@
  */
 import { pack, unpack } from 'msgpackr';
 
-export const mailTags = { consensus: 1, engine: 2 } as const;
+export const mailTags = { consensus: 1, engine: 2, transfer: 3 } as const;
 
 export interface GuestReport {
   /** Op of the vm-boot entry that the guest was started by; 0: no guest. */
@@ -12,10 +12,14 @@ export interface GuestReport {
   readonly ready: boolean;
   /** The vm-boot entry since which the cluster takes input; 0: none. */
   readonly admittedBootOp: number;
+  /** The vm-sync entry by which the guest became what it is; 0: it was booted. */
+  readonly syncOp: number;
 }
 
+export const noGuest: GuestReport = { bootOp: 0, ready: false, admittedBootOp: 0, syncOp: 0 };
+
 export function encodeGuestReport(report: GuestReport): Uint8Array {
-  const body = pack([report.bootOp, report.ready, report.admittedBootOp]);
+  const body = pack([report.bootOp, report.ready, report.admittedBootOp, report.syncOp]);
   return Uint8Array.from([mailTags.engine, ...body]);
 }
 
@@ -28,10 +32,10 @@ export function decodeGuestReport(bytes: Uint8Array): GuestReport | null {
   } catch {
     return null;
   }
-  if (!Array.isArray(value) || value.length !== 3) return null;
-  const [bootOp, ready, admittedBootOp] = value as unknown[];
-  if (!isOp(bootOp) || typeof ready !== 'boolean' || !isOp(admittedBootOp)) return null;
-  return { bootOp, ready, admittedBootOp };
+  if (!Array.isArray(value) || value.length !== 4) return null;
+  const [bootOp, ready, admittedBootOp, syncOp] = value as unknown[];
+  if (!isOp(bootOp) || typeof ready !== 'boolean' || !isOp(admittedBootOp) || !isOp(syncOp)) return null;
+  return { bootOp, ready, admittedBootOp, syncOp };
 }
 
 function isOp(value: unknown): value is number {

@@ -6,11 +6,15 @@ import type { BootFacts, BootPolicyOptions } from '../../src/engine/boot-policy.
 import { Random } from '../../src/lib/random.js';
 import type { GuestReport } from '../../src/wire/engine-mail.js';
 
-const options: BootPolicyOptions = { firstBootWaitMs: 300, rebootWaitMs: 600, quorumReadyWaitMs: 100 };
-const none: GuestReport = { bootOp: 0, ready: false, admittedBootOp: 0 };
-const booting = (bootOp: number): GuestReport => ({ bootOp, ready: false, admittedBootOp: 0 });
-const ready = (bootOp: number): GuestReport => ({ bootOp, ready: true, admittedBootOp: 0 });
-const admitted = (bootOp: number): GuestReport => ({ bootOp, ready: true, admittedBootOp: bootOp });
+const options: BootPolicyOptions = {
+  mode: 'each',
+  firstBootWaitMs: 300,
+  fillWaitMs: 5000,
+  rebootWaitMs: 600, quorumReadyWaitMs: 100 };
+const none: GuestReport = { bootOp: 0, ready: false, admittedBootOp: 0, syncOp: 0 };
+const booting = (bootOp: number): GuestReport => ({ bootOp, ready: false, admittedBootOp: 0, syncOp: 0 });
+const ready = (bootOp: number): GuestReport => ({ bootOp, ready: true, admittedBootOp: 0, syncOp: 0 });
+const admitted = (bootOp: number): GuestReport => ({ bootOp, ready: true, admittedBootOp: bootOp, syncOp: 0 });
 
 function facts(changes: Partial<BootFacts>): BootFacts {
   return {
@@ -22,6 +26,7 @@ function facts(changes: Partial<BootFacts>): BootFacts {
     selfCanRun: true,
     own: none,
     peers: [none, none],
+    peersCanRun: 2,
     lastBootOp: 0,
     bootProposed: false,
     quorumReadyAt: null,

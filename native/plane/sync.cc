@@ -1,0 +1,233 @@
+// State transfer at the data plane: delivery at rest behind a vm-sync entry, and what travels with a
+// guest beside its memory and its devices: flows, and frames that wait in the rings.
+#include <algorithm>
+#include <cstring>
+
+#include "os/check.h"
+#include "plane/data_plane.h"
+
+namespace falcon {
+namespace {
+
+constexpr uint32_t kStateMagic = 0x31535046;  // "FPS1"
+
+struct StateHeader {
+  uint32_t magic;
+  uint32_t reserved;
+  uint64_t flow_bytes;
+  uint64_t frame_bytes;
+  uint64_t builtin_bytes;
+};
+
+std::vector<std::byte> Text(const std::string& text) {
+  const auto* begin = reinterpret_cast<const std::byte*>(text.data());
+  return {begin, begin + text.size()};
+}
+
+void Append(std::vector<std::byte>* to, std::span<const std::byte> bytes) {
+  to->insert(to->end(), bytes.begin(), bytes.end());
+}
+
+std::string Coded(const Status& status) { return std::string(status.code()) + " " + status.detail(); }
+
+}  // namespace
+
+PlaneEvent& DataPlane::EmitTransfer(PlaneEvent::Kind kind, SessionId session) {
+  PlaneEvent& event = Emit(kind);
+  event.op = session;
+  return event;
+}
+
+void DataPlane::TransferFailed(SessionId session, const std::string& why) {
+  EmitTransfer(PlaneEvent::Kind::kTransferFailed, session).bytes = Text(why);
+}
+
+void DataPlane::TransferOpen(TransferOptions options) {
+  if (transfer_ != nullptr) TransferClose(transfer_->options().session);
+  const SessionId session = options.session;
+  guest_pages_ = options.ram_bytes / kPageBytes;
+  if (options.source) {
+    auto source = MakeTransferSource(std::move(options), fabric_);
+    source_ = source.get();
+    transfer_ = std::move(source);
+  } else {
+    const PageSet* changed = options.based ? bases_.Since(options.peer) : nullptr;
+    auto target = MakeTransferTarget(std::move(options), fabric_, changed);
+    target_ = target.get();
+    transfer_ = std::move(target);
+  }
+  std::string inbox, ram;
+  if (Status s = transfer_->Open(&inbox, &ram); !s.ok())
+    return TransferFailed(session, Coded(s));
+  PlaneEvent& event = EmitTransfer(PlaneEvent::Kind::kTransferOpened, session);
+  event.bytes = {static_cast<std::byte>(inbox.size() & 0xFF),
+                 static_cast<std::byte>(inbox.size() >> 8)};
+  Append(&event.bytes, Text(inbox));
+  Append(&event.bytes, Text(ram));
+}
+
+void DataPlane::TransferAttach(SessionId session, std::string_view inbox, std::string_view ram) {
+  if (!InSession(session) || source_ == nullptr) return;
+  if (Status s = source_->Attach(inbox, ram); !s.ok()) TransferFailed(session, Coded(s));
+}
+
+void DataPlane::TransferCollected(SessionId session, const std::string& path) {
+  PageSet changed(guest_pages_);
+  if (Status s = ReadChanged(path, guest_pages_, &changed); !s.ok()) {
+    // What has changed is not known any more.
+    bases_.ForgetAll();
+    return TransferFailed(session, Coded(s));
+  }
+  bases_.Changed(changed);
+  if (InSession(session) && source_ != nullptr) source_->Changed(changed);
+}
+
+void DataPlane::TransferRound(SessionId session, uint32_t round, RoundPages pages, bool final) {
+  if (InSession(session) && source_ != nullptr) source_->Round(round, pages, final, &bases_);
+}
+
+void DataPlane::TransferSync(SessionId session) {
+  if (!InSession(session) || source_ == nullptr) return;
+  const VmSyncPayload payload{session, options_.self, transfer_->options().peer, {}};
+  if (!Propose(EntryKind::kVmSync, std::as_bytes(std::span(&payload, 1))))
+    TransferFailed(session, "LEADERSHIP_LOST the vm-sync was not proposed");
+}
+
+// A vm-sync has been delivered. If it is of the session that runs here, nothing behind it is.
+void DataPlane::HoldBehind(Op op, std::span<const std::byte> payload) {
+  VmSyncPayload sync{};
+  if (payload.size() != sizeof sync) return;
+  std::memcpy(&sync, payload.data(), sizeof sync);
+  if (!InSession(sync.session)) return;
+  held_op_ = op;
+  EmitTransfer(PlaneEvent::Kind::kTransferHeld, sync.session).numbers[0] = op;
+}
+
+void DataPlane::TransferSend(SessionId session, const std::string& path) {
+  if (!InSession(session) || source_ == nullptr || held_op_ == 0) return;
+  std::vector<std::byte> state;
+  CaptureState(&state, clock_->Now());
+  if (Status s = source_->Send(held_op_, boot_op_, path, state); !s.ok())
+    TransferFailed(session, Coded(s));
+}
+
+void DataPlane::TransferRelease(SessionId session) {
+  if (InSession(session)) held_op_ = 0;
+}
+
+void DataPlane::TransferRings(SessionId session) {
+  if (!InSession(session) || rings_ == nullptr) return;
+  rings_->Reset();
+  AttachRings();
+}
+
+void DataPlane::TransferInstall(SessionId session) {
+  if (!InSession(session) || target_ == nullptr) return;
+  if (held_op_ == 0 || held_op_ != target_->op())
+    return TransferFailed(session, "SYNC_PEER the state is not of this vm-sync");
+  if (Status s = InstallState(target_->plane_state(), clock_->Now()); !s.ok())
+    return TransferFailed(session, Coded(s));
+  boot_op_ = target_->boot_op();
+  guest_ = GuestMode::kRunning;
+  next_flow_tick_ = 0;
+  held_op_ = 0;
+  // The guest is a copy of the source's, and of nobody else's, since now.
+  bases_.ForgetAll();
+  bases_.Begin(transfer_->options().peer, guest_pages_);
+  EmitTransfer(PlaneEvent::Kind::kTransferInstalled, session);
+}
+
+void DataPlane::TransferClose(SessionId session) {
+  if (!InSession(session)) return;
+  transfer_.reset();
+  source_ = nullptr;
+  target_ = nullptr;
+  held_op_ = 0;
+  arrived_ = false;
+}
+
+void DataPlane::TransferForget(size_t peer) {
+  if (peer < kMaxMembers) {
+    bases_.Forget(static_cast<PeerId>(peer));
+  } else {
+    bases_.ForgetAll();
+  }
+}
+
+int DataPlane::PollTransfer(Nanoseconds now) {
+  transfer_news_.clear();
+  const SessionId session = transfer_->options().session;
+  const PeerId peer = transfer_->options().peer;
+  const int done = transfer_->Poll(now, &transfer_news_);
+  if (done > 0) fabric_->Ring(peer);
+  for (const TransferNews& news : transfer_news_) {
+    switch (news.kind) {
+      case TransferNews::Kind::kRound:
+        EmitTransfer(PlaneEvent::Kind::kTransferRound, session).numbers = news.numbers;
+        break;
+      case TransferNews::Kind::kSent:
+        EmitTransfer(PlaneEvent::Kind::kTransferSent, session).numbers = news.numbers;
+        break;
+      case TransferNews::Kind::kProgress:
+        EmitTransfer(PlaneEvent::Kind::kTransferProgress, session);
+        break;
+      case TransferNews::Kind::kArrived:
+        arrived_ = true;
+        break;
+      case TransferNews::Kind::kFailed:
+        TransferFailed(session, news.why);
+        break;
+    }
+  }
+  // The state may be here before the log is.
+  if (arrived_ && target_ != nullptr && held_op_ == target_->op()) {
+    arrived_ = false;
+    EmitTransfer(PlaneEvent::Kind::kTransferArrived, session).numbers = {target_->op(),
+                                                                         target_->boot_op()};
+  }
+  return done;
+}
+
+// Of a guest that stands still. All that it has said is taken first.
+void DataPlane::CaptureState(std::vector<std::byte>* state, Nanoseconds now) {
+  while (PollEgress(now) > 0) {
+  }
+  std::vector<std::byte> flows, frames, builtin;
+  flows_->Save(&flows, now);
+  if (!deliver_.CopyWaiting(&frames)) return Fail("VM_LINK", "the deliver ring is corrupt");
+  if (builtin_ != nullptr) builtin_->Save(&builtin);
+  const StateHeader header{kStateMagic, 0, flows.size(), frames.size(), builtin.size()};
+  Append(state, std::as_bytes(std::span(&header, 1)));
+  Append(state, flows);
+  Append(state, frames);
+  Append(state, builtin);
+}
+
+Status DataPlane::InstallState(std::span<const std::byte> state, Nanoseconds now) {
+  StateHeader header{};
+  if (state.size() < sizeof header) return {"SYNC_PEER", "the state is cut"};
+  std::memcpy(&header, state.data(), sizeof header);
+  auto rest = state.subspan(sizeof header);
+  const bool fits = header.magic == kStateMagic && header.flow_bytes <= rest.size() &&
+                    header.frame_bytes <= rest.size() - header.flow_bytes &&
+                    header.builtin_bytes == rest.size() - header.flow_bytes - header.frame_bytes;
+  if (!fits) return {"SYNC_PEER", "the state is malformed"};
+  if (Status s = flows_->Load(rest.first(header.flow_bytes), now); !s.ok()) return s;
+  rest = rest.subspan(header.flow_bytes);
+  for (auto frames = rest.first(header.frame_bytes); !frames.empty();) {
+    uint32_t length = 0;
+    if (frames.size() < sizeof length) return {"SYNC_PEER", "a frame is cut"};
+    std::memcpy(&length, frames.data(), sizeof length);
+    frames = frames.subspan(sizeof length);
+    if (length == 0 || length > frames.size() || length > FALCON_FRAME_MAX_BYTES ||
+        !deliver_.Push(frames.first(length)))
+      return {"SYNC_PEER", "a frame does not fit"};
+    frames = frames.subspan(length);
+  }
+  deliver_.Ring();
+  if (builtin_ != nullptr && !builtin_->Load(rest.subspan(header.frame_bytes)))
+    return {"SYNC_PEER", "not the state of the built-in service"};
+  return Ok();
+}
+
+}  // namespace falcon

@@ -1,0 +1,132 @@
+// State transfer, as the data plane sees it: one session at a time in which a source brings a target
+// to a full copy of its guest (DESIGN section 9).
+//
+// The source says which pages to look at, the target digests them and says which others it has
+// changed itself, the source compares and writes the pages that differ straight into the target's
+// memory. Rounds repeat while the source's guest runs; the last one is made with both guests
+// standing still behind the vm-sync entry of the session, and the state of devices, flows and rings
+// follows it.
+//
+// What is decided (when to begin, to stop, to give up) is decided elsewhere; here is what has to be
+// quick. Everything runs on the thread that polls, but for the digests, and never waits.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "fabric/fabric.h"
+#include "log/entry.h"
+#include "os/clock.h"
+#include "os/status.h"
+#include "pages/page_set.h"
+
+namespace falcon {
+
+using SessionId = uint64_t;
+
+// What a vm-sync entry carries.
+struct VmSyncPayload {
+  SessionId session;
+  uint8_t source;
+  uint8_t target;
+  uint8_t reserved[6];
+};
+static_assert(sizeof(VmSyncPayload) == 16);
+
+struct TransferOptions {
+  SessionId session = 0;
+  PeerId peer = 0;
+  bool source = false;
+  bool based = false;  // target: of the common point, not of everything
+  size_t ram_bytes = 0;
+  std::array<std::byte, 32> key{};
+  std::string ram_path, inbox_path, state_path;
+  std::string grant;  // target: of the source's inbox
+  size_t digest_workers = 1;
+};
+
+enum class RoundPages : uint8_t { kResident = 0, kSinceBase = 1, kPending = 2 };
+
+struct RoundFigures {
+  uint64_t pages = 0, equal = 0, sent = 0, bytes = 0;
+  Nanoseconds digest = 0, wait = 0, move = 0;
+};
+
+// Pages that this guest has changed since it and a peer's were equal.
+class TransferBases {
+ public:
+  // The common point with `peer` is now.
+  void Begin(PeerId peer, size_t pages);
+  void Forget(PeerId peer);
+  void ForgetAll();
+  void Changed(const PageSet& pages);
+  // Null: no common point is known.
+  [[nodiscard]] const PageSet* Since(PeerId peer) const;
+
+ private:
+  std::array<std::unique_ptr<PageSet>, kMaxMembers> changed_;
+};
+
+struct TransferNews {
+  enum class Kind : uint8_t { kRound, kSent, kProgress, kArrived, kFailed };
+  Kind kind;
+  std::array<uint64_t, 7> numbers{};  // kRound: figures; kSent: bytes; kArrived: op, boot op
+  std::string why;                    // kFailed: "CODE detail"
+};
+
+// Both sides of a session.
+class TransferSession {
+ public:
+  virtual ~TransferSession() = default;
+  TransferSession(const TransferSession&) = delete;
+  TransferSession& operator=(const TransferSession&) = delete;
+
+  [[nodiscard]] const TransferOptions& options() const { return options_; }
+  // Maps the memory, opens it (target) and an inbox to the peer. What the peer is to be given goes into
+  // *inbox and *ram. Errors: SYNC_MEMORY and those of Expose.
+  virtual Status Open(std::string* inbox, std::string* ram) = 0;
+  // Does some work. Returns how much was done.
+  virtual int Poll(Nanoseconds now, std::vector<TransferNews>* news) = 0;
+  // Something is expected that rings no doorbell.
+  [[nodiscard]] virtual bool busy() const = 0;
+
+ protected:
+  explicit TransferSession(TransferOptions options) : options_(std::move(options)) {}
+  TransferOptions options_;
+};
+
+class TransferSource : public TransferSession {
+ public:
+  using TransferSession::TransferSession;
+  virtual Status Attach(std::string_view inbox, std::string_view ram) = 0;
+  // Changed since the last collection: pending for the next round.
+  virtual void Changed(const PageSet& pages) = 0;
+  // `bases` gives the pages since the common point, and with `final` begins a new one.
+  virtual void Round(uint32_t round, RoundPages pages, bool final, TransferBases* bases) = 0;
+  // `plane`: of DataPlane::Capture. Reads the state of devices from `path`.
+  virtual Status Send(Op op, Op boot_op, const std::string& path,
+                      std::span<const std::byte> plane) = 0;
+};
+
+class TransferTarget : public TransferSession {
+ public:
+  using TransferSession::TransferSession;
+  // What Send was given; valid while the session is open, once kArrived was told.
+  [[nodiscard]] virtual std::span<const std::byte> plane_state() const = 0;
+  [[nodiscard]] virtual Op op() const = 0;
+  [[nodiscard]] virtual Op boot_op() const = 0;
+};
+
+std::unique_ptr<TransferSource> MakeTransferSource(TransferOptions options, Fabric* fabric);
+// `changed`: of this guest since the common point; null: look at everything.
+std::unique_ptr<TransferTarget> MakeTransferTarget(TransferOptions options, Fabric* fabric,
+                                                   const PageSet* changed);
+
+// Reads a bitmap of changed pages, as QEMU writes it. Errors: SYNC_MEMORY.
+Status ReadChanged(const std::string& path, size_t pages, PageSet* changed);
+
+}  // namespace falcon

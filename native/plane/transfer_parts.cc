@@ -1,0 +1,84 @@
+#include "plane/transfer_parts.h"
+
+#include <fcntl.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "os/crc32c.h"
+#include "os/unique_fd.h"
+
+namespace falcon {
+
+RoundMark MakeRoundMark(uint64_t session, uint32_t round) {
+  RoundMark mark{session, round, 0};
+  mark.checksum = Crc32c(std::as_bytes(std::span(&mark, 1)).first(offsetof(RoundMark, checksum)));
+  return mark;
+}
+
+size_t InboxBytes(size_t pages) {
+  const size_t round = pages / 8 + 8 + pages * sizeof(PageDigest);
+  return std::max(round, kStateBytesMax) + 4096;
+}
+
+void AppendSet(std::vector<std::byte>* to, const PageSet& set) {
+  const auto words = std::as_bytes(set.words());
+  to->insert(to->end(), words.begin(), words.end());
+}
+
+void TransferBases::Begin(PeerId peer, size_t pages) {
+  changed_[peer] = std::make_unique<PageSet>(pages);
+}
+
+void TransferBases::Forget(PeerId peer) { changed_[peer].reset(); }
+
+void TransferBases::ForgetAll() {
+  for (auto& changed : changed_) changed.reset();
+}
+
+void TransferBases::Changed(const PageSet& pages) {
+  for (auto& changed : changed_) {
+    if (changed != nullptr && changed->pages() == pages.pages()) changed->Union(pages);
+  }
+}
+
+const PageSet* TransferBases::Since(PeerId peer) const { return changed_[peer].get(); }
+
+Status ReadFile(const std::string& path, size_t most, std::vector<std::byte>* into) {
+  const UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd.valid()) return {"SYNC_MEMORY", ErrnoText("open " + path, errno)};
+  into->resize(most + 1);
+  size_t got = 0;
+  while (got < into->size()) {
+    const ssize_t n = read(fd.get(), into->data() + got, into->size() - got);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return {"SYNC_MEMORY", ErrnoText("read " + path, errno)};
+    if (n == 0) break;
+    got += static_cast<size_t>(n);
+  }
+  if (got > most) return {"SYNC_MEMORY", path + " is too long"};
+  into->resize(got);
+  return Ok();
+}
+
+Status WriteFile(const std::string& path, std::span<const std::byte> bytes) {
+  const UniqueFd fd(open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+  if (!fd.valid()) return {"SYNC_MEMORY", ErrnoText("open " + path, errno)};
+  while (!bytes.empty()) {
+    const ssize_t n = write(fd.get(), bytes.data(), bytes.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return {"SYNC_MEMORY", ErrnoText("write " + path, errno)};
+    bytes = bytes.subspan(static_cast<size_t>(n));
+  }
+  return Ok();
+}
+
+Status ReadChanged(const std::string& path, size_t pages, PageSet* changed) {
+  std::vector<std::byte> bytes;
+  if (Status s = ReadFile(path, changed->words().size_bytes(), &bytes); !s.ok()) return s;
+  if (!changed->Load(bytes))
+    return {"SYNC_MEMORY", path + " is no set of " + std::to_string(pages) + " pages"};
+  return Ok();
+}
+
+}  // namespace falcon

@@ -1,0 +1,259 @@
+// The source of a state transfer: which pages differ, and the writes that make them equal.
+#include <algorithm>
+#include <cstring>
+
+#include "os/check.h"
+#include "pages/page_mover.h"
+#include "plane/transfer_parts.h"
+
+namespace falcon {
+namespace {
+
+// What one poll posts at most while the guest runs, and while it stands still.
+constexpr size_t kRunningBytes = 256 << 10;
+constexpr size_t kStillBytes = 2 << 20;
+
+class Source final : public TransferSource {
+ public:
+  Source(TransferOptions options, Fabric* fabric)
+      : TransferSource(std::move(options)),
+        fabric_(fabric),
+        pages_(options_.ram_bytes / kPageBytes),
+        pending_(pages_),
+        looked_at_(pages_),
+        writer_(fabric, options_.peer, kInboxRegion) {}
+
+  ~Source() override {
+    digester_.reset();  // no worker touches the memory any more
+    mover_.reset();
+    fabric_->Detach(options_.peer, kInboxRegion);
+    fabric_->Detach(options_.peer, kRamRegion);
+    fabric_->Conceal(kInboxRegion);
+  }
+
+  Status Open(std::string* inbox, std::string* /*ram*/) override {
+    if (pages_ > 0) {
+      if (Status s = memory_.Open(options_.ram_path, options_.ram_bytes); !s.ok()) return s;
+      digester_ = std::make_unique<Digester>(options_.digest_workers);
+    }
+    if (Status s = inbox_.Make(options_.inbox_path, InboxBytes(pages_)); !s.ok()) return s;
+    return fabric_->Expose(kInboxRegion, options_.peer, inbox_.exposed(), inbox);
+  }
+
+  Status Attach(std::string_view inbox, std::string_view ram) override {
+    if (Status s = fabric_->Attach(options_.peer, kInboxRegion, inbox); !s.ok()) return s;
+    if (pages_ == 0) return Ok();
+    return fabric_->Attach(options_.peer, kRamRegion, ram);
+  }
+
+  void Changed(const PageSet& pages) override { pending_.Union(pages); }
+
+  void Round(uint32_t round, RoundPages which, bool final, TransferBases* bases) override {
+    FALCON_CHECK(step_ == Step::kIdle);
+    round_ = round;
+    final_ = final;
+    figures_ = {};
+    PageSet wanted(pages_);
+    PagesRecord record{rounds_ == 0 ? 1U : 0U, 0};
+    const PageSet* since = bases->Since(options_.peer);
+    if (which == RoundPages::kSinceBase && since != nullptr) {
+      wanted = *since;
+    } else if (which == RoundPages::kPending) {
+      wanted = pending_;
+    } else if (pages_ > 0) {
+      memory_.ResidentPages(&wanted);
+      record.resident = 1;
+    }
+    ++rounds_;
+    pending_.Clear();
+    if (final) bases->Begin(options_.peer, pages_);
+    if (pages_ == 0) {
+      step_ = Step::kTell;
+      return;
+    }
+    looked_at_ = wanted;
+    own_.resize(wanted.Count());
+    own_job_ = digester_->Start(memory_, looked_at_, options_.key, own_);
+    std::vector<std::byte> payload(sizeof record);
+    std::memcpy(payload.data(), &record, sizeof record);
+    AppendSet(&payload, wanted);
+    outgoing_ = std::move(payload);
+    outgoing_kind_ = InboxKind::kPages;
+    began_ = 0;
+    step_ = Step::kAsk;
+  }
+
+  Status Send(Op op, Op boot_op, const std::string& path,
+              std::span<const std::byte> plane) override {
+    FALCON_CHECK(step_ == Step::kIdle);
+    std::vector<std::byte> devices;
+    if (Status s = ReadFile(path, kStateBytesMax, &devices); !s.ok()) return s;
+    const StateRecord record{op, boot_op, pages_ == 0 ? 0 : round_, devices.size(), plane.size()};
+    if (sizeof record + devices.size() + plane.size() > kStateBytesMax)
+      return {"SYNC_MEMORY", "the state is larger than a session can carry"};
+    std::vector<std::byte> payload(sizeof record);
+    std::memcpy(payload.data(), &record, sizeof record);
+    payload.insert(payload.end(), devices.begin(), devices.end());
+    payload.insert(payload.end(), plane.begin(), plane.end());
+    state_bytes_ = payload.size();
+    outgoing_ = std::move(payload);
+    outgoing_kind_ = InboxKind::kState;
+    step_ = Step::kState;
+    return Ok();
+  }
+
+  int Poll(Nanoseconds now, std::vector<TransferNews>* news) override {
+    int done = 0;
+    if (Status s = Advance(now, news, &done); !s.ok()) {
+      step_ = Step::kIdle;
+      news->push_back({TransferNews::Kind::kFailed, {}, std::string(s.code()) + " " + s.detail()});
+    }
+    return done;
+  }
+
+  [[nodiscard]] bool busy() const override { return step_ != Step::kIdle; }
+
+ private:
+  enum class Step : uint8_t {
+    kIdle,
+    kAsk,      // the set goes out; both digest
+    kCompare,  // the target's set and digests are here; what it adds is digested
+    kMove,
+    kMark,
+    kTell,
+    kState,
+  };
+
+  // A record is started only when the buffers of the one before are free.
+  bool StartOutgoing() {
+    if (outgoing_.empty()) return true;
+    if (!writer_.idle()) return false;
+    const uint32_t round = outgoing_kind_ == InboxKind::kState ? kStateRound : round_;
+    writer_.Start(options_.session, outgoing_kind_, round, std::move(outgoing_));
+    outgoing_.clear();
+    return true;
+  }
+
+  Status Advance(Nanoseconds now, std::vector<TransferNews>* news, int* done) {
+    const size_t most = final_ ? kStillBytes : kRunningBytes;
+    if (step_ == Step::kIdle) return Ok();
+    if (began_ == 0) began_ = now;
+    if (!StartOutgoing()) return Ok();
+    if (!writer_.posted()) {
+      if (Status s = writer_.Step(most, done); !s.ok()) return s;
+    }
+    if (step_ == Step::kAsk) {
+      if (Status s = TakeAnswer(now); !s.ok()) return s;
+    }
+    if (step_ == Step::kCompare && digester_->Done(own_job_)) {
+      Compare(now);
+      ++*done;
+    }
+    if (step_ == Step::kMove) {
+      if (Status s = mover_->Step(most, done); !s.ok()) return s;
+      if (mover_->posted()) step_ = Step::kMark;
+    }
+    if (step_ == Step::kMark) {
+      if (Status s = PostMark(); !s.ok()) return s;
+      if (step_ == Step::kTell) figures_.move = now - moving_since_;
+    }
+    if (step_ == Step::kTell) {
+      ++*done;
+      step_ = Step::kIdle;
+      const RoundFigures& f = figures_;
+      news->push_back({TransferNews::Kind::kRound,
+                       {f.pages, f.equal, f.sent, f.bytes, static_cast<uint64_t>(f.digest),
+                        static_cast<uint64_t>(f.wait), static_cast<uint64_t>(f.move)},
+                       {}});
+    }
+    if (step_ == Step::kState && writer_.posted()) {
+      ++*done;
+      step_ = Step::kIdle;
+      news->push_back({TransferNews::Kind::kSent, {state_bytes_}, {}});
+    }
+    return Ok();
+  }
+
+  // The digests of this side and the answer of the other: whichever comes last.
+  Status TakeAnswer(Nanoseconds now) {
+    if (!digester_->Done(own_job_)) return Ok();
+    if (figures_.digest == 0) figures_.digest = std::max<Nanoseconds>(now - began_, 1);
+    std::optional<std::span<const std::byte>> answer;
+    if (Status s = inbox_.Take(options_.session, InboxKind::kDigests, round_, &answer); !s.ok())
+      return s;
+    if (!answer.has_value()) return Ok();
+    PageSet theirs(pages_);
+    const size_t set_bytes = theirs.words().size_bytes();
+    if (answer->size() < set_bytes || !theirs.Load(answer->first(set_bytes)))
+      return {"SYNC_PEER", "the answer holds no set of pages"};
+    const auto digests = answer->subspan(set_bytes);
+    PageSet missing = looked_at_;
+    missing.Subtract(theirs);
+    if (digests.size() != theirs.Count() * sizeof(PageDigest) || missing.Count() != 0)
+      return {"SYNC_PEER", "the answer does not fit what was asked"};
+    theirs_.resize(theirs.Count());
+    std::memcpy(theirs_.data(), digests.data(), digests.size());
+    figures_.wait = now - began_ - figures_.digest;
+    if (theirs.Count() != looked_at_.Count()) {
+      // Changed over there only. All in one set again keeps the two lists in one order.
+      looked_at_ = theirs;
+      own_.resize(theirs_.size());
+      own_job_ = digester_->Start(memory_, looked_at_, options_.key, own_);
+    }
+    step_ = Step::kCompare;
+    return Ok();
+  }
+
+  void Compare(Nanoseconds now) {
+    PageSet differing(pages_);
+    ComparePages(looked_at_, own_, theirs_, &differing);
+    figures_.pages = looked_at_.Count();
+    figures_.sent = differing.Count();
+    figures_.equal = figures_.pages - figures_.sent;
+    figures_.bytes = figures_.sent * kPageBytes;
+    figures_.digest = now - began_ - figures_.wait;
+    moving_since_ = now;
+    mover_ = std::make_unique<PageMover>(fabric_, options_.peer, kRamRegion, memory_, differing);
+    step_ = Step::kMove;
+  }
+
+  Status PostMark() {
+    mark_ = MakeRoundMark(options_.session, round_);
+    const auto piece = std::as_bytes(std::span(&mark_, 1));
+    const std::span<const std::byte> pieces[] = {piece};
+    const Status s = fabric_->Write(options_.peer, {kRamRegion, options_.ram_bytes}, pieces);
+    if (s.ok()) step_ = Step::kTell;
+    return s.ok() || std::strcmp(s.code(), "FABRIC_BUSY") == 0 ? Ok() : s;
+  }
+
+  Fabric* fabric_;
+  const size_t pages_;
+  GuestMemory memory_;
+  Inbox inbox_;
+  std::unique_ptr<Digester> digester_;
+  std::unique_ptr<PageMover> mover_;
+  Step step_ = Step::kIdle;
+  uint32_t round_ = 0;
+  uint32_t rounds_ = 0;
+  bool final_ = false;
+  PageSet pending_;
+  PageSet looked_at_;
+  std::vector<PageDigest> own_, theirs_;
+  Digester::Job own_job_{};
+  InboxWriter writer_;
+  std::vector<std::byte> outgoing_;
+  InboxKind outgoing_kind_ = InboxKind::kPages;
+  RoundMark mark_{};
+  RoundFigures figures_;
+  Nanoseconds began_ = 0;
+  Nanoseconds moving_since_ = 0;
+  size_t state_bytes_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<TransferSource> MakeTransferSource(TransferOptions options, Fabric* fabric) {
+  return std::make_unique<Source>(std::move(options), fabric);
+}
+
+}  // namespace falcon

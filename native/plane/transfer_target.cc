@@ -1,0 +1,174 @@
+// The target of a state transfer: it digests what it is asked for; the pages come by themselves.
+#include <algorithm>
+#include <cstring>
+
+#include "os/check.h"
+#include "plane/transfer_parts.h"
+
+namespace falcon {
+namespace {
+
+constexpr size_t kBytesPerPoll = 2 << 20;
+
+class Target final : public TransferTarget {
+ public:
+  Target(TransferOptions options, Fabric* fabric, const PageSet* changed)
+      : TransferTarget(std::move(options)),
+        fabric_(fabric),
+        pages_(options_.ram_bytes / kPageBytes),
+        looked_at_(pages_),
+        writer_(fabric, options_.peer, kInboxRegion) {
+    if (changed != nullptr) changed_ = std::make_unique<PageSet>(*changed);
+  }
+
+  ~Target() override {
+    digester_.reset();  // no worker touches the memory any more
+    fabric_->Detach(options_.peer, kInboxRegion);
+    fabric_->Conceal(kRamRegion);
+    fabric_->Conceal(kInboxRegion);
+  }
+
+  Status Open(std::string* inbox, std::string* ram) override {
+    if (Status s = inbox_.Make(options_.inbox_path, InboxBytes(pages_)); !s.ok()) return s;
+    if (Status s = fabric_->Attach(options_.peer, kInboxRegion, options_.grant); !s.ok()) return s;
+    if (Status s = fabric_->Expose(kInboxRegion, options_.peer, inbox_.exposed(), inbox); !s.ok())
+      return s;
+    if (pages_ == 0) return Ok();
+    if (Status s = memory_.Open(options_.ram_path, options_.ram_bytes); !s.ok()) return s;
+    digester_ = std::make_unique<Digester>(options_.digest_workers);
+    return fabric_->Expose(kRamRegion, options_.peer, memory_.exposed(), ram);
+  }
+
+  int Poll(Nanoseconds /*now*/, std::vector<TransferNews>* news) override {
+    int done = 0;
+    if (Status s = Advance(news, &done); !s.ok()) {
+      step_ = Step::kDone;
+      news->push_back({TransferNews::Kind::kFailed, {}, std::string(s.code()) + " " + s.detail()});
+    }
+    return done;
+  }
+
+  [[nodiscard]] bool busy() const override { return step_ != Step::kDone; }
+  [[nodiscard]] std::span<const std::byte> plane_state() const override { return plane_state_; }
+  [[nodiscard]] Op op() const override { return op_; }
+  [[nodiscard]] Op boot_op() const override { return boot_op_; }
+
+ private:
+  enum class Step : uint8_t { kWait, kDigest, kAnswer, kDone };
+
+  Status Advance(std::vector<TransferNews>* news, int* done) {
+    if (step_ == Step::kWait) {
+      if (Status s = Wait(news, done); !s.ok()) return s;
+    }
+    if (step_ == Step::kDigest && digester_->Done(job_) && writer_.idle()) {
+      std::vector<std::byte> payload;
+      AppendSet(&payload, looked_at_);
+      const auto digests = std::as_bytes(std::span(digests_));
+      payload.insert(payload.end(), digests.begin(), digests.end());
+      writer_.Start(options_.session, InboxKind::kDigests, round_, std::move(payload));
+      step_ = Step::kAnswer;
+      ++*done;
+    }
+    if (step_ == Step::kAnswer) {
+      if (Status s = writer_.Step(kBytesPerPoll, done); !s.ok()) return s;
+      if (writer_.posted()) step_ = Step::kWait;
+    }
+    return Ok();
+  }
+
+  // For the next round, or for the state that ends the session.
+  Status Wait(std::vector<TransferNews>* news, int* done) {
+    // Pages of the round before may still be on their way; a digest of what they replace would be
+    // one of the past.
+    if (round_ > 0 && !RoundArrived()) return Ok();
+    std::optional<std::span<const std::byte>> payload;
+    if (Status s = inbox_.Take(options_.session, InboxKind::kState, kStateRound, &payload);
+        !s.ok())
+      return s;
+    if (payload.has_value()) {
+      ++*done;
+      step_ = Step::kDone;
+      if (Status s = TakeState(*payload); !s.ok()) return s;
+      news->push_back({TransferNews::Kind::kArrived, {op_, boot_op_}, {}});
+      return Ok();
+    }
+    if (pages_ == 0) return Ok();
+    if (Status s = inbox_.Take(options_.session, InboxKind::kPages, round_ + 1, &payload); !s.ok())
+      return s;
+    if (!payload.has_value()) return Ok();
+    ++*done;
+    news->push_back({TransferNews::Kind::kProgress, {}, {}});
+    return TakePages(*payload);
+  }
+
+  Status TakePages(std::span<const std::byte> payload) {
+    PagesRecord record{};
+    if (payload.size() < sizeof record) return {"SYNC_PEER", "a set of pages is cut"};
+    std::memcpy(&record, payload.data(), sizeof record);
+    if (!looked_at_.Load(payload.subspan(sizeof record)))
+      return {"SYNC_PEER", "no set of pages"};
+    if (record.first != 0) {
+      if (changed_ != nullptr && record.resident == 0) {
+        looked_at_.Union(*changed_);
+      } else {
+        PageSet own(pages_);
+        memory_.ResidentPages(&own);
+        looked_at_.Union(own);
+      }
+    }
+    ++round_;
+    digests_.resize(looked_at_.Count());
+    job_ = digester_->Start(memory_, looked_at_, options_.key, digests_);
+    step_ = Step::kDigest;
+    return Ok();
+  }
+
+  [[nodiscard]] bool RoundArrived() const {
+    const RoundMark wanted = MakeRoundMark(options_.session, round_);
+    RoundMark mark;
+    std::memcpy(&mark, memory_.trailer().data(), sizeof mark);
+    std::atomic_thread_fence(std::memory_order_acquire);
+    return std::memcmp(&mark, &wanted, sizeof mark) == 0;
+  }
+
+  Status TakeState(std::span<const std::byte> payload) {
+    StateRecord record{};
+    if (payload.size() < sizeof record) return {"SYNC_PEER", "the state is cut"};
+    std::memcpy(&record, payload.data(), sizeof record);
+    const auto rest = payload.subspan(sizeof record);
+    if (record.op == 0 || record.rounds != round_ || record.device_bytes > rest.size() ||
+        record.plane_bytes != rest.size() - record.device_bytes)
+      return {"SYNC_PEER", "the state is malformed"};
+    op_ = record.op;
+    boot_op_ = record.boot_op;
+    const auto devices = rest.first(record.device_bytes);
+    const auto plane = rest.subspan(record.device_bytes);
+    plane_state_.assign(plane.begin(), plane.end());
+    return WriteFile(options_.state_path, devices);
+  }
+
+  Fabric* fabric_;
+  const size_t pages_;
+  GuestMemory memory_;
+  Inbox inbox_;
+  std::unique_ptr<Digester> digester_;
+  std::unique_ptr<PageSet> changed_;
+  Step step_ = Step::kWait;
+  uint32_t round_ = 0;  // the last that was answered
+  PageSet looked_at_;
+  std::vector<PageDigest> digests_;
+  Digester::Job job_{};
+  InboxWriter writer_;
+  std::vector<std::byte> plane_state_;
+  Op op_ = 0;
+  Op boot_op_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<TransferTarget> MakeTransferTarget(TransferOptions options, Fabric* fabric,
+                                                   const PageSet* changed) {
+  return std::make_unique<Target>(std::move(options), fabric, changed);
+}
+
+}  // namespace falcon
