@@ -98,6 +98,7 @@ class ShmBed final : public falcon::test::FabricBed {
   [[nodiscard]] bool concurrent() const override { return true; }
   [[nodiscard]] size_t queue_bound() const override { return 0; }
   [[nodiscard]] size_t Leftovers() const override { return directory_.Files().size(); }
+  [[nodiscard]] std::string LendingDirectory() const override { return directory_.path(); }
 
  private:
   TestDirectory directory_;
