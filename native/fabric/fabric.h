@@ -38,6 +38,17 @@ struct RemoteAddress {
   uint64_t offset = 0;  // bytes from the start of the region
 };
 
+// Memory that its owner lends to one peer for a while. The span must be a shared mapping, so that a
+// child process does not take its pages away from under a device.
+struct ExposedMemory {
+  std::span<std::byte> memory;
+  // For shm, which maps it too: the file whose first memory.size() bytes `memory` maps. It lies in
+  // the fabric's directory itself, belongs to this user and has mode 0600. Other fabrics ignore it.
+  std::string path;
+};
+
+inline constexpr size_t kMaxGrantBytes = 512;
+
 // Totals since the fabric was made.
 struct FabricCounters {
   uint64_t writes = 0;
@@ -72,16 +83,60 @@ class Fabric {
   // kBroken stays until Disconnect or Connect.
   [[nodiscard]] virtual PeerState State(PeerId peer) const = 0;
 
-  // Posts one write of the concatenation of `pieces` (at most kMaxPieces). The pieces must stay
-  // unchanged until Completed(peer) >= the value of Posted(peer) after this call. FABRIC_BUSY: the
-  // queue is full, nothing was posted, try again after Poll. FABRIC_DOWN: not connected or broken.
+  // Posts one write of the concatenation of `pieces` (at most kMaxPieces). One of up to
+  // kPlainWriteBytes needs nothing but room in the queues; a larger one may need memory, too. The
+  // pieces must stay unchanged until Completed(peer) >= the value of Posted(peer) after this call.
+  // FABRIC_BUSY: the queue is full, nothing was posted, try again after Poll. FABRIC_DOWN: not
+  // connected or broken.
   virtual Status Write(PeerId peer, RemoteAddress to,
                        std::span<const std::span<const std::byte>> pieces) = 0;
   static constexpr size_t kMaxPieces = 4;
+  static constexpr size_t kPlainWriteBytes = 64 << 10;
 
   // Posts a read of into.size() bytes; done when Completed(peer) reaches Posted(peer) after this
   // call.
   virtual Status Read(PeerId peer, RemoteAddress from, std::span<std::byte> into) = 0;
+
+  // ---- memory open to one peer for a while: guest RAM during a state transfer
+
+  // Lets `peer` write and read `memory` as `region`, from now until Conceal(region),
+  // Disconnect(peer) or Connect(peer, ...), whichever comes first; that the connection is kBroken
+  // may end it, and need not. Until then the memory must stay mapped. `region` is a number that
+  // AddRegion has not used, and region(region) stays empty. `grant` (at most kMaxGrantBytes,
+  // opaque) is what the peer needs for Attach; the caller brings it there. With verbs all of the
+  // memory is locked, which allocates what was not there and takes as long as that takes.
+  // Errors: FABRIC_DOWN (the peer is not connected), FABRIC_REGION (a wrong or used number, no
+  // memory, a file that may not be lent, RLIMIT_MEMLOCK).
+  virtual Status Expose(RegionId region, PeerId peer, const ExposedMemory& memory,
+                        std::string* grant) = 0;
+
+  // Ends it; idempotent. When this returns, no operation of that peer touches the memory any more,
+  // and it may be unmapped; what was on its way and comes now is dropped, and breaks the
+  // connection. Likewise when Disconnect or Connect returns. One exception: with shm a writer
+  // copies by itself and looks before each Write whether the region is still open, so one that is
+  // inside a Write at this moment finishes it, and one that is stopped there (SIGSTOP) finishes it
+  // when it goes on, however late. Whoever gives a session up with such a peer gives up the file,
+  // too.
+  virtual void Conceal(RegionId region) = 0;
+
+  // The other side: makes what `peer` has exposed to this member reachable by Write and Read, as
+  // {region, offset}, until Detach or the end of the connection. Replaces an earlier attachment of
+  // the region. A grant is good for the connection that it was made on. A write to a region that
+  // its owner has concealed changes nothing there and makes the peer kBroken on this side, at once
+  // or later. Errors: FABRIC_DOWN, FABRIC_GRANT (wrong, foreign, outdated, or the file cannot be
+  // mapped).
+  virtual Status Attach(PeerId peer, RegionId region, std::string_view grant) = 0;
+  // Forgets it; idempotent. Later writes are FABRIC_BOUNDS; those posted before go on.
+  virtual void Detach(PeerId peer, RegionId region) = 0;
+
+  // Memory from which many writes will come, for a fabric that can then send it without a copy.
+  // Nothing else depends on it. It must stay mapped until RemoveSource, and the caller sees to it
+  // that by then every write posted from it is Completed or its connection has ended. Errors:
+  // FABRIC_REGION.
+  virtual Status AddSource(std::span<std::byte> /*memory*/) { return Ok(); }
+  virtual void RemoveSource(std::span<std::byte> /*memory*/) {}
+
+  // ---- progress
 
   // Operations posted and completed on the current connection; both start at 0 with it. Completed
   // says only that the source is free.

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "fabric/grant.h"
 #include "fabric/shared_copy.h"
 #include "fabric/shm_files.h"
 #include "os/check.h"
@@ -34,6 +35,11 @@ class ShmFabric final : public Fabric {
   Status Write(PeerId peer, RemoteAddress to,
                std::span<const std::span<const std::byte>> pieces) override;
   Status Read(PeerId peer, RemoteAddress from, std::span<std::byte> into) override;
+  Status Expose(RegionId region, PeerId peer, const ExposedMemory& memory,
+                std::string* grant) override;
+  void Conceal(RegionId region) override;
+  Status Attach(PeerId peer, RegionId region, std::string_view grant) override;
+  void Detach(PeerId peer, RegionId region) override;
   [[nodiscard]] uint64_t Posted(PeerId peer) const override { return At(peer).posted; }
   [[nodiscard]] uint64_t Completed(PeerId peer) const override { return At(peer).posted; }
   void Ring(PeerId peer) override;
@@ -44,12 +50,19 @@ class ShmFabric final : public Fabric {
   [[nodiscard]] FabricCounters counters() const override { return counters_; }
 
  private:
+  struct Attachment {
+    uint64_t exposure = 0;  // 0: nothing is attached
+    ShmLentFile file;
+  };
   struct Peer {
     std::array<ShmMapping, kMaxRegions> regions;
+    std::array<Attachment, kMaxRegions> attached;
+    std::array<uint64_t, kMaxRegions> exposed{};  // ours to this peer; 0: none
+    uint64_t connection = 0;
     ShmMapping page;
     UniqueFd bell;
     uint64_t posted = 0;
-    bool up = false;
+    PeerState state = PeerState::kDown;
     bool written = false;  // since the last Ring
   };
 
@@ -62,6 +75,11 @@ class ShmFabric final : public Fabric {
     return peers_[peer];
   }
   Status Find(Peer& peer, RemoteAddress address, size_t bytes, std::byte** at);
+  Status FindLent(Peer& peer, RegionId region, std::span<std::byte>* body);
+  Status Refuse(const char* code, const char* why) {
+    ++counters_.errors;
+    return {code, why};
+  }
   static Status MapPeer(const ShmMember& member, Peer* peer);
 
   ShmMember member_;
@@ -72,6 +90,7 @@ class ShmFabric final : public Fabric {
   std::array<Peer, kMaxMembers> peers_;
   bool connected_once_ = false;
   uint64_t sleeps_ = 0;
+  uint64_t exposures_ = 0;
   FabricCounters counters_;
 };
 
@@ -122,7 +141,7 @@ Status ShmFabric::MapPeer(const ShmMember& member, Peer* peer) {
   return status.ok() ? OpenShmBell(member.BellPath(), &peer->bell) : status;
 }
 
-Status ShmFabric::Connect(PeerId peer, uint64_t /*connection*/, std::string_view descriptor) {
+Status ShmFabric::Connect(PeerId peer, uint64_t connection, std::string_view descriptor) {
   Disconnect(peer);
   ShmMember member;
   Status status = ShmMember::Parse(descriptor, member_.directory, &member);
@@ -131,33 +150,100 @@ Status ShmFabric::Connect(PeerId peer, uint64_t /*connection*/, std::string_view
   Peer fresh;
   status = MapPeer(member, &fresh);
   if (!status.ok()) return {"FABRIC_CONNECT", status.detail()};
-  fresh.up = true;
+  fresh.state = PeerState::kUp;
+  fresh.connection = connection;
   At(peer) = std::move(fresh);
   connected_once_ = true;
   return Ok();
 }
 
-void ShmFabric::Disconnect(PeerId peer) { At(peer) = Peer{}; }
+void ShmFabric::Disconnect(PeerId peer) {
+  for (RegionId region = 0; region < kMaxRegions; ++region) {
+    if (At(peer).exposed[region] != 0) Conceal(region);
+  }
+  At(peer) = Peer{};
+}
 
-PeerState ShmFabric::State(PeerId peer) const {
-  return At(peer).up ? PeerState::kUp : PeerState::kDown;
+PeerState ShmFabric::State(PeerId peer) const { return At(peer).state; }
+
+// ---- exposed memory
+
+Status ShmFabric::Expose(RegionId region, PeerId id, const ExposedMemory& memory,
+                         std::string* grant) {
+  bool in_use = region < kMaxRegions && regions_[region].ok();
+  for (const Peer& each : peers_)
+    in_use = in_use || (region < kMaxRegions && each.exposed[region] != 0);
+  Status status = CheckExposable(region, memory, in_use);
+  if (!status.ok()) return status;
+  Peer& peer = At(id);
+  if (peer.state != PeerState::kUp) return {"FABRIC_DOWN", "not connected"};
+  const std::string prefix = member_.directory + "/";
+  Grant made = {name(), member_.self, id, region, peer.connection, exposures_ + 1};
+  made.bytes = memory.memory.size();
+  if (memory.path.starts_with(prefix)) made.file = memory.path.substr(prefix.size());
+  if (!IsGrantFile(made.file))
+    return {"FABRIC_REGION", "exposed memory must be a file in " + member_.directory};
+  status = ShmLentFile::Check(memory.path, made.bytes);
+  if (!status.ok()) return {"FABRIC_REGION", status.detail()};
+  *grant = FormatGrant(made);
+  peer.exposed[region] = ++exposures_;
+  page_.opened(region).store(exposures_, std::memory_order_seq_cst);
+  return status;
+}
+
+void ShmFabric::Conceal(RegionId region) {
+  FALCON_CHECK(region < kMaxRegions);
+  page_.opened(region).store(0, std::memory_order_seq_cst);
+  for (Peer& each : peers_) each.exposed[region] = 0;
+}
+
+Status ShmFabric::Attach(PeerId id, RegionId region, std::string_view grant) {
+  Peer& peer = At(id);
+  if (peer.state != PeerState::kUp) return {"FABRIC_DOWN", "not connected"};
+  Grant taken;
+  Status status = ParseGrant(grant, {name(), id, member_.self, region, peer.connection}, &taken);
+  if (!status.ok()) return status;
+  if (peer.regions[region].ok()) return {"FABRIC_GRANT", "the peer has a region of its own there"};
+  if (taken.file.empty() ||
+      peer.page.opened(region).load(std::memory_order_acquire) != taken.exposure)
+    return {"FABRIC_GRANT", "the memory is not open any more"};
+  Attachment made;
+  made.exposure = taken.exposure;
+  status = ShmLentFile::Open(member_.directory + "/" + taken.file, taken.bytes, &made.file);
+  if (!status.ok()) return {"FABRIC_GRANT", status.detail()};
+  peer.attached[region] = std::move(made);
+  return status;
+}
+
+void ShmFabric::Detach(PeerId peer, RegionId region) {
+  FALCON_CHECK(region < kMaxRegions);
+  At(peer).attached[region] = {};
+}
+
+// The look before each copy.
+Status ShmFabric::FindLent(Peer& peer, RegionId region, std::span<std::byte>* body) {
+  const Attachment& attached = peer.attached[region];
+  if (attached.exposure == 0) return Refuse("FABRIC_BOUNDS", "the peer has no such region");
+  if (peer.page.opened(region).load(std::memory_order_acquire) != attached.exposure) {
+    peer.state = PeerState::kBroken;
+    return Refuse("FABRIC_DOWN", "the peer has concealed the region");
+  }
+  *body = attached.file.bytes();
+  return Ok();
 }
 
 // Where `address` of the peer is mapped, if `bytes` from there on are within its region.
 Status ShmFabric::Find(Peer& peer, RemoteAddress address, size_t bytes, std::byte** at) {
-  if (!peer.up) {
-    ++counters_.errors;
-    return {"FABRIC_DOWN", "not connected"};
+  if (peer.state != PeerState::kUp) return Refuse("FABRIC_DOWN", "not connected");
+  if (address.region >= kMaxRegions) return Refuse("FABRIC_BOUNDS", "the peer has no such region");
+  std::span<std::byte> body;
+  if (peer.regions[address.region].ok()) {
+    body = peer.regions[address.region].body();
+  } else if (Status status = FindLent(peer, address.region, &body); !status.ok()) {
+    return status;
   }
-  if (address.region >= kMaxRegions || !peer.regions[address.region].ok()) {
-    ++counters_.errors;
-    return {"FABRIC_BOUNDS", "the peer has no such region"};
-  }
-  const std::span<std::byte> body = peer.regions[address.region].body();
-  if (address.offset > body.size() || bytes > body.size() - address.offset) {
-    ++counters_.errors;
-    return {"FABRIC_BOUNDS", "beyond the end of the peer's region"};
-  }
+  if (address.offset > body.size() || bytes > body.size() - address.offset)
+    return Refuse("FABRIC_BOUNDS", "beyond the end of the peer's region");
   *at = body.data() + address.offset;
   return Ok();
 }
@@ -194,7 +280,7 @@ Status ShmFabric::Read(PeerId from_peer, RemoteAddress from, std::span<std::byte
 // fence between their own store and the look at the other's.
 void ShmFabric::Ring(PeerId to_peer) {
   Peer& peer = At(to_peer);
-  if (!peer.up || !peer.written) return;
+  if (peer.state != PeerState::kUp || !peer.written) return;
   peer.written = false;
   FullFence();
   std::atomic<uint64_t>& sleeping = peer.page.sleeping();

@@ -16,8 +16,11 @@
 //  (or a
 //    heartbeat that stands still) tells. Writing to a peer that is gone is harmless, also after its
 //    files were unlinked or a new incarnation was started.
-//  - Members trust each other not to shrink their files; a descriptor is checked before anything is
-//  mapped.
+//  - Members trust each other not to shrink their files; a descriptor or grant is checked before
+//  anything is mapped.
+//  - Exposed memory is a file that the peer maps as well. A page of it that finds no room in the
+//  file system is a SIGBUS for whoever writes it first: who lends sees to the room.
+//  - kBroken: this side wrote to what its owner had concealed.
 #pragma once
 
 #include <memory>

@@ -93,6 +93,17 @@ bool IsOurs(const struct stat& file, mode_t type) {
   return (file.st_mode & S_IFMT) == type && file.st_uid == geteuid() && (file.st_mode & 077) == 0;
 }
 
+Status OpenLent(const std::string& path, uint64_t bytes, UniqueFd* fd) {
+  fd->Reset(open(path.c_str(), O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
+  if (!fd->valid()) return Errno("open", path);
+  struct stat file {};
+  if (fstat(fd->get(), &file) != 0) return Errno("stat", path);
+  if (!IsOurs(file, S_IFREG)) return {"SHM_OPEN", path + " is not a private file of this user"};
+  if (static_cast<uint64_t>(file.st_size) < bytes)
+    return {"SHM_OPEN", path + " is smaller than what is lent of it"};
+  return Ok();
+}
+
 }  // namespace
 
 ShmMapping::ShmMapping(ShmMapping&& other) noexcept
@@ -140,6 +151,8 @@ Status ShmMapping::Create(const std::string& path, const ShmFileHeader& header,
   }
   std::memcpy(mapping->base_, &header, sizeof header);
   new (mapping->base_ + kShmSleepingOffset) std::atomic<uint64_t>(0);
+  for (RegionId region = 0; region < kMaxRegions; ++region)
+    new (mapping->base_ + kShmOpenOffset + region * kShmOpenStride) std::atomic<uint64_t>(0);
   return Ok();
 }
 
@@ -164,9 +177,30 @@ Status ShmMapping::Open(const std::string& path, const ShmFileHeader& expected,
   return Ok();
 }
 
-std::atomic<uint64_t>& ShmMapping::sleeping() const {
+std::atomic<uint64_t>& ShmMapping::Word(size_t offset) const {
   static_assert(std::atomic<uint64_t>::is_always_lock_free);
-  return *std::launder(reinterpret_cast<std::atomic<uint64_t>*>(base_ + kShmSleepingOffset));
+  return *std::launder(reinterpret_cast<std::atomic<uint64_t>*>(base_ + offset));
+}
+
+ShmLentFile::~ShmLentFile() {
+  if (!bytes_.empty()) munmap(bytes_.data(), bytes_.size());
+}
+
+Status ShmLentFile::Check(const std::string& path, uint64_t bytes) {
+  UniqueFd fd;
+  return OpenLent(path, bytes, &fd);
+}
+
+Status ShmLentFile::Open(const std::string& path, uint64_t bytes, ShmLentFile* file) {
+  UniqueFd fd;
+  Status status = OpenLent(path, bytes, &fd);
+  if (!status.ok()) return status;
+  void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+  if (at == MAP_FAILED) return Errno("mmap", path);
+  ShmLentFile opened;
+  opened.bytes_ = {static_cast<std::byte*>(at), bytes};
+  *file = std::move(opened);
+  return status;
 }
 
 std::string ShmMember::Path(std::string_view what) const {

@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "fabric/fabric.h"
 #include "os/status.h"
@@ -20,7 +21,7 @@ namespace falcon {
 inline constexpr size_t kShmHeaderBytes =
     4096;  // in front of each file's body, which is page-aligned then
 inline constexpr uint64_t kMaxShmRegionBytes = 1ull << 40;
-inline constexpr uint32_t kShmVersion = 2;
+inline constexpr uint32_t kShmVersion = 3;
 
 // What stands at the start of every file of a member.
 struct ShmFileHeader {
@@ -38,7 +39,12 @@ inline constexpr uint32_t kShmMemberPage = 0xFFFFFFFF;
 // Of the sleeping word, on a cache line of its own: 0 while the owner is awake, otherwise a number
 // that it has not used for an earlier sleep.
 inline constexpr size_t kShmSleepingOffset = 128;
+// Of a word for each region, on a cache line of its own: the number of the exposure that its owner
+// has open, or 0.
+inline constexpr size_t kShmOpenOffset = 256;
+inline constexpr size_t kShmOpenStride = 64;
 static_assert(sizeof(ShmFileHeader) == 40 && sizeof(ShmFileHeader) <= kShmSleepingOffset);
+static_assert(kShmOpenOffset + kMaxRegions * kShmOpenStride <= kShmHeaderBytes);
 
 // A shared mapping of one such file.
 class ShmMapping {
@@ -55,13 +61,41 @@ class ShmMapping {
 
   [[nodiscard]] bool ok() const { return base_ != nullptr; }
   [[nodiscard]] std::span<std::byte> body() const { return {base_ + kShmHeaderBytes, body_bytes_}; }
-  [[nodiscard]] std::atomic<uint64_t>& sleeping() const;
+  [[nodiscard]] std::atomic<uint64_t>& sleeping() const { return Word(kShmSleepingOffset); }
+  [[nodiscard]] std::atomic<uint64_t>& opened(RegionId region) const {
+    return Word(kShmOpenOffset + region * kShmOpenStride);
+  }
   void Unmap();
 
  private:
+  [[nodiscard]] std::atomic<uint64_t>& Word(size_t offset) const;
   Status Map(int fd, const std::string& path, size_t body_bytes);
   std::byte* base_ = nullptr;
   size_t body_bytes_ = 0;
+};
+
+// The mapping of a file that a peer lends for a while. Its pages come as they are touched: most of
+// a guest's memory may never have been used.
+class ShmLentFile {
+ public:
+  ShmLentFile() = default;
+  ShmLentFile(ShmLentFile&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
+  ShmLentFile& operator=(ShmLentFile&& other) noexcept {
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  ~ShmLentFile();
+
+  // Whether `path` can be lent: a private file of this user with at least so many bytes. Errors:
+  // errno or the reason in words.
+  static Status Check(const std::string& path, uint64_t bytes);
+  // Maps the first `bytes` of it.
+  static Status Open(const std::string& path, uint64_t bytes, ShmLentFile* file);
+
+  [[nodiscard]] std::span<std::byte> bytes() const { return bytes_; }
+
+ private:
+  std::span<std::byte> bytes_;
 };
 
 // Everything a peer must know of a member.

@@ -2,86 +2,14 @@
 
 #include <algorithm>
 #include <cstring>
-#include <deque>
 #include <string>
 #include <utility>
 
+#include "fabric/grant.h"
+#include "fabric/sim_channel.h"
 #include "os/check.h"
 
 namespace falcon {
-
-// The memory of one incarnation of a node. Channels hold on to it after its end, so that late
-// packets find that it is gone instead of memory that belongs to somebody else.
-struct SimNetwork::Memory {
-  PeerId node = 0;
-  uint64_t incarnation = 0;
-  bool alive = true;
-  std::array<std::vector<std::byte>, kMaxRegions> regions;
-
-  [[nodiscard]] std::string Descriptor() const {
-    return "falcon-sim " + std::to_string(node) + " " + std::to_string(incarnation);
-  }
-};
-
-struct SimNetwork::Operation {
-  RemoteAddress address;
-  size_t bytes = 0;
-  size_t delivered = 0;
-  bool done = false;
-  bool captured = false;
-  std::vector<std::byte> capture;  // the bytes of a captured write
-  std::array<std::span<const std::byte>, Fabric::kMaxPieces> pieces;
-  std::span<std::byte> into;  // not empty: this is a read
-  bool is_read = false;
-
-  // Copies bytes [delivered, delivered + count) of the write to `to`.
-  void CopyOut(std::byte* to, size_t count) const {
-    if (captured) {
-      std::copy_n(capture.begin() + static_cast<ptrdiff_t>(delivered), count, to);
-      return;
-    }
-    size_t skip = delivered;
-    for (const std::span<const std::byte> piece : pieces) {
-      const size_t skipped = std::min(skip, piece.size());
-      const size_t taken = std::min(count, piece.size() - skipped);
-      to = std::copy_n(piece.begin() + static_cast<ptrdiff_t>(skipped), taken, to);
-      skip -= skipped;
-      count -= taken;
-    }
-  }
-};
-
-// A write that left an earlier connection and is still on its way.
-struct SimNetwork::Stale {
-  Operation operation;
-  std::shared_ptr<Memory> target;
-};
-
-struct SimNetwork::Channel {
-  std::deque<Operation> operations;  // posted and not completed, oldest first
-  std::shared_ptr<Memory> target;
-  PeerState state = PeerState::kDown;
-  bool cut = false;
-  bool lost = false;  // nothing of this connection arrives any more
-  uint64_t posted = 0;
-  uint64_t completed = 0;
-  uint64_t unpolled = 0;  // completions that Poll has not told yet
-  std::deque<Stale> stale;
-
-  // The oldest operation that can still be delivered (on `region`, if it is not negative).
-  [[nodiscard]] Operation* Oldest(int region = -1) {
-    if (lost) return nullptr;
-    for (Operation& operation : operations) {
-      if (!operation.done && (region < 0 || operation.address.region == region)) return &operation;
-    }
-    return nullptr;
-  }
-
-  void Drop() {
-    operations.clear();
-    lost = true;
-  }
-};
 
 // One node's end of a network.
 class SimFabric final : public Fabric {
@@ -109,6 +37,17 @@ class SimFabric final : public Fabric {
   Status Write(PeerId peer, RemoteAddress to,
                std::span<const std::span<const std::byte>> pieces) override;
   Status Read(PeerId peer, RemoteAddress from, std::span<std::byte> into) override;
+  Status Expose(RegionId region, PeerId peer, const ExposedMemory& memory,
+                std::string* grant) override;
+  void Conceal(RegionId region) override {
+    FALCON_CHECK(region < kMaxRegions);
+    memory_->exposed[region] = {};
+  }
+  Status Attach(PeerId peer, RegionId region, std::string_view grant) override;
+  void Detach(PeerId peer, RegionId region) override {
+    FALCON_CHECK(region < kMaxRegions);
+    if (memory_->alive) To(peer).attached[region] = {};
+  }
   [[nodiscard]] uint64_t Posted(PeerId peer) const override {
     return memory_->alive ? To(peer).posted : 0;
   }
@@ -144,7 +83,7 @@ Status SimFabric::AddRegion(RegionId region, size_t bytes) {
   return Ok();
 }
 
-Status SimFabric::Connect(PeerId peer, uint64_t /*connection*/, std::string_view descriptor) {
+Status SimFabric::Connect(PeerId peer, uint64_t connection, std::string_view descriptor) {
   if (!memory_->alive) return {"FABRIC_CONNECT", "this process has crashed"};
   Disconnect(peer);
   const std::shared_ptr<SimNetwork::Memory>& target = network_->memories_[peer];
@@ -153,6 +92,7 @@ Status SimFabric::Connect(PeerId peer, uint64_t /*connection*/, std::string_view
   SimNetwork::Channel& channel = To(peer);
   channel.target = target;
   channel.state = PeerState::kUp;
+  channel.connection = connection;
   channel.lost = false;
   connected_once_ = true;
   return Ok();
@@ -164,9 +104,38 @@ void SimFabric::Disconnect(PeerId peer) {
   channel.Drop();
   channel.state = PeerState::kDown;
   channel.target = nullptr;
+  channel.attached = {};
+  memory_->ConcealFrom(peer);
   channel.posted = 0;
   channel.completed = 0;
   channel.unpolled = 0;
+}
+
+Status SimFabric::Expose(RegionId region, PeerId peer, const ExposedMemory& memory,
+                         std::string* grant) {
+  const bool in_use = region < kMaxRegions &&
+                      (!memory_->regions[region].empty() || memory_->exposed[region].number != 0);
+  if (Status status = CheckExposable(region, memory, in_use); !status.ok()) return status;
+  if (State(peer) != PeerState::kUp) return {"FABRIC_DOWN", "not connected"};
+  const uint64_t number = ++memory_->exposures;
+  memory_->exposed[region] = {number, peer, memory.memory};
+  Grant made = {name(), memory_->node, peer, region, To(peer).connection, number};
+  made.bytes = memory.memory.size();
+  *grant = FormatGrant(made);
+  return Ok();
+}
+
+Status SimFabric::Attach(PeerId peer, RegionId region, std::string_view grant) {
+  if (State(peer) != PeerState::kUp) return {"FABRIC_DOWN", "not connected"};
+  SimNetwork::Channel& channel = To(peer);
+  Grant taken;
+  Status status =
+      ParseGrant(grant, {name(), peer, memory_->node, region, channel.connection}, &taken);
+  if (!status.ok()) return status;
+  if (!channel.target->regions[region].empty())
+    return {"FABRIC_GRANT", "the peer has a region of its own there"};
+  channel.attached[region] = {taken.exposure, taken.bytes};
+  return status;
 }
 
 Status SimFabric::Post(PeerId peer, SimNetwork::Operation&& operation) {
@@ -177,9 +146,13 @@ Status SimFabric::Post(PeerId peer, SimNetwork::Operation&& operation) {
   if (State(peer) != PeerState::kUp) return refuse("FABRIC_DOWN", "not connected");
   SimNetwork::Channel& channel = To(peer);
   const RemoteAddress address = operation.address;
-  if (address.region >= kMaxRegions || channel.target->regions[address.region].empty())
+  const bool known = address.region < kMaxRegions;
+  const bool own = known && !channel.target->regions[address.region].empty();
+  if (!own && (!known || channel.attached[address.region].exposure == 0))
     return refuse("FABRIC_BOUNDS", "the peer has no such region");
-  const size_t limit = channel.target->regions[address.region].size();
+  const size_t limit =
+      own ? channel.target->regions[address.region].size() : channel.attached[address.region].bytes;
+  operation.exposure = own ? 0 : channel.attached[address.region].exposure;
   if (address.offset > limit || operation.bytes > limit - address.offset)
     return refuse("FABRIC_BOUNDS", "beyond the end of the peer's region");
   if (channel.operations.size() >= network_->options_.queue_bound)
@@ -273,10 +246,16 @@ size_t SimNetwork::NextBytes(PeerId from, PeerId to) const {
   return operation == nullptr ? 0 : operation->bytes - operation->delivered;
 }
 
-// Moves up to `bytes` more of `operation` between the pieces and the target's memory.
+// Moves up to `bytes` more of `operation` between the pieces and the target's memory. If that is
+// concealed by now the sender learns of it, and everything behind the operation is lost with it.
 size_t SimNetwork::Deliver(Channel& channel, Operation& operation, size_t bytes, Tear tear) {
-  std::byte* at =
-      channel.target->regions[operation.address.region].data() + operation.address.offset;
+  std::byte* at = channel.target->Base(operation.address.region, operation.exposure);
+  if (at == nullptr) {
+    channel.Drop();
+    if (channel.state == PeerState::kUp) channel.state = PeerState::kBroken;
+    return 0;
+  }
+  at += operation.address.offset;
   const size_t left = operation.bytes - operation.delivered;
   if (operation.is_read) {
     std::copy_n(at, operation.bytes, operation.into.begin());
@@ -355,6 +334,7 @@ void SimNetwork::Break(PeerId from, PeerId to) {
   Channel& channel = At(from, to);
   channel.Drop();
   if (channel.state == PeerState::kUp) channel.state = PeerState::kBroken;
+  if (memories_[from] != nullptr) memories_[from]->ConcealFrom(to);
 }
 
 size_t SimNetwork::KeepStale(PeerId from, PeerId to) {
@@ -367,6 +347,7 @@ size_t SimNetwork::KeepStale(PeerId from, PeerId to) {
     stale.target = channel.target;
     stale.operation.address = {operation.address.region,
                                operation.address.offset + operation.delivered};
+    stale.operation.exposure = operation.exposure;
     stale.operation.bytes = operation.bytes - operation.delivered;
     stale.operation.capture.resize(stale.operation.bytes);
     operation.CopyOut(stale.operation.capture.data(), stale.operation.bytes);
@@ -391,7 +372,9 @@ size_t SimNetwork::DeliverStalePart(PeerId from, PeerId to, size_t bytes, Tear t
   Channel& channel = At(from, to);
   if (channel.cut || channel.stale.empty()) return 0;
   Stale& stale = channel.stale.front();
-  if (!stale.target->alive) {
+  const Operation& packet = stale.operation;
+  if (!stale.target->alive ||
+      stale.target->Base(packet.address.region, packet.exposure) == nullptr) {
     channel.stale.pop_front();
     return 0;
   }
@@ -415,10 +398,12 @@ void SimNetwork::Forget(PeerId node, bool keep_wire) {
     out.Drop();
     out.state = PeerState::kDown;
     out.target = nullptr;
+    out.attached = {};
     out.posted = out.completed = out.unpolled = 0;
     At(peer, node).lost = true;
   }
   memories_[node]->alive = false;
+  memories_[node]->exposed = {};
   memories_[node] = nullptr;
   fabrics_[node] = nullptr;
 }

@@ -48,7 +48,7 @@ Status TcpFabric::AddRegion(RegionId region, size_t bytes) {
   if (!regions_[region].bytes().empty()) return {"FABRIC_REGION", number + " was made before"};
   if (connected_once_) return {"FABRIC_REGION", number + " comes after the first connection"};
   if (Status s = regions_[region].Make(bytes); !s.ok()) return s;
-  spans_[region] = regions_[region].bytes();
+  own_.regions[region] = regions_[region].bytes();
   member_.region_bytes[region] = bytes;
   return Ok();
 }
@@ -85,6 +85,8 @@ Status TcpFabric::Dial(PeerId id, uint64_t connection, std::string_view descript
   peer.link = Link::kLive;
   peer.connection = connection;
   peer.region_bytes = member.region_bytes;
+  peer.attached = {};
+  peer.reach = own_;
   peer.answer_by = MonotonicNow() + options_.greet_within;
   peer.sender.Start(std::move(fd), MakeTcpHello(member_.self, id, connection, member.token),
                     options_.queue_operations);
@@ -108,6 +110,7 @@ void TcpFabric::Drop(PeerId id, Link after) {
   peer.link = after;
   peer.sender.Close();
   peer.receiver.Close();
+  peer.reach = {};
   peer.sender_serial = peer.receiver_serial = 0;
 }
 
@@ -151,7 +154,8 @@ Status TcpFabric::Write(PeerId id, RemoteAddress to,
   size_t bytes = 0;
   for (const std::span<const std::byte> piece : pieces) bytes += piece.size();
   if (Status s = Admissible(id, to, bytes); !s.ok()) return s;
-  At(id).sender.PostWrite(to, pieces, bytes);
+  Peer& peer = At(id);
+  peer.sender.PostWrite(to, peer.attached[to.region], pieces, bytes);
   ++counters_.writes;
   counters_.written_bytes += bytes;
   return Ok();
@@ -159,7 +163,8 @@ Status TcpFabric::Write(PeerId id, RemoteAddress to,
 
 Status TcpFabric::Read(PeerId id, RemoteAddress from, std::span<std::byte> into) {
   if (Status s = Admissible(id, from, into.size()); !s.ok()) return s;
-  At(id).sender.PostRead(from, into);
+  Peer& peer = At(id);
+  peer.sender.PostRead(from, peer.attached[from.region], into);
   ++counters_.reads;
   return Ok();
 }
@@ -200,7 +205,7 @@ void TcpFabric::FlushPeer(PeerId id) {
 }
 
 void TcpFabric::ServeReceiver(PeerId id) {
-  if (!At(id).receiver.Serve(spans_, &done_)) return Break(id);
+  if (!At(id).receiver.Serve(At(id).reach, &done_)) return Break(id);
   WatchPeer(id);
 }
 

@@ -1,5 +1,5 @@
-// The tcp fabric's state, which two files share: tcp.cc (connections, operations, progress) and
-// tcp_guests.cc (those who dial us).
+// The tcp fabric's state, which three files share: tcp.cc (connections, operations, progress),
+// tcp_guests.cc (those who dial us) and tcp_exposure.cc (memory lent to a peer).
 #pragma once
 
 #include <sys/mman.h>
@@ -71,6 +71,11 @@ class TcpFabric final : public Fabric {
   Status Write(PeerId peer, RemoteAddress to,
                std::span<const std::span<const std::byte>> pieces) override;
   Status Read(PeerId peer, RemoteAddress from, std::span<std::byte> into) override;
+  Status Expose(RegionId region, PeerId peer, const ExposedMemory& memory,
+                std::string* grant) override;
+  void Conceal(RegionId region) override;
+  Status Attach(PeerId peer, RegionId region, std::string_view grant) override;
+  void Detach(PeerId peer, RegionId region) override;
   [[nodiscard]] uint64_t Posted(PeerId peer) const override { return At(peer).sender.posted(); }
   [[nodiscard]] uint64_t Completed(PeerId peer) const override {
     return At(peer).sender.completed();
@@ -89,7 +94,9 @@ class TcpFabric final : public Fabric {
     uint64_t connection = 0;  // while kLive
     std::array<uint64_t, kRetiredTcpNumbers> retired{};
     size_t retired_count = 0;
-    std::array<uint64_t, kMaxRegions> region_bytes{};  // the peer's
+    std::array<uint64_t, kMaxRegions> region_bytes{};  // the peer's, and what it exposes to us
+    std::array<uint16_t, kMaxRegions> attached{};      // exposures of the peer's; 0: none
+    TcpReach reach;                                    // of the peer, into our memory
     Nanoseconds answer_by = 0;                         // while the sender is not up
     TcpSender sender;
     uint64_t sender_serial = 0;
@@ -147,13 +154,14 @@ class TcpFabric final : public Fabric {
 
   TcpFabricOptions options_;
   TcpMember member_;
-  TcpRegions spans_{};
+  TcpReach own_;  // what every peer may reach
   std::array<TcpMemory, kMaxRegions> regions_;
   bool connected_once_ = false;
   FabricCounters counters_;
   int done_ = 0;        // things that happened since the last Poll returned
   uint64_t turns_ = 0;  // of Poll
   uint64_t serials_ = 0;
+  uint16_t exposures_ = 0;
   size_t guest_count_ = 0;
   Nanoseconds listen_again_ = 0;  // 0: the listener is watched
   bool armed_ = false;

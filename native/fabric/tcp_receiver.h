@@ -14,7 +14,15 @@
 
 namespace falcon {
 
-using TcpRegions = std::array<std::span<std::byte>, kMaxRegions>;
+// What one peer may reach: our regions, and what is exposed to it.
+struct TcpReach {
+  std::array<std::span<std::byte>, kMaxRegions> regions;
+  std::array<uint16_t, kMaxRegions> exposures{};  // 0: a region of our own
+
+  [[nodiscard]] bool Has(const TcpFrame& frame) const {
+    return frame.region < kMaxRegions && frame.exposure == exposures[frame.region];
+  }
+};
 
 class TcpReceiver {
  public:
@@ -29,16 +37,16 @@ class TcpReceiver {
 
   // Does a bounded amount of what there is to do; what remains keeps the socket ready. False: the
   // stream has ended, or says what no peer of ours says.
-  [[nodiscard]] bool Serve(const TcpRegions& regions, int* done);
+  [[nodiscard]] bool Serve(const TcpReach& reach, int* done);
 
  private:
   static constexpr size_t kMaxAnswers = 64;  // then no more is taken off the stream
-  bool Receive(const TcpRegions& regions, int* done);
-  bool Apply(const TcpRegions& regions, int* done);
-  bool TakeHeader(const TcpRegions& regions, int* done);
-  size_t ApplyPayload(const TcpRegions& regions, std::span<const std::byte> bytes);
-  bool Answer(const TcpRegions& regions, int* done);
-  void FillOutput(const TcpRegions& regions);
+  bool Receive(const TcpReach& reach, int* done);
+  bool Apply(const TcpReach& reach, int* done);
+  bool TakeHeader(const TcpReach& reach, int* done);
+  size_t ApplyPayload(std::span<std::byte> region, std::span<const std::byte> bytes);
+  bool Answer(const TcpReach& reach, int* done);
+  bool FillOutput(const TcpReach& reach);
 
   UniqueFd fd_;
   std::vector<std::byte> input_;

@@ -43,16 +43,17 @@ TcpSender::Operation& TcpSender::Post(TcpFrame frame) {
   return operation;
 }
 
-void TcpSender::PostWrite(RemoteAddress to, std::span<const std::span<const std::byte>> pieces,
-                          size_t bytes) {
+void TcpSender::PostWrite(RemoteAddress to, uint16_t exposure,
+                          std::span<const std::span<const std::byte>> pieces, size_t bytes) {
   FALCON_CHECK(pieces.size() <= Fabric::kMaxPieces);
-  Operation& operation = Post(MakeTcpFrame(TcpKind::kWrite, to, bytes, posted_ + 1));
+  Operation& operation = Post(MakeTcpFrame(TcpKind::kWrite, to, bytes, posted_ + 1, exposure));
   std::copy(pieces.begin(), pieces.end(), operation.pieces.begin());
   operation.wire_bytes += bytes;
 }
 
-void TcpSender::PostRead(RemoteAddress from, std::span<std::byte> into) {
-  Operation& operation = Post(MakeTcpFrame(TcpKind::kRead, from, into.size(), posted_ + 1));
+void TcpSender::PostRead(RemoteAddress from, uint16_t exposure, std::span<std::byte> into) {
+  Operation& operation =
+      Post(MakeTcpFrame(TcpKind::kRead, from, into.size(), posted_ + 1, exposure));
   operation.into = into;
   operation.is_read = true;
 }
@@ -164,8 +165,8 @@ bool TcpSender::TakeAnswerHeader() {
   if (!FindRead()) return false;
   const Operation& read = At(answering_);
   if (!IsSound(frame, answering_ + 1) || frame.kind != TcpKind::kAnswer) return false;
-  if (frame.region != read.frame.region || frame.offset != read.frame.offset ||
-      frame.length != read.frame.length)
+  if (frame.exposure != read.frame.exposure || frame.region != read.frame.region ||
+      frame.offset != read.frame.offset || frame.length != read.frame.length)
     return false;
   answer_left_ = frame.length;
   return true;

@@ -37,9 +37,10 @@ class TcpSender {
     return phase_ != Phase::kUp || wants_output() || completed_ < sent_;
   }
 
-  void PostWrite(RemoteAddress to, std::span<const std::span<const std::byte>> pieces,
-                 size_t bytes);
-  void PostRead(RemoteAddress from, std::span<std::byte> into);
+  // `exposure`: that the region was attached by, or 0.
+  void PostWrite(RemoteAddress to, uint16_t exposure,
+                 std::span<const std::span<const std::byte>> pieces, size_t bytes);
+  void PostRead(RemoteAddress from, uint16_t exposure, std::span<std::byte> into);
 
   // Both return false when the stream is broken. Flush does nothing while blocked.
   [[nodiscard]] bool Flush(int* done);

@@ -32,13 +32,14 @@ TcpWelcome MakeTcpWelcome(uint64_t connection) {
   return welcome;
 }
 
-TcpFrame MakeTcpFrame(TcpKind kind, RemoteAddress address, size_t length, uint64_t operation) {
+TcpFrame MakeTcpFrame(TcpKind kind, RemoteAddress address, size_t length, uint64_t operation,
+                      uint16_t exposure) {
   TcpFrame frame{address.offset,
                  static_cast<uint32_t>(length),
                  static_cast<uint32_t>(operation),
                  kind,
                  address.region,
-                 0,
+                 exposure,
                  0};
   frame.checksum = TcpChecksum(frame);
   return frame;
@@ -60,8 +61,7 @@ bool IsSound(const TcpWelcome& welcome, uint64_t connection) {
 }
 
 bool IsSound(const TcpFrame& frame, uint64_t operation) {
-  return frame.checksum == TcpChecksum(frame) && frame.zero == 0 &&
-         frame.length <= kMaxTcpOperationBytes &&
+  return frame.checksum == TcpChecksum(frame) && frame.length <= kMaxTcpOperationBytes &&
          frame.sequence == static_cast<uint32_t>(operation);
 }
 

@@ -19,7 +19,7 @@ namespace falcon {
 
 static_assert(std::endian::native == std::endian::little);
 
-inline constexpr uint32_t kTcpVersion = 1;
+inline constexpr uint32_t kTcpVersion = 2;
 inline constexpr uint64_t kTcpHelloMagic = 0x3130'4C48'4E4F'4C46;    // "FLONHL01"
 inline constexpr uint64_t kTcpWelcomeMagic = 0x3130'4357'4E4F'4C46;  // "FLONWC01"
 inline constexpr uint64_t kMaxTcpRegionBytes = 1ull << 40;
@@ -61,7 +61,7 @@ struct TcpFrame {
   uint32_t sequence;  // of the operation within its connection, from 1; an answer has its read's
   TcpKind kind;
   uint8_t region;
-  uint16_t zero;
+  uint16_t exposure;  // that the region was attached by; 0: a region of the receiver's own
   uint32_t checksum;
 };
 static_assert(sizeof(TcpFrame) == 24);
@@ -74,7 +74,8 @@ template <typename Message>
 
 TcpHello MakeTcpHello(PeerId from, PeerId to, uint64_t connection, const TcpToken& token);
 TcpWelcome MakeTcpWelcome(uint64_t connection);
-TcpFrame MakeTcpFrame(TcpKind kind, RemoteAddress address, size_t length, uint64_t operation);
+TcpFrame MakeTcpFrame(TcpKind kind, RemoteAddress address, size_t length, uint64_t operation,
+                      uint16_t exposure = 0);
 [[nodiscard]] bool IsSound(const TcpHello& hello, PeerId self, const TcpToken& token);
 [[nodiscard]] bool IsSound(const TcpWelcome& welcome, uint64_t connection);
 [[nodiscard]] bool IsSound(const TcpFrame& frame, uint64_t operation);

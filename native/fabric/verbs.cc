@@ -11,10 +11,12 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "fabric/shared_copy.h"
 #include "fabric/verbs_descriptor.h"
+#include "fabric/verbs_exposure.h"
 #include "fabric/verbs_objects.h"
 #include "fabric/verbs_peer.h"
 #include "os/check.h"
@@ -54,6 +56,11 @@ class VerbsFabricImpl final : public VerbsFabric {
   Status Write(PeerId peer, RemoteAddress to,
                std::span<const std::span<const std::byte>> pieces) override;
   Status Read(PeerId peer, RemoteAddress from, std::span<std::byte> into) override;
+  Status Expose(RegionId region, PeerId peer, const ExposedMemory& memory,
+                std::string* grant) override;
+  void Conceal(RegionId region) override;
+  Status Attach(PeerId peer, RegionId region, std::string_view grant) override;
+  void Detach(PeerId peer, RegionId region) override;
   [[nodiscard]] uint64_t Posted(PeerId peer) const override { return At(peer).posted(); }
   [[nodiscard]] uint64_t Completed(PeerId peer) const override { return At(peer).completed(); }
   void Ring(PeerId peer) override;
@@ -63,7 +70,8 @@ class VerbsFabricImpl final : public VerbsFabric {
   void DisarmWake() override;
   [[nodiscard]] FabricCounters counters() const override { return counters_; }
 
-  Status RegisterSource(std::span<std::byte> memory) override;
+  Status AddSource(std::span<std::byte> memory) override;
+  void RemoveSource(std::span<std::byte> memory) override;
   [[nodiscard]] VerbsCounters verbs_counters() const override { return verbs_counters_; }
   [[nodiscard]] VerbsLink link() const override;
   [[nodiscard]] std::string BrokenBecause(PeerId peer) const override { return At(peer).because(); }
@@ -109,6 +117,10 @@ class VerbsFabricImpl final : public VerbsFabric {
   VerbsChannel channel_;
   VerbsBuffer control_;
   std::array<VerbsBuffer, kMaxRegions> regions_;
+  VerbsExposures exposures_;
+  // By the peer's number: of the connection, and which of its regions it has exposed to us.
+  std::array<uint64_t, kMaxMembers> connections_{};
+  std::array<std::array<bool, kMaxRegions>, kMaxMembers> attached_{};
   std::vector<VerbsKey> source_keys_;
   std::vector<VerbsSource> sources_;
   std::array<VerbsPeer, kMaxMembers> peers_;
@@ -165,13 +177,22 @@ std::span<std::byte> VerbsFabricImpl::region(RegionId region) {
   return regions_[region].bytes();
 }
 
-Status VerbsFabricImpl::RegisterSource(std::span<std::byte> memory) {
+Status VerbsFabricImpl::AddSource(std::span<std::byte> memory) {
   VerbsKey key;
   Status status = RegisterVerbsMemory(device_, memory, 0, &key);
   if (!status.ok()) return status;
   sources_.push_back({memory, key->lkey});
   source_keys_.push_back(std::move(key));
   return status;
+}
+
+void VerbsFabricImpl::RemoveSource(std::span<std::byte> memory) {
+  const auto source = std::find_if(sources_.begin(), sources_.end(), [&](const VerbsSource& each) {
+    return each.memory.data() == memory.data() && each.memory.size() == memory.size();
+  });
+  if (source == sources_.end()) return;
+  std::erase_if(source_keys_, [&](const VerbsKey& key) { return key->lkey == source->lkey; });
+  sources_.erase(source);
 }
 
 std::string VerbsFabricImpl::Descriptor() const {
@@ -216,10 +237,48 @@ Status VerbsFabricImpl::Connect(PeerId id, uint64_t connection, std::string_view
   status = At(id).Connect(member, route);
   if (!status.ok()) return {"FABRIC_CONNECT", status.detail()};
   connected_once_ = true;
+  connections_[id] = connection;
   return Ok();
 }
 
-void VerbsFabricImpl::Disconnect(PeerId peer) { At(peer).Disconnect(); }
+void VerbsFabricImpl::Disconnect(PeerId peer) {
+  At(peer).Disconnect();
+  attached_[peer] = {};
+  exposures_.CloseFor(peer);
+}
+
+// ---- exposed memory
+
+Status VerbsFabricImpl::Expose(RegionId region, PeerId id, const ExposedMemory& memory,
+                               std::string* grant) {
+  const bool in_use = region < kMaxRegions && (regions_[region].ok() || exposures_.IsOpen(region));
+  if (Status status = CheckExposable(region, memory, in_use); !status.ok()) return status;
+  if (At(id).state() != PeerState::kUp) return {"FABRIC_DOWN", "not connected"};
+  return exposures_.Open(device_, {name(), self_, id, region, connections_[id]}, memory, grant);
+}
+
+void VerbsFabricImpl::Conceal(RegionId region) {
+  FALCON_CHECK(region < kMaxRegions);
+  exposures_.Close(region);
+}
+
+Status VerbsFabricImpl::Attach(PeerId id, RegionId region, std::string_view grant) {
+  VerbsPeer& peer = At(id);
+  if (peer.state() != PeerState::kUp) return {"FABRIC_DOWN", "not connected"};
+  Grant taken;
+  Status status = ParseGrant(grant, {name(), id, self_, region, connections_[id]}, &taken);
+  if (!status.ok()) return status;
+  if (peer.member().regions[region].bytes > 0 && !attached_[id][region])
+    return {"FABRIC_GRANT", "the peer has a region of its own there"};
+  peer.SetRegion(region, {taken.address, taken.bytes, taken.key, 0});
+  attached_[id][region] = true;
+  return status;
+}
+
+void VerbsFabricImpl::Detach(PeerId id, RegionId region) {
+  FALCON_CHECK(region < kMaxRegions);
+  if (std::exchange(attached_[id][region], false)) At(id).SetRegion(region, {});
+}
 
 // ---- writes and reads
 

@@ -7,10 +7,12 @@
 //
 // What is special here:
 //  - Small writes are copied into the send queue. Of larger ones, pieces that lie in this fabric's
-//  own regions or in memory given to RegisterSource are sent from where they are; all others are
+//  own regions or in memory given to AddSource are sent from where they are; all others are
 //  copied into a registered ring first (as reads are copied out of it).
 //  - Only one write in a quarter of the send queue asks for a completion, so Completed() moves in
 //  steps. When nothing was posted for `quiet_us` Poll sends an empty write to learn of the rest.
+//  - Exposed memory is registered for as long as it is open. Its key is told to one peer, but any
+//  connected one that knew it could use it.
 //  - Connect asks the kernel for the peer's Ethernet address (RoCE), which takes as long as the
 //  kernel's neighbour discovery: microseconds, or seconds if that finds nobody.
 //  - A failed or flushed completion makes its peer kBroken, and nobody else.
@@ -70,9 +72,6 @@ struct VerbsLink {
 
 class VerbsFabric : public Fabric {
  public:
-  // Memory from which writes are sent without a copy. It must outlive the fabric. Errors:
-  // FABRIC_REGION.
-  virtual Status RegisterSource(std::span<std::byte> memory) = 0;
   [[nodiscard]] virtual VerbsCounters verbs_counters() const = 0;
   [[nodiscard]] virtual VerbsLink link() const = 0;
   // Why the peer is kBroken, in words; empty: it is not.

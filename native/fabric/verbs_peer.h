@@ -35,6 +35,8 @@ class VerbsPeer {
   Status Connect(const VerbsMember& peer, const VerbsRoute& route);
   void Disconnect();
   void Break(std::string because);
+  // A region that comes or goes while connected.
+  void SetRegion(RegionId region, const VerbsMemory& memory) { member_.regions[region] = memory; }
 
   // A write of the user's, already checked against the peer's region. Errors: FABRIC_BUSY,
   // FABRIC_DOWN.

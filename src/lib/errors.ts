@@ -97,6 +97,7 @@ export const errorTable = {
   FABRIC_DOWN: { severity: 'warning', exit: x.failure, text: 'the connection to a peer is down' },
   FABRIC_REGION: { severity: 'fatal', exit: x.failure, text: 'a memory region cannot be registered' },
   FABRIC_BOUNDS: { severity: 'error', exit: x.failure, text: 'a remote access is out of bounds' },
+  FABRIC_GRANT: { severity: 'error', exit: x.failure, text: 'memory of a peer cannot be attached' },
   SHM_OPEN: { severity: 'fatal', exit: x.failure, text: 'the shared memory cannot be opened' },
   SHM_BUSY: { severity: 'error', exit: x.alreadyRunning, text: 'the shared memory is in use' },
   PEER_REFUSED: { severity: 'warning', exit: x.failure, text: 'a peer was refused' },

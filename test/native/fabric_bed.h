@@ -62,6 +62,9 @@ class FabricBed {
     return status.ok() ? at(from).Connect(to, connection, at(to).Descriptor()) : status;
   }
 
+  // Where memory that is lent must be a file; empty: it need not be one.
+  [[nodiscard]] virtual std::string LendingDirectory() const { return {}; }
+
   // A fabric may answer the first sleep after a write with a wake that was not needed: brings that
   // behind us.
   virtual void Settle(PeerId /*writer*/, PeerId /*sleeper*/) {}

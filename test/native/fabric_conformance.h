@@ -5,6 +5,7 @@
 
 #include "fabric_bed.h"
 #include "fabric_data_cases.h"
+#include "fabric_exposed_cases.h"
 #include "fabric_life_cases.h"
 #include "fabric_wake_cases.h"
 
@@ -42,6 +43,19 @@ void AddConformanceCases() {
       "nothing_leaks_over_many_connections");
   AddConformanceCase<Bed, c::BadDescriptorsAreRefused>("bad_descriptors_are_refused");
   AddConformanceCase<Bed, c::RegionsAreMadeOnceAndEarly>("regions_are_made_once_and_early");
+  AddConformanceCase<Bed, c::ExposedMemoryIsWrittenAndRead>("exposed_memory_is_written_and_read");
+  AddConformanceCase<Bed, c::ExposedMemoryHasBounds>("exposed_memory_has_bounds");
+  AddConformanceCase<Bed, c::ExposuresAreChecked>("exposures_are_checked");
+  AddConformanceCase<Bed, c::AGrantIsForOnePeerAndConnection>(
+      "a_grant_is_for_one_peer_and_connection");
+  AddConformanceCase<Bed, c::BadGrantsAreRefused>("bad_grants_are_refused");
+  AddConformanceCase<Bed, c::ConcealedMemoryIsLeftAlone>("concealed_memory_is_left_alone");
+  AddConformanceCase<Bed, c::WhatIsOnItsWayToConcealedMemoryIsDropped>(
+      "what_is_on_its_way_to_concealed_memory_is_dropped");
+  AddConformanceCase<Bed, c::AnEarlierGrantOpensNothing>("an_earlier_grant_opens_nothing");
+  AddConformanceCase<Bed, c::TheEndOfAConnectionConceals>("the_end_of_a_connection_conceals");
+  AddConformanceCase<Bed, c::ExposedMemoryKeepsTheOrder>("exposed_memory_keeps_the_order");
+  AddConformanceCase<Bed, c::ManySessionsLeakNothing>("many_sessions_leak_nothing");
 }
 
 }  // namespace falcon::test

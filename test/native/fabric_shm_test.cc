@@ -18,6 +18,7 @@
 
 #include "check.h"
 #include "child_process.h"
+#include "fabric/grant.h"
 #include "fabric/shm.h"
 #include "fabric_conformance.h"
 #include "os/clock.h"
@@ -36,6 +37,8 @@ using falcon::test::conformance::Bytes;
 using falcon::test::conformance::Holds;
 using falcon::test::conformance::Is;
 using falcon::test::conformance::IsZero;
+using falcon::test::conformance::kLent;
+using falcon::test::conformance::LentMemory;
 using falcon::test::conformance::Pattern;
 using falcon::test::conformance::Span;
 using falcon::test::conformance::Word;
@@ -98,6 +101,7 @@ class ShmBed final : public falcon::test::FabricBed {
   [[nodiscard]] bool concurrent() const override { return true; }
   [[nodiscard]] size_t queue_bound() const override { return 0; }
   [[nodiscard]] size_t Leftovers() const override { return directory_.Files().size(); }
+  [[nodiscard]] std::string LendingDirectory() const override { return directory_.path(); }
 
  private:
   TestDirectory directory_;
@@ -190,6 +194,91 @@ TEST(writers_in_other_processes_are_killed_in_the_middle) {
   CHECK(MakeMember(directory.path(), 1) != nullptr);
   CHECK(MakeMember(directory.path(), 2) != nullptr);
   CHECK(directory.Files().size() == 4);
+}
+
+// Writes blocks of words all i, for i = 1, 2, ..., into lent memory until it is concealed.
+int WriteLentBlocks(const std::string& directory, int from_parent, int to_parent) {
+  const std::unique_ptr<Fabric> fabric = MakeMember(directory, 1);
+  if (fabric == nullptr || !Tell(to_parent, fabric->Descriptor())) return 1;
+  if (!fabric->Connect(0, 1, Hear(from_parent)).ok() || !Tell(to_parent, "connected")) return 2;
+  if (!fabric->Attach(0, kLent, Hear(from_parent)).ok()) return 3;
+  std::vector<uint64_t> block(kBlockBytes / 8);
+  for (uint64_t i = 1;; ++i) {
+    std::fill(block.begin(), block.end(), i);
+    const Status status = WriteOne(*fabric, 0, {kLent, 0}, std::as_bytes(std::span(block)));
+    if (!status.ok()) return Is(status, "FABRIC_DOWN") ? 0 : 4;
+  }
+}
+
+TEST(a_writer_in_another_process_finishes_one_write_at_most) {
+  for (int round = 0; round < 20; ++round) {
+    ShmBed bed;
+    bed.Start(0);
+    const LentMemory memory(bed);
+    Child child(
+        [&](int from, int to) { return WriteLentBlocks(bed.LendingDirectory(), from, to); });
+    REQUIRE(bed.at(0).Connect(1, 1, Hear(child.from())).ok());
+    REQUIRE(Tell(child.to(), bed.at(0).Descriptor()) && Hear(child.from()) == "connected");
+    std::string grant;
+    REQUIRE(bed.at(0).Expose(kLent, 1, memory.exposed(), &grant).ok() && Tell(child.to(), grant));
+    const falcon::Nanoseconds give_up = falcon::MonotonicNow() + kPatience;
+    const auto word = [&memory](size_t at) {
+      return falcon::LoadSharedWord(memory.bytes().data() + at);
+    };
+    const uint64_t enough = 100 + 31 * static_cast<uint64_t>(round);
+    while (word(0) < enough) REQUIRE(falcon::MonotonicNow() < give_up);
+    const bool stopped = round % 2 == 0;
+    if (stopped) kill(child.pid(), SIGSTOP);
+    usleep(stopped ? 2000 : 0);
+    bed.at(0).Conceal(kLent);
+    const uint64_t seen = word(0);
+    if (stopped) {
+      const Bytes still = memory.Copy();
+      usleep(2000);
+      CHECK(memory.Copy() == still);
+      kill(child.pid(), SIGCONT);
+    }
+    CHECK(child.Wait() == 0);
+    CHECK(word(kBlockBytes - 8) <= seen + 1 && word(0) == word(kBlockBytes - 8));
+    CHECK(IsZero(memory.bytes().subspan(kBlockBytes)));
+  }
+}
+
+TEST(only_private_files_of_the_directory_are_lent) {
+  ShmBed bed;
+  bed.StartAll(2);
+  const TestDirectory elsewhere;
+  const LentMemory memory(bed);
+  const std::string path = memory.exposed().path;
+  const std::string inside = bed.LendingDirectory() + "/";
+  const std::string outside = elsewhere.path() + "/ram";
+  std::string grant;
+  const auto refused = [&](const std::string& name) {
+    return Is(bed.at(1).Expose(kLent, 0, {memory.bytes(), name}, &grant), "FABRIC_REGION");
+  };
+  CHECK(close(open(outside.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600)) == 0);
+  CHECK(truncate(outside.c_str(), falcon::test::conformance::kLentBytes) == 0);
+  CHECK(symlink(outside.c_str(), (inside + "link").c_str()) == 0);
+  CHECK(mkfifo((inside + "fifo").c_str(), 0600) == 0);
+  CHECK(refused("") && refused(outside) && refused(inside) && refused(inside + "missing"));
+  CHECK(refused(inside + "../" + outside.substr(outside.rfind('/', outside.size() - 5) + 1)));
+  CHECK(refused(inside + "link") && refused(inside + "fifo") && refused(inside + "."));
+  CHECK(chmod(path.c_str(), 0644) == 0 && refused(path));
+  CHECK(chmod(path.c_str(), 0600) == 0 && truncate(path.c_str(), 4096) == 0 && refused(path));
+  CHECK(truncate(path.c_str(), falcon::test::conformance::kLentBytes) == 0);
+  // The writer looks for itself.
+  REQUIRE(bed.at(1).Expose(kLent, 0, memory.exposed(), &grant).ok());
+  const auto no_way_in = [&] { return Is(bed.at(0).Attach(1, kLent, grant), "FABRIC_GRANT"); };
+  CHECK(truncate(path.c_str(), 4096) == 0 && no_way_in());
+  CHECK(chmod(path.c_str(), 0666) == 0 && no_way_in());
+  CHECK(unlink(path.c_str()) == 0 && no_way_in());
+  CHECK(symlink(outside.c_str(), path.c_str()) == 0 && no_way_in());
+  falcon::Grant made;
+  REQUIRE(falcon::ParseGrant(grant, {"shm", 1, 0, kLent, 1}, &made).ok());
+  for (const char* name : {"..", ".", "a/b", "/etc/passwd", "-", "", "a\nb"}) {
+    made.file = name;
+    CHECK(Is(bed.at(0).Attach(1, kLent, falcon::FormatGrant(made)), "FABRIC_GRANT"));
+  }
 }
 
 TEST(a_sleeper_is_woken_from_another_process) {

@@ -259,7 +259,7 @@ TEST(wrong_frames_break_the_connection_and_touch_nothing) {
     if (trick == 5) frame.kind = TcpKind::kAnswer;
     if (trick == 6) frame.kind = static_cast<TcpKind>(9);
     if (trick == 7) frame.sequence = 2;
-    if (trick == 8) frame.zero = 1;
+    if (trick == 8) frame.exposure = 1;
     if (trick == 9) frame.length = 0xFFFFFFFF;
     if (trick == 10) frame.length = falcon::test::kRegion1Bytes + 1;
     if (trick == 11) {

@@ -303,7 +303,7 @@ TEST(registered_memory_is_sent_from_where_it_is) {
   const Bytes pattern = Pattern(7, memory.size());
   VerbsBed bed;
   bed.StartAll(2);
-  CHECK(bed.verbs(0).RegisterSource(memory).ok());
+  CHECK(bed.at(0).AddSource(memory).ok());
   std::copy(pattern.begin(), pattern.end(), memory.begin());
   const Span whole(memory);
   const Span wrapped[] = {whole.subspan(12000, 4384), whole.first(5000)};
