@@ -5,6 +5,7 @@
 #include <napi.h>
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -62,7 +63,7 @@ bool DispatchCommand(const std::string& name, const std::vector<Napi::Value>& ar
     o.based = number(3) != 0;
     o.ram_bytes = number(4);
     const auto key = bytes(5);
-    std::copy_n(key.begin(), std::min(key.size(), o.key.size()), o.key.begin());
+    std::memcpy(o.key.data(), key.data(), std::min(key.size(), o.key.size()));
     o.ram_path = text(6);
     o.inbox_path = text(7);
     o.state_path = text(8);

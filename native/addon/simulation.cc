@@ -90,6 +90,7 @@ Napi::Value Simulation::Start(const Napi::CallbackInfo& info) {
   }
   node.plane = std::make_unique<DataPlane>(options, &node.clock, node.fabric.get(), node.wal.get(),
                                            node.recovered, node.rings.get(), &node.wire);
+  if (node.rings != nullptr) node.plane->SetBuiltin(&node.builtin);
   return RecoveredObject(info.Env(), node.recovered);
 }
 

@@ -69,6 +69,7 @@ Status Reactor::Open(const ReactorOptions& options) {
   plane_ = std::make_unique<DataPlane>(options.plane, clock_.get(), fabric_.get(), wal_.get(),
                                        recovered_, options.vm ? &rings_ : nullptr, wire_.get());
   if (options.vm && options.builtin) {
+    plane_->SetBuiltin(&builtin_);
     builtin_.Attach(&rings_);
     tap_ingress_.Attach(rings_.shm(), FALCON_RING_INGRESS, rings_.to_falcond_fd());
   }

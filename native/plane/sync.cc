@@ -73,7 +73,7 @@ void DataPlane::TransferAttach(SessionId session, std::string_view inbox, std::s
 
 void DataPlane::TransferCollected(SessionId session, const std::string& path) {
   PageSet changed(guest_pages_);
-  if (Status s = ReadChanged(path, guest_pages_, &changed); !s.ok()) {
+  if (Status s = changed.LoadFile(path); guest_pages_ > 0 && !s.ok()) {
     // What has changed is not known any more.
     bases_.ForgetAll();
     return TransferFailed(session, Coded(s));

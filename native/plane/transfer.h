@@ -22,6 +22,7 @@
 #include "log/entry.h"
 #include "os/clock.h"
 #include "os/status.h"
+#include "pages/digest.h"
 #include "pages/page_set.h"
 
 namespace falcon {
@@ -43,10 +44,9 @@ struct TransferOptions {
   bool source = false;
   bool based = false;  // target: of the common point, not of everything
   size_t ram_bytes = 0;
-  std::array<std::byte, 32> key{};
+  DigestKey key{};
   std::string ram_path, inbox_path, state_path;
   std::string grant;  // target: of the source's inbox
-  size_t digest_workers = 1;
 };
 
 enum class RoundPages : uint8_t { kResident = 0, kSinceBase = 1, kPending = 2 };
@@ -125,8 +125,5 @@ std::unique_ptr<TransferSource> MakeTransferSource(TransferOptions options, Fabr
 // `changed`: of this guest since the common point; null: look at everything.
 std::unique_ptr<TransferTarget> MakeTransferTarget(TransferOptions options, Fabric* fabric,
                                                    const PageSet* changed);
-
-// Reads a bitmap of changed pages, as QEMU writes it. Errors: SYNC_MEMORY.
-Status ReadChanged(const std::string& path, size_t pages, PageSet* changed);
 
 }  // namespace falcon

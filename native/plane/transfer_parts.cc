@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -17,13 +18,14 @@ RoundMark MakeRoundMark(uint64_t session, uint32_t round) {
 }
 
 size_t InboxBytes(size_t pages) {
-  const size_t round = pages / 8 + 8 + pages * sizeof(PageDigest);
+  const size_t round = pages / 8 + 8 + pages * sizeof(Digest);
   return std::max(round, kStateBytesMax) + 4096;
 }
 
 void AppendSet(std::vector<std::byte>* to, const PageSet& set) {
-  const auto words = std::as_bytes(set.words());
-  to->insert(to->end(), words.begin(), words.end());
+  const size_t at = to->size();
+  to->resize(at + set.SavedBytes());
+  set.Save(std::span(*to).subspan(at));
 }
 
 void TransferBases::Begin(PeerId peer, size_t pages) {
@@ -38,7 +40,7 @@ void TransferBases::ForgetAll() {
 
 void TransferBases::Changed(const PageSet& pages) {
   for (auto& changed : changed_) {
-    if (changed != nullptr && changed->pages() == pages.pages()) changed->Union(pages);
+    if (changed != nullptr && changed->pages() == pages.pages()) changed->Unite(pages);
   }
 }
 
@@ -70,14 +72,6 @@ Status WriteFile(const std::string& path, std::span<const std::byte> bytes) {
     if (n <= 0) return {"SYNC_MEMORY", ErrnoText("write " + path, errno)};
     bytes = bytes.subspan(static_cast<size_t>(n));
   }
-  return Ok();
-}
-
-Status ReadChanged(const std::string& path, size_t pages, PageSet* changed) {
-  std::vector<std::byte> bytes;
-  if (Status s = ReadFile(path, changed->words().size_bytes(), &bytes); !s.ok()) return s;
-  if (!changed->Load(bytes))
-    return {"SYNC_MEMORY", path + " is no set of " + std::to_string(pages) + " pages"};
   return Ok();
 }
 

@@ -56,7 +56,7 @@ struct PagesRecord {
 Status ReadFile(const std::string& path, size_t most, std::vector<std::byte>* into);
 Status WriteFile(const std::string& path, std::span<const std::byte> bytes);
 
-// The pages of a set, as little-endian words.
+// As PageSet::Save has it.
 void AppendSet(std::vector<std::byte>* to, const PageSet& set);
 
 }  // namespace falcon

@@ -21,10 +21,11 @@ class Source final : public TransferSource {
         pages_(options_.ram_bytes / kPageBytes),
         pending_(pages_),
         looked_at_(pages_),
+        resident_(pages_),
         writer_(fabric, options_.peer, kInboxRegion) {}
 
   ~Source() override {
-    digester_.reset();  // no worker touches the memory any more
+    if (digester_ != nullptr) digester_->Cancel();  // no worker touches the memory any more
     mover_.reset();
     fabric_->Detach(options_.peer, kInboxRegion);
     fabric_->Detach(options_.peer, kRamRegion);
@@ -33,8 +34,10 @@ class Source final : public TransferSource {
 
   Status Open(std::string* inbox, std::string* /*ram*/) override {
     if (pages_ > 0) {
-      if (Status s = memory_.Open(options_.ram_path, options_.ram_bytes); !s.ok()) return s;
-      digester_ = std::make_unique<Digester>(options_.digest_workers);
+      if (Status s = GuestMemory::Open(options_.ram_path, options_.ram_bytes, &memory_); !s.ok())
+        return s;
+      if (Status s = Digester::Make({}, &digester_); !s.ok()) return s;
+      if (Status s = memory_.ResidentPages(&resident_); !s.ok()) return s;
     }
     if (Status s = inbox_.Make(options_.inbox_path, InboxBytes(pages_)); !s.ok()) return s;
     return fabric_->Expose(kInboxRegion, options_.peer, inbox_.exposed(), inbox);
@@ -46,7 +49,10 @@ class Source final : public TransferSource {
     return fabric_->Attach(options_.peer, kRamRegion, ram);
   }
 
-  void Changed(const PageSet& pages) override { pending_.Union(pages); }
+  void Changed(const PageSet& pages) override {
+    pending_.Unite(pages);
+    resident_.Unite(pages);
+  }
 
   void Round(uint32_t round, RoundPages which, bool final, TransferBases* bases) override {
     FALCON_CHECK(step_ == Step::kIdle);
@@ -61,19 +67,18 @@ class Source final : public TransferSource {
     } else if (which == RoundPages::kPending) {
       wanted = pending_;
     } else if (pages_ > 0) {
-      memory_.ResidentPages(&wanted);
+      wanted = resident_;
       record.resident = 1;
     }
     ++rounds_;
-    pending_.Clear();
+    pending_ = PageSet(pages_);
     if (final) bases->Begin(options_.peer, pages_);
     if (pages_ == 0) {
       step_ = Step::kTell;
       return;
     }
     looked_at_ = wanted;
-    own_.resize(wanted.Count());
-    own_job_ = digester_->Start(memory_, looked_at_, options_.key, own_);
+    StartDigests();
     std::vector<std::byte> payload(sizeof record);
     std::memcpy(payload.data(), &record, sizeof record);
     AppendSet(&payload, wanted);
@@ -124,6 +129,17 @@ class Source final : public TransferSource {
     kState,
   };
 
+  void StartDigests() {
+    own_.resize(looked_at_.Count());
+    digester_->Start({memory_.ram(), looked_at_, &resident_, options_.key, own_});
+    digested_ = false;
+  }
+
+  bool Digested() {
+    if (!digested_) digested_ = digester_->Finished();
+    return digested_;
+  }
+
   // A record is started only when the buffers of the one before are free.
   bool StartOutgoing() {
     if (outgoing_.empty()) return true;
@@ -145,9 +161,9 @@ class Source final : public TransferSource {
     if (step_ == Step::kAsk) {
       if (Status s = TakeAnswer(now); !s.ok()) return s;
     }
-    if (step_ == Step::kCompare && digester_->Done(own_job_)) {
-      Compare(now);
+    if (step_ == Step::kCompare && Digested()) {
       ++*done;
+      if (Status s = Compare(now); !s.ok()) return s;
     }
     if (step_ == Step::kMove) {
       if (Status s = mover_->Step(most, done); !s.ok()) return s;
@@ -176,20 +192,20 @@ class Source final : public TransferSource {
 
   // The digests of this side and the answer of the other: whichever comes last.
   Status TakeAnswer(Nanoseconds now) {
-    if (!digester_->Done(own_job_)) return Ok();
+    if (!Digested()) return Ok();
     if (figures_.digest == 0) figures_.digest = std::max<Nanoseconds>(now - began_, 1);
     std::optional<std::span<const std::byte>> answer;
     if (Status s = inbox_.Take(options_.session, InboxKind::kDigests, round_, &answer); !s.ok())
       return s;
     if (!answer.has_value()) return Ok();
     PageSet theirs(pages_);
-    const size_t set_bytes = theirs.words().size_bytes();
-    if (answer->size() < set_bytes || !theirs.Load(answer->first(set_bytes)))
+    const size_t set_bytes = theirs.SavedBytes();
+    if (answer->size() < set_bytes || !theirs.Load(answer->first(set_bytes)).ok())
       return {"SYNC_PEER", "the answer holds no set of pages"};
     const auto digests = answer->subspan(set_bytes);
     PageSet missing = looked_at_;
     missing.Subtract(theirs);
-    if (digests.size() != theirs.Count() * sizeof(PageDigest) || missing.Count() != 0)
+    if (digests.size() != theirs.Count() * sizeof(Digest) || !missing.Empty())
       return {"SYNC_PEER", "the answer does not fit what was asked"};
     theirs_.resize(theirs.Count());
     std::memcpy(theirs_.data(), digests.data(), digests.size());
@@ -197,16 +213,16 @@ class Source final : public TransferSource {
     if (theirs.Count() != looked_at_.Count()) {
       // Changed over there only. All in one set again keeps the two lists in one order.
       looked_at_ = theirs;
-      own_.resize(theirs_.size());
-      own_job_ = digester_->Start(memory_, looked_at_, options_.key, own_);
+      StartDigests();
     }
     step_ = Step::kCompare;
     return Ok();
   }
 
-  void Compare(Nanoseconds now) {
+  Status Compare(Nanoseconds now) {
     PageSet differing(pages_);
-    ComparePages(looked_at_, own_, theirs_, &differing);
+    if (Status s = DifferingPages(looked_at_, own_, looked_at_, theirs_, &differing); !s.ok())
+      return s;
     figures_.pages = looked_at_.Count();
     figures_.sent = differing.Count();
     figures_.equal = figures_.pages - figures_.sent;
@@ -215,6 +231,7 @@ class Source final : public TransferSource {
     moving_since_ = now;
     mover_ = std::make_unique<PageMover>(fabric_, options_.peer, kRamRegion, memory_, differing);
     step_ = Step::kMove;
+    return Ok();
   }
 
   Status PostMark() {
@@ -238,8 +255,9 @@ class Source final : public TransferSource {
   bool final_ = false;
   PageSet pending_;
   PageSet looked_at_;
-  std::vector<PageDigest> own_, theirs_;
-  Digester::Job own_job_{};
+  PageSet resident_;  // everything else is zero, and must not be read
+  std::vector<Digest> own_, theirs_;
+  bool digested_ = false;
   InboxWriter writer_;
   std::vector<std::byte> outgoing_;
   InboxKind outgoing_kind_ = InboxKind::kPages;

@@ -1,5 +1,5 @@
 // The target of a state transfer: it digests what it is asked for; the pages come by themselves.
-#include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "os/check.h"
@@ -17,12 +17,13 @@ class Target final : public TransferTarget {
         fabric_(fabric),
         pages_(options_.ram_bytes / kPageBytes),
         looked_at_(pages_),
+        resident_(pages_),
         writer_(fabric, options_.peer, kInboxRegion) {
     if (changed != nullptr) changed_ = std::make_unique<PageSet>(*changed);
   }
 
   ~Target() override {
-    digester_.reset();  // no worker touches the memory any more
+    if (digester_ != nullptr) digester_->Cancel();  // no worker touches the memory any more
     fabric_->Detach(options_.peer, kInboxRegion);
     fabric_->Conceal(kRamRegion);
     fabric_->Conceal(kInboxRegion);
@@ -34,9 +35,11 @@ class Target final : public TransferTarget {
     if (Status s = fabric_->Expose(kInboxRegion, options_.peer, inbox_.exposed(), inbox); !s.ok())
       return s;
     if (pages_ == 0) return Ok();
-    if (Status s = memory_.Open(options_.ram_path, options_.ram_bytes); !s.ok()) return s;
-    digester_ = std::make_unique<Digester>(options_.digest_workers);
-    return fabric_->Expose(kRamRegion, options_.peer, memory_.exposed(), ram);
+    if (Status s = GuestMemory::Open(options_.ram_path, options_.ram_bytes, &memory_); !s.ok())
+      return s;
+    if (Status s = Digester::Make({}, &digester_); !s.ok()) return s;
+    if (Status s = memory_.ResidentPages(&resident_); !s.ok()) return s;
+    return fabric_->Expose(kRamRegion, options_.peer, {memory_.all(), memory_.path()}, ram);
   }
 
   int Poll(Nanoseconds /*now*/, std::vector<TransferNews>* news) override {
@@ -60,7 +63,7 @@ class Target final : public TransferTarget {
     if (step_ == Step::kWait) {
       if (Status s = Wait(news, done); !s.ok()) return s;
     }
-    if (step_ == Step::kDigest && digester_->Done(job_) && writer_.idle()) {
+    if (step_ == Step::kDigest && writer_.idle() && digester_->Finished()) {
       std::vector<std::byte> payload;
       AppendSet(&payload, looked_at_);
       const auto digests = std::as_bytes(std::span(digests_));
@@ -105,20 +108,20 @@ class Target final : public TransferTarget {
     PagesRecord record{};
     if (payload.size() < sizeof record) return {"SYNC_PEER", "a set of pages is cut"};
     std::memcpy(&record, payload.data(), sizeof record);
-    if (!looked_at_.Load(payload.subspan(sizeof record)))
+    if (!looked_at_.Load(payload.subspan(sizeof record)).ok())
       return {"SYNC_PEER", "no set of pages"};
     if (record.first != 0) {
       if (changed_ != nullptr && record.resident == 0) {
-        looked_at_.Union(*changed_);
+        looked_at_.Unite(*changed_);
       } else {
-        PageSet own(pages_);
-        memory_.ResidentPages(&own);
-        looked_at_.Union(own);
+        looked_at_.Unite(resident_);
       }
     }
     ++round_;
     digests_.resize(looked_at_.Count());
-    job_ = digester_->Start(memory_, looked_at_, options_.key, digests_);
+    digester_->Start({memory_.ram(), looked_at_, &resident_, options_.key, digests_});
+    // Whatever of these is written to will be there afterwards.
+    resident_.Unite(looked_at_);
     step_ = Step::kDigest;
     return Ok();
   }
@@ -156,8 +159,8 @@ class Target final : public TransferTarget {
   Step step_ = Step::kWait;
   uint32_t round_ = 0;  // the last that was answered
   PageSet looked_at_;
-  std::vector<PageDigest> digests_;
-  Digester::Job job_{};
+  std::vector<Digest> digests_;
+  PageSet resident_;  // everything else is zero, and must not be read
   InboxWriter writer_;
   std::vector<std::byte> plane_state_;
   Op op_ = 0;

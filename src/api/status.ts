@@ -21,6 +21,49 @@ export interface TakeoverStatus {
   readonly gateMs: number;
 }
 
+/** A session of state transfer that is over, as its source saw it. */
+export interface SyncRecord {
+  readonly target: string;
+  readonly reason: 'fill' | 'diverged' | 'asked';
+  readonly ok: boolean;
+  /** Why it was given up; empty if it was not. */
+  readonly why: string;
+  /** Op of the vm-sync entry behind which both guests were equal; 0: it did not come so far. */
+  readonly op: number;
+  /** Only pages changed since an earlier session were looked at. */
+  readonly based: boolean;
+  readonly rounds: number;
+  /** Pages looked at, found equal, and sent, in all rounds; pages are of 4096 bytes. */
+  readonly pages: number;
+  readonly equal: number;
+  readonly sent: number;
+  readonly bytes: number;
+  /** Of the last round, while both guests stood still. */
+  readonly finalPages: number;
+  readonly finalSent: number;
+  readonly stateBytes: number;
+  readonly digestMs: number;
+  readonly waitMs: number;
+  readonly moveMs: number;
+  readonly durationMs: number;
+  /** How long the source's guest stood still. */
+  readonly pauseMs: number;
+}
+
+export interface SyncStatus {
+  /** The session that runs; null: none. */
+  readonly active: {
+    readonly role: 'source' | 'target';
+    readonly peer: string;
+    readonly phase: string;
+    readonly rounds: number;
+    readonly pages: number;
+    readonly sent: number;
+  } | null;
+  /** Sessions of this replica as the source, newest last. */
+  readonly last: readonly SyncRecord[];
+}
+
 export interface ReplicaStatus {
   readonly node: string;
   readonly index: number;
@@ -55,6 +98,7 @@ export interface ReplicaStatus {
   /** The log lost entries that may have been acknowledged: the replica does not vote until it has caught up. */
   readonly recovering: boolean;
   readonly peers: readonly PeerStatus[];
+  readonly sync: SyncStatus;
   readonly counters: Readonly<Record<string, number>>;
   readonly lastTakeover?: TakeoverStatus;
 }

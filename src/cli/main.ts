@@ -10,10 +10,11 @@ import type { Command, Output } from './command.js';
 import { down } from './commands/down.js';
 import { init } from './commands/init.js';
 import { status } from './commands/status.js';
+import { sync } from './commands/sync.js';
 import { transferLeader } from './commands/transfer-leader.js';
 import { up } from './commands/up.js';
 
-const commands: readonly Command[] = [init, up, status, transferLeader, down];
+const commands: readonly Command[] = [init, up, status, transferLeader, sync, down];
 
 const output: Output = {
   out: (line) => process.stdout.write(`${line}\n`),

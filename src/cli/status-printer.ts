@@ -1,5 +1,5 @@
 /** The table of `falcon status`. */
-import type { ReplicaStatus, StatusRow } from '../api/status.js';
+import type { ReplicaStatus, StatusRow, SyncRecord } from '../api/status.js';
 import { answered } from './replicas.js';
 
 const columns: readonly (readonly [title: string, cell: (status: ReplicaStatus) => string])[] = [
@@ -30,7 +30,7 @@ export function statusTable(rows: readonly StatusRow[]): string[] {
       .join('  ')
       .trimEnd(),
   );
-  return [...headLines(rows), ...table, ...takeoverLines(rows)];
+  return [...headLines(rows), ...table, ...takeoverLines(rows), ...syncLines(rows)];
 }
 
 export function formatDuration(milliseconds: number): string {
@@ -66,4 +66,24 @@ function takeoverLines(rows: readonly StatusRow[]): string[] {
     const split = `detect ${t.detectMs}, elect ${t.electMs}, catch up ${t.catchUpMs}, gate ${t.gateMs}`;
     return ['', `${row.node} took over in view ${t.view} at ${t.at}: ${Math.round(total)} ms (${split})`];
   });
+}
+
+function syncLines(rows: readonly StatusRow[]): string[] {
+  return answered(rows).flatMap(({ node, sync }) => {
+    const { active, last } = sync;
+    const now =
+      active?.role === 'source'
+        ? [`${node} makes ${active.peer} a copy: ${active.phase}, round ${active.rounds}, ${active.sent} of ${active.pages} pages sent`]
+        : [];
+    const lines = [...last.map((record) => syncLine(node, record)), ...now];
+    return lines.length === 0 ? [] : ['', ...lines];
+  });
+}
+
+/** One session of state transfer in a line. */
+export function syncLine(source: string, r: SyncRecord): string {
+  const why = { fill: 'it had no guest', diverged: 'it had diverged', asked: 'on request' }[r.reason];
+  if (!r.ok) return `${source} gave up making ${r.target} a copy (${why}): ${r.why}`;
+  const pages = `${r.pages} pages looked at, ${r.equal} equal, ${r.sent} sent`;
+  return `${source} made ${r.target} a copy as of op ${r.op} (${why}): ${pages}, ${r.rounds} rounds, pause ${r.pauseMs} ms`;
 }

@@ -31,7 +31,7 @@ import { transferOptions } from '../transfer/defaults.js';
 import { sessionKeyBytes } from '../wire/transfer-messages.js';
 import { noteCleanStop, takeCleanStop } from './clean-stop.js';
 import { logIdentity } from './log-identity.js';
-import { replicaStatus } from './status.js';
+import { replicaStatus, syncRecord } from './status.js';
 
 const nsPerMs = 1e6;
 
@@ -136,6 +136,7 @@ export async function startDaemon(cluster: Cluster, node: NodeConfig, logger: Lo
         return { stopping: true };
       },
       'transfer-leader': (params) => transferLeader(cluster, engine, params),
+      sync: (params) => sync(cluster, engine, params),
     });
     replica.start((events) => engine.onPlaneEvents(events.map(convertEvent)));
     const members = config.nodes.map(({ name, address, port }, index) => ({ index, name, address, port }));
@@ -294,6 +295,19 @@ async function transferLeader(cluster: Cluster, engine: ReplicaEngine, params: u
   const outcome = await engine.transfer(target);
   if (outcome.code !== null) throw new FalconError(outcome.code, outcome.reason);
   return { to: outcome.to === null ? null : (cluster.config.nodes[outcome.to]?.name ?? null) };
+}
+
+/** Brings a member to a full copy of this primary's guest, and says what that took. */
+async function sync(cluster: Cluster, engine: ReplicaEngine, params: unknown): Promise<unknown> {
+  const { nodes } = cluster.config;
+  const name = (params as { node?: unknown } | null)?.node;
+  const node = nodes.findIndex((candidate) => candidate.name === name);
+  if (node < 0) throw new FalconError('REQUEST_INVALID', 'a node by its name', { path: 'node' });
+  if (nodes[node]?.vm !== true) throw new FalconError('SYNC_REFUSED', `${String(name)} runs no guest`);
+  if (engine.role !== 'primary') throw new FalconError('NOT_PRIMARY', 'this node is not the primary');
+  const record = await engine.sync(node);
+  if (!record.ok) throw new FalconError('SYNC_ABANDONED', record.why);
+  return syncRecord(record, (index) => nodes[index]?.name ?? String(index));
 }
 
 /** Member indices in log fields become names. */

@@ -1,11 +1,14 @@
 /** What a replica tells about itself. */
+import { bounds } from '../lib/bounds.js';
 import type { Cluster } from '../api/cluster.js';
 import type { NodeConfig } from '../api/config.js';
-import type { ReplicaStatus, TakeoverStatus } from '../api/status.js';
+import type { ReplicaStatus, SyncRecord, SyncStatus, TakeoverStatus } from '../api/status.js';
 import type { ReplicaEngine } from '../engine/replica.js';
+import type { StateTransfer } from '../engine/state-transfer.js';
 import type { Takeover } from '../engine/takeover-clock.js';
 import type { DataPlane } from '../ports/data-plane.js';
 import type { GuestRunner } from '../ports/guest.js';
+import type { TransferRecord } from '../transfer/types.js';
 
 export const softwareVersion = '0.1.0';
 
@@ -64,8 +67,38 @@ export function replicaStatus(sources: StatusSources): ReplicaStatus {
             },
           ],
     ),
+    sync: syncStatus(engine.stateTransfer, (index) => config.nodes[index]?.name ?? String(index)),
     counters: plane.counters(),
     ...(takeover === null ? {} : { lastTakeover: takeoverStatus(takeover, now) }),
+  };
+}
+
+function syncStatus(transfer: StateTransfer, name: (index: number) => string): SyncStatus {
+  const { sending, receiving, records } = transfer;
+  const last = records.slice(-bounds.statusSyncsMax).map((record) => syncRecord(record, name));
+  if (sending !== null) {
+    const { phase, rounds, pages, sent } = sending;
+    return { active: { role: 'source', peer: name(sending.peer), phase, rounds, pages, sent }, last };
+  }
+  if (receiving !== null) {
+    const { peer, phase } = receiving;
+    return { active: { role: 'target', peer: name(peer), phase, rounds: 0, pages: 0, sent: 0 }, last };
+  }
+  return { active: null, last };
+}
+
+export function syncRecord(record: TransferRecord, name: (index: number) => string): SyncRecord {
+  const { reason, ok, why, op, based, rounds, pages, equal, sent, bytes } = record;
+  const { finalPages, finalSent, stateBytes } = record;
+  const ms = (value: number): number => Math.round(value * 10) / 10;
+  return {
+    ...{ target: name(record.peer), reason, ok, why, op, based, rounds, pages, equal, sent, bytes },
+    ...{ finalPages, finalSent, stateBytes },
+    digestMs: ms(record.digestNs / 1e6),
+    waitMs: ms(record.waitNs / 1e6),
+    moveMs: ms(record.moveNs / 1e6),
+    durationMs: ms(record.durationMs),
+    pauseMs: ms(record.pauseMs),
   };
 }
 

@@ -25,6 +25,7 @@ import type { BootPolicyOptions } from './boot-policy.js';
 import { GuestKeeper } from './guest-keeper.js';
 import { StateTransfer } from './state-transfer.js';
 import type { StateTransferOptions } from './state-transfer.js';
+import type { TransferRecord } from '../transfer/types.js';
 import { TakeoverClock } from './takeover-clock.js';
 import type { Takeover } from './takeover-clock.js';
 
@@ -182,6 +183,11 @@ export class ReplicaEngine {
       this.step({ type: 'transfer', now: this.ports.clock.now(), to });
       waiter.begun = true;
     });
+  }
+
+  /** Makes `peer` a copy of this guest, and waits for the session's end. */
+  sync(peer: NodeId): Promise<TransferRecord> {
+    return this.stateTransfer.request(peer, 'asked');
   }
 
   private observe(progress: PlaneProgress, now: number): void {

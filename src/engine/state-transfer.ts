@@ -70,7 +70,9 @@ export class StateTransfer {
   private tracking = false;
   /** What the guest is told, one after the other. */
   private queue: Promise<void> = Promise.resolve();
+  private queued = 0;
   private bootOp: Op = 0;
+  private readonly waiters: { readonly peer: NodeId; readonly resolve: (record: TransferRecord) => void }[] = [];
   private stopped = false;
 
   constructor(options: StateTransferOptions, ports: StateTransferPorts) {
@@ -97,6 +99,11 @@ export class StateTransfer {
     return this.target.status;
   }
 
+  /** A session runs, or the guest is still being told something of one. */
+  get active(): boolean {
+    return this.source.status !== null || this.target.status !== null || this.queued > 0;
+  }
+
   get requested(): ReadonlyMap<NodeId, TransferReason> {
     return this.source.requested;
   }
@@ -106,8 +113,12 @@ export class StateTransfer {
   }
 
   /** Brings a member to a full copy, though it may seem to be one. */
-  request(peer: NodeId, reason: TransferReason): void {
-    this.toSource({ type: 'request', now: this.ports.now(), peer, reason });
+  request(peer: NodeId, reason: TransferReason): Promise<TransferRecord> {
+    return new Promise((resolve) => {
+      this.waiters.push({ peer, resolve });
+      if (this.waiters.length > this.options.recordsMax) this.waiters.shift();
+      this.toSource({ type: 'request', now: this.ports.now(), peer, reason });
+    });
   }
 
   tick(facts: TransferFacts): void {
@@ -234,6 +245,10 @@ export class StateTransfer {
   private note(record: TransferRecord): void {
     this.records.push(record);
     if (this.records.length > this.options.recordsMax) this.records.shift();
+    for (const waiter of this.waiters.splice(0)) {
+      if (waiter.peer === record.peer) waiter.resolve(record);
+      else this.waiters.push(waiter);
+    }
     const { peer, reason, rounds, pages, equal, sent, op } = record;
     const ms = (value: number): number => Math.round(value * 10) / 10;
     const fields = { peer, reason, rounds, pages, equal, sent, op, ms: ms(record.durationMs), pause: ms(record.pauseMs) };
@@ -373,9 +388,11 @@ export class StateTransfer {
   private enqueue(work: (guest: GuestRunner) => Promise<void>): void {
     const { guest } = this.ports;
     if (guest === null) return;
+    this.queued++;
     this.queue = this.queue
       .then(() => work(guest))
-      .catch((error: unknown) => this.ports.log('warn', messageOf(error)));
+      .catch((error: unknown) => this.ports.log('warn', messageOf(error)))
+      .finally(() => this.queued--);
   }
 
   /** Does something with the guest, and tells the session of it (unless null) or of its failure. */

@@ -69,6 +69,9 @@ export const bounds = {
   transferSettledPages: 256,
   transferRoundsMax: 8,
   transferRecordsMax: 64,
+  statusSyncsMax: 8,
+  /** An operator waits so long for a member to be made a copy. */
+  adminSyncMs: 120_000,
 
   // the data plane
   logEntriesMax: 256 * 1024,

@@ -111,6 +111,7 @@ export const errorTable = {
   GUEST_NOT_READY: { severity: 'fatal', exit: x.timeout, text: 'the guest is not ready' },
 
   // state transfer
+  SYNC_REFUSED: { severity: 'error', exit: x.refused, text: 'the state transfer was refused' },
   SYNC_ABANDONED: { severity: 'warning', exit: x.failure, text: 'the state transfer was given up' },
   SYNC_MEMORY: { severity: 'error', exit: x.failure, text: 'memory or files of the state transfer fail' },
   SYNC_PEER: { severity: 'error', exit: x.failure, text: 'the other side of the state transfer is wrong' },

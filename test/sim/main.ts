@@ -8,7 +8,7 @@ const total = { commits: 0, outputs: 0, kills: 0, views: 0 };
 let nextProgress = started + 2000;
 for (let seed = first; seed < first + count; seed++) {
   try {
-    const result = runSeed(seed);
+    const result = await runSeed(seed);
     total.commits += result.commits;
     total.outputs += result.outputs;
     total.kills += result.kills;

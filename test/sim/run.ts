@@ -42,7 +42,7 @@ interface Nemesis {
   readonly undo: (() => void)[];
 }
 
-export function runSeed(seed: number): RunResult {
+export async function runSeed(seed: number): Promise<RunResult> {
   const random = new Random(seed);
   const members = random.chance(0.6) ? 3 : 5;
   const world = new World({
@@ -59,18 +59,20 @@ export function runSeed(seed: number): RunResult {
   try {
     const faultSteps = 1200 * stepsPerMs;
     for (let i = 0; i < faultSteps; i++) {
-      world.step();
+      await world.step();
       checkers.check();
       if (random.chance(0.3)) inject(world, random, ++request);
       if (random.chance(0.012)) kills += disturb(world, checkers, random, nemesis);
       if (i % 200 === 0) checkers.checkLogs();
     }
     heal(world, checkers, nemesis);
-    const views = awaitService(world, checkers, random, request);
+    const views = await awaitService(world, checkers, random, request);
     checkers.checkLogs();
     return { seed, members, commits: checkers.commits, outputs: checkers.outputs, views, kills };
   } catch (error) {
     throw new SeedFailure(seed, error, world.trace);
+  } finally {
+    world.close();
   }
 }
 
@@ -172,13 +174,18 @@ function heal(world: World, checkers: Checkers, nemesis: Nemesis): void {
 }
 
 /** A request that is repeated as a client would must be answered in bounded time. */
-function awaitService(world: World, checkers: Checkers, random: Random, request: number): number {
+async function awaitService(
+  world: World,
+  checkers: Checkers,
+  random: Random,
+  request: number,
+): Promise<number> {
   // Memory durability cannot come back by itself from the loss of a majority: that needs an operator.
   const lost = world.nodes.filter((node) => node.hard.recovering).length > (world.nodes.length - 1) / 2;
   const boundMs = 6000;
   const probe = request + 1000;
   for (let i = 0; i < boundMs * stepsPerMs; i++) {
-    world.step();
+    await world.step();
     checkers.check();
     if (i % (40 * stepsPerMs) === 0) inject(world, random, probe);
     if (checkers.answered.has(probe)) {

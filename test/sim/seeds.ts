@@ -10,10 +10,10 @@ export async function testSeeds(first: number, count: number): Promise<void> {
   let commits = 0;
   for (let from = first; from < first + count; from += seedsATest) {
     const until = Math.min(from + seedsATest, first + count);
-    await t.test(`seeds ${from} to ${until - 1}`, (t) => {
+    await t.test(`seeds ${from} to ${until - 1}`, async (t) => {
       for (let seed = from; seed < until; seed++) {
         try {
-          commits += runSeed(seed).commits;
+          commits += (await runSeed(seed)).commits;
         } catch (error) {
           if (!(error instanceof SeedFailure)) throw error;
           t.comment(error.trace.slice(-traceLines).join('\n'));
@@ -21,7 +21,6 @@ export async function testSeeds(first: number, count: number): Promise<void> {
         }
       }
       t.pass('each serves again after its faults');
-      t.end();
     });
   }
   t.ok(commits > count * 50, `${commits} entries were committed under faults`);

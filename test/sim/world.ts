@@ -6,6 +6,10 @@
  * drifting clock, disks force when the seed says so, and the network delivers some of what is under way, whole or
  * torn. The world itself injects no faults (nemesis.ts does) and judges nothing (checkers.ts does).
  */
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { setImmediate as nextTurn } from 'node:timers/promises';
+
 import { convertEvent, NativePlane, progressBuffer, readProgress } from '../../src/adapters/native-plane.js';
 import { loadNative } from '../../src/adapters/native.js';
 import type {
@@ -20,6 +24,7 @@ import { assert } from '../../src/lib/assert.js';
 import { Random } from '../../src/lib/random.js';
 import type { PlaneProgress } from '../../src/ports/data-plane.js';
 import type { GuestRunner } from '../../src/ports/guest.js';
+import { transferOptions } from '../../src/transfer/defaults.js';
 
 export const stepNs = 500_000;
 const nsPerMs = 1e6;
@@ -115,10 +120,13 @@ export class World {
   readonly trace: string[] = [];
   private readonly numbers = progressBuffer();
   private readonly links = new Map<string, Link>();
+  private readonly directory = mkdtempSync('/dev/shm/falcon-sim-');
+  private readonly clone: boolean;
 
   constructor(options: WorldOptions) {
     this.options = options;
     this.random = new Random(options.seed);
+    this.clone = this.random.chance(0.5);
     const Simulation = loadNative().Simulation as unknown as new (
       members: number,
       seed: number,
@@ -258,7 +266,29 @@ export class World {
           commitOp: 0,
           table: recovered.table,
         },
-        boot: { firstBootWaitMs: 300, rebootWaitMs: 600, quorumReadyWaitMs: 50 },
+        boot: {
+          mode: this.clone ? 'clone' : 'each',
+          firstBootWaitMs: 300,
+          rebootWaitMs: 600,
+          quorumReadyWaitMs: 50,
+          fillWaitMs: 1500,
+        },
+        transfer: {
+          core: {
+            ...transferOptions(id),
+            offerRetryMs: 10,
+            offerWaitMs: 400,
+            progressWaitMs: 400,
+            pauseMaxMs: 200,
+            confirmWaitMs: 400,
+            backOffMinMs: 20,
+            backOffMaxMs: 200,
+          },
+          machine: 'sim',
+          files: this.files(id),
+          key: () => Uint8Array.from({ length: 32 }, () => random.below(256)),
+          recordsMax: 16,
+        },
         canRunGuest: this.runsGuest(id),
         reportIntervalMs: 20,
       },
@@ -293,7 +323,36 @@ export class World {
         return Promise.resolve();
       },
       stop: () => Promise.resolve(),
+      prepare: ({ onEmpty }) => {
+        onEmpty();
+        return Promise.resolve();
+      },
+      pause: () => Promise.resolve(),
+      resume: () => Promise.resolve(),
+      dirtyStart: () => Promise.resolve(),
+      dirtyCollect: (path) => this.emptyFile(path, { pages: 0 }),
+      saveState: (path) => this.emptyFile(path, { bytes: 0 }),
+      loadState: () => Promise.resolve({ bytes: 0 }),
+      restartRings: () => Promise.resolve(),
+      ramPath: null,
+      ramBytes: 0,
     };
+  }
+
+  private emptyFile<T>(path: string, result: T): Promise<T> {
+    writeFileSync(path, '');
+    return Promise.resolve(result);
+  }
+
+  private files(id: NodeId): { inbox: string; dirty: string; state: string } {
+    const file = (kind: string): string => join(this.directory, `${id}.${kind}`);
+    return { inbox: file('inbox'), dirty: file('dirty'), state: file('state') };
+  }
+
+  /** Files of sessions go with the world. */
+  close(): void {
+    for (const node of this.nodes) if (node.alive) this.kill(node, false);
+    rmSync(this.directory, { recursive: true, force: true });
   }
 
   // ---- connections
@@ -344,7 +403,8 @@ export class World {
 
   // ---- time
 
-  step(): void {
+  /** One step, and whatever its promises lead to. */
+  async step(): Promise<void> {
     this.nowNs += stepNs;
     this.connectDue();
     const order = [...this.nodes.keys()];
@@ -354,6 +414,7 @@ export class World {
     }
     for (const index of order) this.run(this.nodes[index]!);
     this.deliver();
+    if (this.nodes.some((node) => node.engine?.stateTransfer.active === true)) await nextTurn();
   }
 
   private run(node: SimNode): void {
@@ -366,12 +427,12 @@ export class World {
     this.sim.poll(node.id, localNs);
     if (this.random.chance(node.diskSpeed)) this.sim.stepWal(node.id);
     const events = this.sim.events(node.id);
-    for (const event of events) if (event.type === 'control' && event.entryKind === 3) node.bootOp = event.op;
     if (events.length > 0) node.engine.onPlaneEvents(events.map(convertEvent));
     if (localNs >= node.nextTickNs) {
       node.nextTickNs = localNs + tickMs * nsPerMs;
       node.engine.tick();
     }
+    node.bootOp = node.engine.guest.own.bootOp;
     assert(node.failure === null, `node ${node.id} failed: ${node.failure ?? ''}`);
   }
 

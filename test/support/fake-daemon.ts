@@ -64,6 +64,7 @@ async function main(): Promise<void> {
     peers: config.nodes
       .filter((node) => node.name !== name)
       .map((node) => ({ name: node.name, connected: true, ackedOp: 119, guest: true })),
+    sync: { active: null, last: [] },
     counters: { frames: 7 },
   });
   const server = await startAdminServer(paths.adminSocket, {
@@ -72,6 +73,7 @@ async function main(): Promise<void> {
       if (behaviour.stubborn !== true) setTimeout(stop, 10);
     },
     'transfer-leader': (params) => params,
+    sync: (params) => params,
   });
   writeFileSync(paths.pidFile, `${process.pid}\n`);
   if (behaviour.failAfterMs !== undefined) setTimeout(() => fail(behaviour), behaviour.failAfterMs);

@@ -109,7 +109,7 @@ void t.test('whatever the others report, a primary ends up with a boot or with i
     const report = (): GuestReport => {
       const bootOp = random.chance(0.4) ? 0 : lastBootOp;
       const isReady = bootOp > 0 && random.chance(0.7);
-      return { bootOp, ready: isReady, admittedBootOp: isReady && random.chance(0.3) ? bootOp : 0 };
+      return { bootOp, ready: isReady, admittedBootOp: isReady && random.chance(0.3) ? bootOp : 0, syncOp: 0 };
     };
     const own = report();
     const peers = [report(), report()].slice(0, random.below(3));
