@@ -117,4 +117,11 @@ void ByteQueue::Clear(BlockPool& pool) {
   *this = ByteQueue();
 }
 
+void ByteQueue::Restore(BlockPool& pool, uint32_t skip, size_t length) {
+  FALCON_CHECK(length_ == 0 && skip < BlockPool::kBlockBytes);
+  if (length == 0) return;
+  FALCON_CHECK(Extend(pool, skip + length));
+  Drop(pool, skip);
+}
+
 }  // namespace falcon

@@ -18,6 +18,7 @@ class BlockPool {
 
   explicit BlockPool(size_t bytes);
 
+  [[nodiscard]] size_t blocks() const { return next_.size(); }
   [[nodiscard]] size_t free_blocks() const { return free_; }
   [[nodiscard]] size_t stored_bytes() const { return stored_; }
 
@@ -47,6 +48,13 @@ class ByteQueue {
   // Forgets the first `count` bytes (all, if there are fewer).
   void Drop(BlockPool& pool, size_t count);
   void Clear(BlockPool& pool);
+  // Makes an empty queue `length` long, its first byte `skip` bytes into a block: as many blocks as
+  // the queue had that is copied. The pool must have BlocksFor(skip, length).
+  void Restore(BlockPool& pool, uint32_t skip, size_t length);
+  [[nodiscard]] uint32_t skip() const { return skip_; }
+  [[nodiscard]] static size_t BlocksFor(uint32_t skip, size_t length) {
+    return length == 0 ? 0 : (skip + length + BlockPool::kBlockBytes - 1) / BlockPool::kBlockBytes;
+  }
 
  private:
   // The block that holds byte `at`, which must be inside.

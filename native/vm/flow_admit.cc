@@ -82,7 +82,7 @@ bool FlowEngine::MayProposeSyn(Frame frame, const Packet& packet, Flow* flow, ui
     ++counters_.refused_full;
     return false;
   }
-  pending_.Add(hash, packet.seq, now);
+  pending_.Add(hash, KeyOfClient(packet), packet.seq, now);
   return true;
 }
 

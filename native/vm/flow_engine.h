@@ -3,8 +3,9 @@
 //   flow_admit.cc    from the network, before it is proposed
 //   flow_deliver.cc  from the log, to this replica's guest
 //   flow_emit.cc     from this replica's guest, to the network
-//   flow_timer.cc    what time brings: re-offers, holds that end, expiry; take-over and other
-//   changes of role flow_table.cc    opening and ending flows; what the others share
+//   flow_timer.cc    what time and changes of role bring: re-offers, holds that end, expiry
+//   flow_table.cc    opening and ending flows; what the others share
+//   flow_state.cc    copying a table to another replica
 #pragma once
 
 #include <memory>
@@ -17,6 +18,7 @@
 #include "vm/flow_table.h"
 #include "vm/neighbours.h"
 #include "vm/pending_syns.h"
+#include "vm/state_archive.h"
 
 namespace falcon {
 
@@ -33,6 +35,8 @@ class FlowEngine final : public FlowTable {
   void SetRole(FlowRole role) override;
   void TakeOver(Nanoseconds now) override;
   void Reset() override;
+  void Save(std::vector<std::byte>* out, Nanoseconds now) override;
+  Status Load(std::span<const std::byte> state, Nanoseconds now) override;
   [[nodiscard]] FlowCounters counters() const override;
 
  private:
@@ -83,11 +87,25 @@ class FlowEngine final : public FlowTable {
   void AnswerNeighbourQuestion(Frame frame, const Packet& packet);
 
   // ---- flow_timer.cc
+  // A flow of a table that served its client itself, in one that does not.
+  void Adopt(Flow* flow);
   void OnDeadline(Flow* flow, Nanoseconds now);
   void Reoffer(Flow* flow, Nanoseconds now);
   [[nodiscard]] Nanoseconds ExpiryOf(const Flow& flow) const;
   void ResendRetained(Flow* flow);
   void AbortToClient(Flow* flow);
+
+  // ---- flow_state.cc
+  // What a state needs of this table's bounds; collected while it is checked.
+  struct StateNeeds;
+  // Reads a state's body; with `apply` into this table, which is empty, otherwise only to check it.
+  [[nodiscard]] const char* ReadState(std::span<const std::byte> body, Nanoseconds now, bool apply);
+  [[nodiscard]] const char* ReadFlow(StateReader& in, StateNeeds* needs, bool apply);
+  [[nodiscard]] bool FlowIsSound(const Flow& flow) const;
+  [[nodiscard]] const char* ReadOrders(StateReader& in, StateNeeds* needs, bool apply);
+  [[nodiscard]] const char* ReadNeighbours(StateReader& in, bool apply);
+  [[nodiscard]] const char* ReadPending(StateReader& in, bool apply);
+  void WriteFlow(StateWriter& out, Flow* flow);
 
   // ---- flow_table.cc
   [[nodiscard]] Flow* Open(const FlowKey& key);

@@ -113,12 +113,28 @@ Flow* FlowIndex::Add(const FlowKey& key) {
   flow.index = index;
   flow.key = key;
   flow.used = true;
+  Insert(flow);
+  return &flow;
+}
+
+void FlowIndex::Insert(const Flow& flow) {
   ++size_;
   const size_t mask = buckets_.size() - 1;
-  size_t at = Home(key);
+  size_t at = Home(flow.key);
   while (buckets_[at] != kNone) at = (at + 1) & mask;
-  buckets_[at] = index;
-  return &flow;
+  buckets_[at] = flow.index;
+}
+
+Flow* FlowIndex::Restore(uint32_t slot, const Flow& flow) {
+  FALCON_CHECK(!flows_[slot].used);
+  Flow& restored = flows_[slot];
+  restored = flow;
+  restored.index = slot;
+  restored.used = true;
+  restored.list = kNoList;
+  restored.list_previous = restored.list_next = kNone;
+  Insert(restored);
+  return &restored;
 }
 
 void FlowIndex::Remove(Flow* flow) {

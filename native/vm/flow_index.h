@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "vm/flow.h"
@@ -22,6 +23,8 @@ class DeadlineHeap {
   [[nodiscard]] Nanoseconds first_time() const { return when_[heap_.front()]; }
   [[nodiscard]] bool Holds(uint32_t slot) const { return place_[slot] != kNowhere; }
   [[nodiscard]] Nanoseconds time(uint32_t slot) const { return when_[slot]; }
+  // Slots in the order of the heap: set again in this order, they stand as they did.
+  [[nodiscard]] std::span<const uint32_t> order() const { return heap_; }
   void Clear();
 
  private:
@@ -54,10 +57,23 @@ class FlowIndex {
   [[nodiscard]] size_t size() const { return size_; }
   [[nodiscard]] size_t slots() const { return flows_.size(); }
   [[nodiscard]] Flow& at(uint32_t slot) { return flows_[slot]; }
+  [[nodiscard]] const Flow& at(uint32_t slot) const { return flows_[slot]; }
+
+  // ---- saving and loading (flow_state.cc)
+  [[nodiscard]] std::span<const uint32_t> free_slots() const { return free_; }
+  template <typename Take>
+  void ForEachOf(List list, Take take) const {
+    for (uint32_t slot = first_[list]; slot != kNone; slot = flows_[slot].list_next) take(slot);
+  }
+  // Puts a flow into a slot, which must be free; it is in no list, and its streams keep nothing.
+  Flow* Restore(uint32_t slot, const Flow& flow);
+  // Which slots are free, and in which order they are taken. Exactly those that no flow has.
+  void SetFree(std::span<const uint32_t> slots) { free_.assign(slots.begin(), slots.end()); }
 
   DeadlineHeap deadlines;
 
  private:
+  void Insert(const Flow& flow);
   void Unlink(Flow* flow);
   [[nodiscard]] size_t Home(const FlowKey& key) const {
     return static_cast<size_t>(Hash(key)) & (buckets_.size() - 1);

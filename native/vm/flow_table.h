@@ -11,8 +11,10 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "os/clock.h"
+#include "os/status.h"
 
 namespace falcon {
 
@@ -111,6 +113,16 @@ class FlowTable {
 
   // Forgets everything (the guest starts anew).
   virtual void Reset() = 0;
+
+  // ---- state transfer: a guest that became a byte-for-byte copy of another's goes on with a copy
+  // of that replica's table.
+  // Appends the whole state: flows, what is held and retained, neighbours, SYNs under way. Role and
+  // counters are the replica's own and not part of it; times are relative to `now`.
+  virtual void Save(std::vector<std::byte>* out, Nanoseconds now) = 0;
+  // Takes the place of everything that this table has. The bytes may come from anywhere: they are
+  // checked as a whole first, and with FLOW_STATE nothing has changed. A table that does not serve
+  // itself takes what a primary's client was to repeat upon itself. Calls no sink.
+  [[nodiscard]] virtual Status Load(std::span<const std::byte> state, Nanoseconds now) = 0;
 
   [[nodiscard]] virtual FlowCounters counters() const = 0;
 };

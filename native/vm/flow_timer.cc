@@ -76,12 +76,16 @@ void FlowEngine::SetRole(FlowRole role) {
   for (uint32_t i = 0; i < index_.slots(); ++i) {
     Flow& flow = index_.at(i);
     if (!flow.used) continue;
-    flow.opened_here = false;
-    if (role != FlowRole::kBackup || flow.diverged()) continue;
-    // From now on nobody repeats what this guest lacks but this table.
-    if (!flow.input.keeping()) Diverge(&flow, FlowDivergence::kHoldBound);
-    ArmReoffer(&flow, flow.last_heard);
+    Adopt(&flow);
   }
+}
+
+// From now on nobody repeats what this guest lacks but this table.
+void FlowEngine::Adopt(Flow* flow) {
+  flow->opened_here = false;
+  if (role_ != FlowRole::kBackup || flow->diverged()) return;
+  if (!flow->input.keeping()) Diverge(flow, FlowDivergence::kHoldBound);
+  ArmReoffer(flow, flow->last_heard);
 }
 
 void FlowEngine::TakeOver(Nanoseconds now) {

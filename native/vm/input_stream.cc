@@ -199,4 +199,26 @@ void InputStream::MarkOffered(Seq seq, Seq end) {
   ahead_start_ = ahead_end_ = offered_;
 }
 
+size_t InputStream::KeptBytes() const {
+  if (!keeping_) return 0;
+  const Seq end = islands_ > 0 ? island_[islands_ - 1].end : finished() ? fin_ : next_;
+  return SeqBefore(base_, end) ? Offset(end) : 0;
+}
+
+bool InputStream::StateIsSound(size_t max_bytes) const {
+  if (SeqBefore(offered_, base_) || SeqBefore(next_, offered_) || SeqBefore(next_, base_))
+    return false;
+  Seq behind = next_;
+  for (size_t i = 0; i < islands_; ++i) {
+    const Island& island = island_[i];
+    if (!SeqBefore(behind, island.start) || !SeqBefore(island.start, island.end)) return false;
+    if (SeqDistance(base_, island.end) <= 0) return false;  // more than half round
+    behind = island.end;
+  }
+  if (fin_known_ &&
+      (islands_ > 0 ? SeqBefore(fin_, behind) : fin_ + 1 != next_ && !SeqBefore(next_, fin_)))
+    return false;
+  return KeptBytes() <= max_bytes;
+}
+
 }  // namespace falcon

@@ -70,6 +70,42 @@ class InputStream {
   // The client's FIN and all before it are in the log.
   [[nodiscard]] bool finished() const { return fin_known_ && next_ == fin_ + 1; }
 
+  // ---- saving and loading (flow_state.cc)
+  // Everything but the kept bytes.
+  template <typename Archive>
+  void VisitState(Archive& archive) {
+    archive.Number(base_);
+    archive.Number(offered_);
+    archive.Number(next_);
+    archive.Number(edge_);
+    archive.Number(ahead_start_);
+    archive.Number(ahead_end_);
+    archive.Number(fin_);
+    archive.Number(fin_known_);
+    archive.Number(keeping_);
+    archive.Limited(islands_, kMaxIslands);
+    for (size_t i = 0; i < islands_; ++i) {
+      archive.Number(island_[i].start);
+      archive.Number(island_[i].end);
+      archive.Number(island_[i].offered);
+    }
+    acked_ = base_;
+  }
+  // Whether what was read can be, with `max_bytes` kept at most.
+  [[nodiscard]] bool StateIsSound(size_t max_bytes) const;
+  // Length of the queue of kept bytes, holes included: it follows from the rest.
+  [[nodiscard]] size_t KeptBytes() const;
+  // Calls take(offset in the queue, count) for each run of bytes that means something.
+  template <typename Take>
+  void ForEachRun(Take take) const {
+    if (!keeping_) return;
+    const Seq end = finished() ? fin_ : next_;
+    if (SeqBefore(base_, end)) take(size_t{0}, Offset(end));
+    for (size_t i = 0; i < islands_; ++i)
+      take(Offset(island_[i].start), static_cast<size_t>(island_[i].end - island_[i].start));
+  }
+  [[nodiscard]] ByteQueue& kept() { return bytes_; }
+
  private:
   struct Island {
     Seq start = 0, end = 0;

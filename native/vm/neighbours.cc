@@ -64,6 +64,11 @@ std::optional<size_t> FindLinkOption(Frame frame, const Packet& packet, uint8_t 
   return found;
 }
 
+// The smallest makes room.
+auto RankOf(const Neighbours::Entry& entry) {
+  return std::tuple(entry.used, entry.shown, entry.heard);
+}
+
 }  // namespace
 
 Neighbours::Neighbours(size_t max_entries, uint64_t hash_seed, const Mac& vm_mac)
@@ -86,8 +91,22 @@ const Neighbours::Entry* Neighbours::Find(const Address& address) const {
   return nullptr;
 }
 
+bool Neighbours::MayHold(const Entry& entry) const {
+  return IsHost(entry.address) && (entry.mac[0] & 1) == 0 && entry.mac != Mac{} &&
+         entry.mac != vm_mac_;
+}
+
+void Neighbours::Restore(const Entry& entry) {
+  Entry* victim = nullptr;
+  for (Entry& place : SetOf(entry.address)) {
+    if (place.used && place.address == entry.address) return;
+    if (victim == nullptr || RankOf(place) < RankOf(*victim)) victim = &place;
+  }
+  if (!victim->used || RankOf(*victim) < RankOf(entry)) *victim = entry;
+}
+
 void Neighbours::Put(const Address& address, const Mac& mac, bool shown) {
-  if (!IsHost(address) || (mac[0] & 1) != 0 || mac == Mac{} || mac == vm_mac_) return;
+  if (!MayHold(Entry{address, mac, true, shown, 0})) return;
   Entry* victim = nullptr;
   for (Entry& entry : SetOf(address)) {
     if (entry.used && entry.address == address) {
@@ -98,8 +117,7 @@ void Neighbours::Put(const Address& address, const Mac& mac, bool shown) {
       return;
     }
     if (entry.used && entry.shown && !shown) continue;
-    const auto rank = [](const Entry& e) { return std::tuple(e.used, e.shown, e.heard); };
-    if (victim == nullptr || rank(entry) < rank(*victim)) victim = &entry;
+    if (victim == nullptr || RankOf(entry) < RankOf(*victim)) victim = &entry;
   }
   if (victim != nullptr) *victim = Entry{address, mac, true, shown, ++clock_};
 }

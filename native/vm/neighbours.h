@@ -33,7 +33,6 @@ class Neighbours {
 
   static constexpr size_t kMaxAnswerBytes = 128;
 
- private:
   struct Entry {
     Address address{};
     Mac mac{};
@@ -41,6 +40,16 @@ class Neighbours {
     bool shown = false;  // by ARP or neighbour discovery
     uint64_t heard = 0;
   };
+
+  // ---- saving and loading (flow_state.cc)
+  [[nodiscard]] std::span<const Entry> entries() const { return entries_; }
+  [[nodiscard]] uint64_t clock() const { return clock_; }
+  [[nodiscard]] bool MayHold(const Entry& entry) const;
+  // Takes an entry of another table. Where its set is full, the better ones stay.
+  void Restore(const Entry& entry);
+  void SetClock(uint64_t clock) { clock_ = clock; }
+
+ private:
   static constexpr size_t kWays = 4;
 
   void Put(const Address& address, const Mac& mac, bool shown);

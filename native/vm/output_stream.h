@@ -60,6 +60,16 @@ class OutputStream {
   // All that the guest ever sent, its FIN included, is acknowledged.
   [[nodiscard]] bool finished() const { return fin_known_ && SeqBefore(fin_, begin_); }
 
+  // ---- saving and loading (flow_state.cc): everything but the bytes
+  template <typename Archive>
+  void VisitState(Archive& archive) {
+    archive.Number(begin_);
+    archive.Number(end_);
+    archive.Number(fin_);
+    archive.Number(fin_known_);
+  }
+  [[nodiscard]] ByteQueue& kept() { return bytes_; }
+
  private:
   ByteQueue bytes_;
   Seq begin_ = 0, end_ = 0;

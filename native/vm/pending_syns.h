@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "os/clock.h"
-#include "vm/packet.h"
+#include "vm/flow.h"
 
 namespace falcon {
 
@@ -21,8 +21,8 @@ class PendingSyns {
 
   PendingSyns() : places_(kPlaces) {}
 
-  void Add(uint64_t hash, Seq client_iss, Nanoseconds now) {
-    Place(hash) = {hash, client_iss, true, now};
+  void Add(uint64_t hash, const FlowKey& key, Seq client_iss, Nanoseconds now) {
+    Place(hash) = {hash, client_iss, true, now, key};
   }
   // True if a SYN of this key is on its way through the log.
   [[nodiscard]] bool Has(uint64_t hash, Nanoseconds now) {
@@ -35,12 +35,21 @@ class PendingSyns {
   }
   void Clear() { std::ranges::fill(places_, Entry{}); }
 
+  // A SYN that waits, for saving.
+  template <typename Take>
+  void ForEach(Take take) const {
+    for (const Entry& entry : places_) {
+      if (entry.used) take(entry.key, entry.client_iss, entry.since);
+    }
+  }
+
  private:
   struct Entry {
     uint64_t hash = 0;
     Seq client_iss = 0;
     bool used = false;
     Nanoseconds since = 0;
+    FlowKey key;  // another replica hashes it otherwise
   };
   [[nodiscard]] Entry& Place(uint64_t hash) {
     return places_[static_cast<size_t>(hash >> 32) % kPlaces];

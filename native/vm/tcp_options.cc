@@ -48,7 +48,7 @@ SynOptions ReadSynOptions(std::span<const std::byte> options) {
     const uint8_t kind = Load8(options, at);
     const size_t length = OptionLength(options, at);
     if (kind == kEnd || length == 0) break;
-    if (kind == kMss && length == 4) read.mss = std::max<uint16_t>(Load16(options, at + 2), 64);
+    if (kind == kMss && length == 4) read.mss = std::max(Load16(options, at + 2), kMinMss);
     if (kind == kScale && length == 3) read.scale = std::min(Load8(options, at + 2), kMaxScale);
     at += length;
   }

@@ -12,6 +12,7 @@ namespace falcon {
 
 inline constexpr uint8_t kNoScale = 0xFF;
 inline constexpr uint8_t kMaxScale = 14;
+inline constexpr uint16_t kMinMss = 64;  // less is taken for this much
 
 struct SynOptions {
   uint16_t mss = 536;        // what a peer that says nothing can take (RFC 9293)

@@ -107,6 +107,7 @@ export const errorTable = {
   QEMU_FAILED: { severity: 'fatal', exit: x.failure, text: 'QEMU did not start' },
   QEMU_LOST: { severity: 'fatal', exit: x.failure, text: 'QEMU ended' },
   VM_LINK: { severity: 'error', exit: x.failure, text: 'the link to QEMU failed' },
+  FLOW_STATE: { severity: 'error', exit: x.failure, text: 'the state of the connections is not valid' },
   TAP_OPEN: { severity: 'fatal', exit: x.failure, text: 'the tap cannot be opened' },
   GUEST_NOT_READY: { severity: 'fatal', exit: x.timeout, text: 'the guest is not ready' },
 

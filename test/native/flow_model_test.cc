@@ -1,8 +1,8 @@
 // Whole connections through three replicas of the flow table: a client, three guests with initial
 // sequence numbers and speeds of their own, a network and guests that lose frames, a primary that
-// dies at a random moment (sometimes the next one too). Judged from outside: the client's
-// connection survives, each byte that it reads is right, and all guests that live read the same
-// bytes.
+// dies at a random moment (sometimes the next one too), and replicas that are made anew as copies
+// of the primary's guest and table. Judged from outside: the client's connection survives, each
+// byte that it reads is right, and all guests that live read the same bytes.
 #include <cstdlib>
 #include <random>
 
@@ -58,7 +58,8 @@ class Model {
     to_send_.resize(1 + Below(120'000));
     for (char& c : to_send_) c = static_cast<char>(Below(256));
     expected_ = AnswerTo(to_send_);
-    failovers_ = 1 + (Chance(3) ? 1 : 0);
+    copies_ = Chance(2) ? 0 : 1 + static_cast<int>(Below(4));
+    failovers_ = 1 + (Chance(3) ? 1 : 0) + (copies_ > 2 ? 2 : 0);
     next_failover_ = now_ + static_cast<Nanoseconds>(Below(Chance(4) ? 10 : 3000)) * kMillisecond;
   }
 
@@ -68,6 +69,7 @@ class Model {
     for (int step = 0; step < kMaxSteps; ++step) {
       now_ += kStep;
       if (failovers_ > 0 && now_ >= next_failover_) Failover();
+      if (copies_ > 0 && Chance(300)) CopyOne();
       ClientTurn();
       Network();
       for (auto& replica : replicas_) {
@@ -195,7 +197,35 @@ class Model {
     }
   }
 
+  // State transfer: a backup, or a replica that was dead, becomes a copy of the primary's guest
+  // with all that lies between it and its table.
+  void CopyOne() {
+    const Replica& from = *replicas_[primary_];
+    size_t to = Below(kReplicas);
+    if (to == primary_) to = (to + 1) % kReplicas;
+    Replica& r = *replicas_[to];
+    --copies_;
+    Bytes state;
+    from.table->Save(&state, now_);
+    const Status loaded = r.table->Load(state, now_);
+    if (!loaded.ok()) Fail(__FILE__, __LINE__, loaded.detail());
+    r.table->SetRole(FlowRole::kBackup);
+    r.alive = true;
+    r.delivered = from.delivered;
+    r.answered = from.answered;
+    r.ingress = from.ingress;
+    r.egress = from.egress;
+    *r.guest = *from.guest;
+    r.guest->send = [&r](const Bytes& frame) { r.egress.push_back(frame); };
+  }
+
   void Failover() {
+    size_t others = 0;
+    for (auto& replica : replicas_) others += replica->alive && replica->number != primary_ ? 1 : 0;
+    if (others == 0) {
+      if (copies_ == 0) failovers_ = 0;
+      return;  // nobody is left to take over
+    }
     --failovers_;
     if (primary_ != kReplicas) replicas_[primary_]->alive = false;
     size_t next = Below(kReplicas);
@@ -260,7 +290,7 @@ class Model {
   size_t primary_ = 0;
   std::string to_send_, expected_;
   size_t written_ = 0;
-  int failovers_ = 1;
+  int failovers_ = 1, copies_ = 0;
   Nanoseconds next_failover_ = 0;
 };
 
