@@ -50,7 +50,9 @@ void DataPlane::AttachRings() {
   egress_.Attach(rings_->shm(), FALCON_RING_EGRESS, rings_->to_guest_fd());
 }
 
-DataPlane::~DataPlane() = default;
+DataPlane::~DataPlane() {
+  if (transfer_ != nullptr) transfer_->End();
+}
 
 size_t DataPlane::RegionBytes(const PlaneOptions& options) {
   return RegionLayout{options.ring_bytes}.Bytes(options.members);
@@ -259,6 +261,7 @@ int DataPlane::PollOnce(Nanoseconds now) {
   done += PollDelivery(now);
   if (rings_ != nullptr) done += PollEgress(now);
   if (transfer_ != nullptr) done += PollTransfer(now);
+  LetLeave();
   if (role_ == PlaneRole::kLeading) PollGate(now);
   SetEvictionFloor();
   PostWords();

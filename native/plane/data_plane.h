@@ -266,6 +266,7 @@ class DataPlane final : private FlowSink {
 
   // sync.cc: delivery at rest behind a vm-sync, and the state that travels with a guest
   int PollTransfer(Nanoseconds now);
+  void LetLeave();
   void HoldBehind(Op op, std::span<const std::byte> payload);
   void CaptureState(std::vector<std::byte>* state, Nanoseconds now);
   Status InstallState(std::span<const std::byte> state, Nanoseconds now);
@@ -356,6 +357,9 @@ class DataPlane final : private FlowSink {
   std::unique_ptr<TransferSession> transfer_;
   TransferSource* source_ = nullptr;  // transfer_, as what it is
   TransferTarget* target_ = nullptr;
+  std::unique_ptr<TransferSession> leaving_;
+  uint64_t leaving_generation_ = 0;
+  uint64_t leaving_ticket_ = 0;
   TransferBases bases_;
   size_t guest_pages_ = 0;  // of the session that was opened last
   Op held_op_ = 0;          // delivery stands behind this vm-sync; 0: it does not stand

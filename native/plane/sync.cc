@@ -45,6 +45,9 @@ void DataPlane::TransferFailed(SessionId session, const std::string& why) {
 void DataPlane::TransferOpen(TransferOptions options) {
   if (transfer_ != nullptr) TransferClose(transfer_->options().session);
   const SessionId session = options.session;
+  LetLeave();
+  if (leaving_ != nullptr)
+    return TransferFailed(session, "SYNC_MEMORY the session before has not left yet");
   guest_pages_ = options.ram_bytes / kPageBytes;
   if (options.source) {
     auto source = MakeTransferSource(std::move(options), fabric_);
@@ -139,11 +142,26 @@ void DataPlane::TransferInstall(SessionId session) {
 
 void DataPlane::TransferClose(SessionId session) {
   if (!InSession(session)) return;
-  transfer_.reset();
+  const PeerId peer = transfer_->options().peer;
+  transfer_->End();
+  leaving_ = std::move(transfer_);
+  leaving_generation_ = peers_[peer]->generation;
+  leaving_ticket_ = fabric_->Posted(peer);
+  LetLeave();
   source_ = nullptr;
   target_ = nullptr;
   held_op_ = 0;
   arrived_ = false;
+}
+
+// The buffers of a session that is over, until nothing is sent from them any more.
+void DataPlane::LetLeave() {
+  if (leaving_ == nullptr) return;
+  const PeerLink& peer = *peers_[leaving_->options().peer];
+  if (peer.up && peer.generation == leaving_generation_ &&
+      fabric_->Completed(peer.id) < leaving_ticket_)
+    return;
+  leaving_.reset();
 }
 
 void DataPlane::TransferForget(size_t peer) {

@@ -91,6 +91,9 @@ class TransferSession {
   virtual Status Open(std::string* inbox, std::string* ram) = 0;
   // Does some work. Returns how much was done.
   virtual int Poll(Nanoseconds now, std::vector<TransferNews>* news) = 0;
+  // Nothing is begun any more, and the peer reaches nothing here. What was posted may still leave: the
+  // session is destroyed when all of it is Completed, or the connection has ended.
+  virtual void End() = 0;
   // Something is expected that rings no doorbell.
   [[nodiscard]] virtual bool busy() const = 0;
 

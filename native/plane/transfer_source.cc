@@ -24,9 +24,8 @@ class Source final : public TransferSource {
         resident_(pages_),
         writer_(fabric, options_.peer, kInboxRegion) {}
 
-  ~Source() override {
-    if (digester_ != nullptr) digester_->Cancel();  // no worker touches the memory any more
-    mover_.reset();
+  void End() override {
+    if (digester_ != nullptr) digester_->Cancel();
     fabric_->Detach(options_.peer, kInboxRegion);
     fabric_->Detach(options_.peer, kRamRegion);
     fabric_->Conceal(kInboxRegion);
@@ -166,8 +165,10 @@ class Source final : public TransferSource {
       if (Status s = Compare(now); !s.ok()) return s;
     }
     if (step_ == Step::kMove) {
-      if (Status s = mover_->Step(most, done); !s.ok()) return s;
-      if (mover_->posted()) step_ = Step::kMark;
+      size_t posted = 0;
+      if (Status s = mover_->Step(most, &posted); !s.ok()) return s;
+      if (posted > 0) ++*done;
+      if (mover_->progress().posted == mover_->progress().pages) step_ = Step::kMark;
     }
     if (step_ == Step::kMark) {
       if (Status s = PostMark(); !s.ok()) return s;
@@ -229,7 +230,7 @@ class Source final : public TransferSource {
     figures_.bytes = figures_.sent * kPageBytes;
     figures_.digest = now - began_ - figures_.wait;
     moving_since_ = now;
-    mover_ = std::make_unique<PageMover>(fabric_, options_.peer, kRamRegion, memory_, differing);
+    mover_ = std::make_unique<PageMover>(fabric_, options_.peer, kRamRegion, memory_.ram(), differing);
     step_ = Step::kMove;
     return Ok();
   }

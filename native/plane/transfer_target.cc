@@ -22,8 +22,8 @@ class Target final : public TransferTarget {
     if (changed != nullptr) changed_ = std::make_unique<PageSet>(*changed);
   }
 
-  ~Target() override {
-    if (digester_ != nullptr) digester_->Cancel();  // no worker touches the memory any more
+  void End() override {
+    if (digester_ != nullptr) digester_->Cancel();
     fabric_->Detach(options_.peer, kInboxRegion);
     fabric_->Conceal(kRamRegion);
     fabric_->Conceal(kInboxRegion);

@@ -12,6 +12,9 @@ export interface RunResult {
   readonly outputs: number;
   readonly views: number;
   readonly kills: number;
+  /** State transfers that made a member whole, and that were given up. */
+  readonly syncs: number;
+  readonly syncsAbandoned: number;
 }
 
 export class SeedFailure extends Error {
@@ -67,8 +70,10 @@ export async function runSeed(seed: number): Promise<RunResult> {
     }
     heal(world, checkers, nemesis);
     const views = await awaitService(world, checkers, random, request);
+    await awaitCopies(world, checkers);
     checkers.checkLogs();
-    return { seed, members, commits: checkers.commits, outputs: checkers.outputs, views, kills };
+    const { commits, outputs } = checkers;
+    return { seed, members, commits, outputs, views, kills, ...world.syncs() };
   } catch (error) {
     throw new SeedFailure(seed, error, world.trace);
   } finally {
@@ -171,6 +176,20 @@ function heal(world: World, checkers: Checkers, nemesis: Nemesis): void {
   }
   world.deliveryChance = 0.98;
   world.tearChance = 0.01;
+}
+
+/** Every member that can run the guest is made a whole copy, or the cluster was lost. */
+async function awaitCopies(world: World, checkers: Checkers): Promise<void> {
+  const boundMs = 8000;
+  const lost = world.nodes.filter((node) => node.hard.recovering).length > (world.nodes.length - 1) / 2;
+  const without = (): SimNode[] =>
+    world.nodes.filter((node) => world.runsGuest(node.id) && node.engine?.guest.own.ready !== true);
+  for (let i = 0; i < boundMs * stepsPerMs && without().length > 0; i++) {
+    await world.step();
+    checkers.check();
+  }
+  const missing = without().map((node) => node.id);
+  assert(lost || missing.length === 0, `no copy of the guest on ${missing.join(', ')} after ${boundMs} ms of peace`);
 }
 
 /** A request that is repeated as a client would must be answered in bounded time. */

@@ -122,6 +122,8 @@ export class World {
   private readonly links = new Map<string, Link>();
   private readonly directory = mkdtempSync('/dev/shm/falcon-sim-');
   private readonly clone: boolean;
+  private synced = 0;
+  private abandoned = 0;
 
   constructor(options: WorldOptions) {
     this.options = options;
@@ -221,6 +223,7 @@ export class World {
   kill(node: SimNode, losePower: boolean): void {
     assert(node.alive, 'a dead process is not killed');
     this.log(`kill ${node.id}${losePower ? ' with its power' : ''}`);
+    this.countSyncs(node);
     node.engine?.stop();
     node.engine = null;
     node.alive = false;
@@ -347,6 +350,18 @@ export class World {
   private files(id: NodeId): { inbox: string; dirty: string; state: string } {
     const file = (kind: string): string => join(this.directory, `${id}.${kind}`);
     return { inbox: file('inbox'), dirty: file('dirty'), state: file('state') };
+  }
+
+  /** Sessions of state transfer so far, those of processes that are gone included. */
+  syncs(): { syncs: number; syncsAbandoned: number } {
+    for (const node of this.nodes) this.countSyncs(node);
+    return { syncs: this.synced, syncsAbandoned: this.abandoned };
+  }
+
+  private countSyncs(node: SimNode): void {
+    const records = node.engine?.stateTransfer.records.splice(0) ?? [];
+    this.synced += records.filter((record) => record.ok).length;
+    this.abandoned += records.filter((record) => !record.ok).length;
   }
 
   /** Files of sessions go with the world. */
