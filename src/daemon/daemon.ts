@@ -7,7 +7,7 @@ import { dirname, join } from 'node:path';
 import type { Logger } from 'pino';
 
 import { Bootstrap } from '../adapters/bootstrap.js';
-import { BuiltinGuest } from '../adapters/builtin-guest.js';
+import { builtinGuest } from '../adapters/builtin-guest.js';
 import { realFileSystem } from '../adapters/file-system.js';
 import { openHardState } from '../adapters/hard-state.js';
 import { convertEvent, NativePlane } from '../adapters/native-plane.js';
@@ -223,7 +223,7 @@ function nativeOptions(
 
 function makeGuest(cluster: Cluster, node: NodeConfig, replica: NativeReplica): GuestRunner {
   const { vm } = cluster.config;
-  if (vm.kind === 'none') return new BuiltinGuest();
+  if (vm.kind === 'none') return builtinGuest();
   const built = (script: string): string =>
     execFileSync(join(repositoryRoot, script), {
       encoding: 'utf8',
@@ -245,6 +245,8 @@ function makeGuest(cluster: Cluster, node: NodeConfig, replica: NativeReplica): 
     qmpSocket: paths.qmpSocket,
     readySocket: paths.readySocket,
     directory: paths.directory,
+    ramDirectory: shmDirectory(cluster.config.cluster),
+    ramName: node.name,
     readyTimeoutMs: vm.readyTimeoutMs,
   });
 }

@@ -107,6 +107,12 @@ export const errorTable = {
   QEMU_LOST: { severity: 'fatal', exit: x.failure, text: 'QEMU ended' },
   VM_LINK: { severity: 'error', exit: x.failure, text: 'the link to QEMU failed' },
   TAP_OPEN: { severity: 'fatal', exit: x.failure, text: 'the tap cannot be opened' },
+  GUEST_WRONG_STATE: { severity: 'error', exit: x.refused, text: 'the guest is in no state for this' },
+  GUEST_STATE_INVALID: { severity: 'error', exit: x.failure, text: 'the guest state is not valid here' },
+  GUEST_PROTECTED: { severity: 'error', exit: x.refused, text: 'the guest is protected' },
+  GUEST_NO_MEMORY: { severity: 'error', exit: x.refused, text: 'the guest has no memory to transfer' },
+  QMP_FAILED: { severity: 'error', exit: x.failure, text: 'QEMU refused a command' },
+  QMP_TIMEOUT: { severity: 'error', exit: x.timeout, text: 'QEMU did not answer in time' },
   GUEST_NOT_READY: { severity: 'fatal', exit: x.timeout, text: 'the guest is not ready' },
 
   // leadership

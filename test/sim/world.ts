@@ -19,6 +19,7 @@ import { ReplicaEngine } from '../../src/engine/replica.js';
 import { assert } from '../../src/lib/assert.js';
 import { Random } from '../../src/lib/random.js';
 import type { PlaneProgress } from '../../src/ports/data-plane.js';
+import { noGuestMemory } from '../../src/ports/guest.js';
 import type { GuestRunner } from '../../src/ports/guest.js';
 
 export const stepNs = 500_000;
@@ -285,6 +286,7 @@ export class World {
 
   private makeGuest(node: SimNode): GuestRunner {
     return {
+      ...noGuestMemory(),
       pid: null,
       start: ({ onEmpty, onReady }) => {
         onEmpty();
