@@ -107,7 +107,8 @@ class Place {
       netdev: 'ifname=vm0,script=no,downscript=no,vhost=off,vnet_hdr=off',
       qmpSocket: join(directory, 'qmp.sock'),
       readySocket,
-      directory,
+      ramPath: null,
+      console: `file,path=${join(directory, 'console.log')}`,
     });
     await new Promise<void>((resolve, reject) => {
       const timer = setTimeout(() => reject(new Error(`${node}: not ready within ${bootMs} ms`)), bootMs);

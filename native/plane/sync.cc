@@ -120,8 +120,10 @@ void DataPlane::TransferRelease(SessionId session) {
 
 void DataPlane::TransferRings(SessionId session) {
   if (!InSession(session) || rings_ == nullptr) return;
-  rings_->Reset();
-  AttachRings();
+  rings_->Restart();
+  deliver_.Attach(rings_->shm(), FALCON_RING_DELIVER, rings_->to_guest_fd());
+  egress_.Attach(rings_->shm(), FALCON_RING_EGRESS, rings_->to_guest_fd());
+  if (builtin_ != nullptr) builtin_->Attach(rings_);
 }
 
 void DataPlane::TransferInstall(SessionId session) {

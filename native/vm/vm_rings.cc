@@ -240,4 +240,13 @@ void VmRings::Reset() {
   DrainDoorbell(to_guest_.get());
 }
 
+void VmRings::Restart() {
+  for (const int index : {FALCON_RING_DELIVER, FALCON_RING_EGRESS}) {
+    FalconRing& ring = shm_->ring[index];
+    ring.head = ring.tail = 0;
+    ring.produced_frames = ring.consumed_frames = 0;
+    ring.producer_waiting = ring.consumer_waiting = 0;
+  }
+}
+
 }  // namespace falcon

@@ -86,6 +86,8 @@ class VmRings {
   Status Make(uint64_t ring_bytes);
   // Empties the rings for a new guest. Only while no guest is attached.
   void Reset();
+  // Empties deliver and egress under a guest that stands still and will look at them anew.
+  void Restart();
 
   [[nodiscard]] FalconShm* shm() const { return shm_; }
   [[nodiscard]] uint64_t total_bytes() const { return total_bytes_; }

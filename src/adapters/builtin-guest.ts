@@ -40,6 +40,10 @@ export class BuiltinGuest implements GuestRunner {
     return nextTurn();
   }
 
+  dirtyStop(): Promise<void> {
+    return nextTurn();
+  }
+
   dirtyCollect(path: string): Promise<{ pages: number }> {
     return this.emptyFile(path, { pages: 0 });
   }

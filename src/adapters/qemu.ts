@@ -2,7 +2,8 @@
  * The guest as a QEMU process: patched QEMU on this replica's rings, with the tap that falcond has opened.
  *
  * QEMU attaches to falcond's socket by itself and ends by itself when that socket ends, so neither outlives the
- * other. The guest says that its service answers through a virtio-serial port that ends in a socket here.
+ * other. The guest says that its service answers through a virtio-serial port that ends in a socket here. Its console
+ * and QEMU's monitor are pairs of sockets whose other end QEMU inherits.
  */
 import { spawn } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
@@ -10,26 +11,49 @@ import { closeSync, existsSync, openSync, rmSync } from 'node:fs';
 import { createServer } from 'node:net';
 import type { Server } from 'node:net';
 import { join } from 'node:path';
+import { Duplex } from 'node:stream';
 
 import { bounds } from '../lib/bounds.js';
 import { FalconError, messageOf } from '../lib/errors.js';
+import { BoundedLog } from '../lib/log-file.js';
+import type { GuestCallbacks, GuestRunner } from '../ports/guest.js';
 import { qemuArguments } from './qemu-arguments.js';
 import type { QemuMachine } from './qemu-arguments.js';
-import type { GuestCallbacks, GuestRunner } from '../ports/guest.js';
+import { QmpClient } from './qmp.js';
+import { makeRamFile, removeRamFiles } from './ram-file.js';
 
-export interface QemuOptions extends Omit<QemuMachine, 'netdev'> {
+export interface QemuOptions extends Omit<QemuMachine, 'netdev' | 'ramPath' | 'console'> {
   readonly tapFd: number;
   readonly vmSocket: string;
   readonly readyTimeoutMs: number;
+  /** The logs of QEMU and of the guest's console go here. */
+  readonly directory: string;
+  /** On a memory file system: the guest's memory is a file here, whose name begins with `ramName`. */
+  readonly ramDirectory: string;
+  readonly ramName: string;
+}
+
+/** What the descriptors of the child are. */
+const childFd = { tap: 3, console: 4, monitor: 5 } as const;
+
+/** One QEMU process, from its start to its end. */
+interface Machine {
+  readonly child: ChildProcess;
+  readonly qmp: QmpClient;
+  readonly ramPath: string;
+  readonly readiness: Server;
+  readyTimer: NodeJS.Timeout | null;
+  /** It may say that it has ended; before, whoever prepares it is told. */
+  announced: boolean;
+  /** Why it ended before it was announced. */
+  ended: string | null;
 }
 
 export class QemuGuest implements GuestRunner {
   private readonly options: QemuOptions;
-  private child: ChildProcess | null = null;
+  private machine: Machine | null = null;
   /** The start before. */
   private last: Promise<void> = Promise.resolve();
-  private readiness: Server | null = null;
-  private readyTimer: NodeJS.Timeout | null = null;
 
   constructor(options: QemuOptions) {
     this.options = options;
@@ -39,81 +63,200 @@ export class QemuGuest implements GuestRunner {
   }
 
   get pid(): number | null {
-    return this.child?.pid ?? null;
+    return this.machine?.child.pid ?? null;
+  }
+
+  get ramPath(): string | null {
+    return this.machine?.ramPath ?? null;
+  }
+
+  get ramBytes(): number {
+    return this.options.memoryMiB * 1024 * 1024;
   }
 
   start(callbacks: GuestCallbacks): Promise<void> {
-    const started = this.last.then(() => this.begin(callbacks));
+    return this.afterLast(async () => {
+      const machine = await this.launch(callbacks, []);
+      machine.announced = true;
+      const { readyTimeoutMs } = this.options;
+      machine.readyTimer = setTimeout(() => {
+        callbacks.onExit(`GUEST_NOT_READY within ${readyTimeoutMs} ms`);
+      }, readyTimeoutMs);
+    });
+  }
+
+  prepare(callbacks: GuestCallbacks): Promise<void> {
+    return this.afterLast(async () => {
+      const machine = await this.launch(callbacks, ['-S']);
+      try {
+        const info = (await machine.qmp.execute('query-falcon')) as { attached?: unknown; status?: unknown };
+        if (info.attached !== true || info.status !== 'prelaunch')
+          throw new FalconError('QEMU_FAILED', `it is ${String(info.status)}, attached: ${String(info.attached)}`);
+      } catch (error) {
+        if (this.machine === machine) await this.stop();
+        throw new FalconError('QEMU_FAILED', machine.ended ?? messageOf(error), { cause: error });
+      }
+      machine.announced = true;
+    });
+  }
+
+  private afterLast(begin: () => Promise<void>): Promise<void> {
+    const started = this.last.then(begin);
     this.last = started.catch(() => undefined);
     return started;
   }
 
-  private async begin(callbacks: GuestCallbacks): Promise<void> {
+  private async launch(callbacks: GuestCallbacks, more: readonly string[]): Promise<Machine> {
     await this.stop();
     callbacks.onEmpty();
-    const { directory, readySocket, tapFd } = this.options;
-    let ready = false;
-    this.readiness = await this.listenForReady(readySocket, () => {
-      if (ready) return;
-      ready = true;
-      if (this.readyTimer !== null) clearTimeout(this.readyTimer);
+    const { directory, readySocket, ramDirectory, ramName } = this.options;
+    const ramPath = makeRamFile({ directory: ramDirectory, name: ramName, bytes: this.ramBytes });
+    const readiness = await this.listenForReady(readySocket, () => {
+      if (machine.readyTimer !== null) clearTimeout(machine.readyTimer);
+      machine.readyTimer = null;
       callbacks.onReady();
     });
-    const output = openSync(join(directory, 'qemu.log'), 'w', 0o600);
-    let child: ChildProcess;
+    const child = this.spawnQemu(ramPath, more);
+    const qmp = new QmpClient(streamOf(child, childFd.monitor));
+    const machine: Machine = { child, qmp, ramPath, readiness, readyTimer: null, announced: false, ended: null };
+    this.machine = machine;
+    keepConsole(streamOf(child, childFd.console), join(directory, 'console.log'));
+    const ended = (reason: string): void => {
+      if (this.machine !== machine) return;
+      this.machine = null;
+      this.release(machine);
+      machine.ended = reason;
+      if (machine.announced) callbacks.onExit(reason);
+    };
+    child.once('error', (error) => ended(`QEMU_FAILED ${messageOf(error)}`));
+    child.once('exit', (code, signal) => {
+      const how = code ?? signal ?? 'nothing';
+      ended(`QEMU_LOST it ended with ${how}; see ${join(directory, 'qemu.log')}`);
+    });
+    return machine;
+  }
+
+  private spawnQemu(ramPath: string, more: readonly string[]): ChildProcess {
+    const args = qemuArguments({
+      ...this.options,
+      ramPath,
+      netdev: `fd=${childFd.tap},falcon=${this.options.vmSocket}`,
+      console: `socket,fd=${childFd.console}`,
+    });
+    const monitor = ['-chardev', `socket,id=monitor,fd=${childFd.monitor}`];
+    const control = ['-mon', 'chardev=monitor,mode=control'];
+    const output = openSync(join(this.options.directory, 'qemu.log'), 'w', 0o600);
     try {
-      // Descriptor 3 in the child is the tap.
-      child = spawn(
-        this.options.binary,
-        qemuArguments({ ...this.options, netdev: `fd=3,falcon=${this.options.vmSocket}` }),
-        {
-          stdio: ['ignore', output, output, tapFd],
-        },
-      );
+      return spawn(this.options.binary, [...args, ...monitor, ...control, ...more], {
+        stdio: ['ignore', output, output, this.options.tapFd, 'pipe', 'pipe'],
+      });
     } finally {
       closeSync(output);
     }
-    this.child = child;
-    child.once('error', (error) => callbacks.onExit(`QEMU_FAILED ${messageOf(error)}`));
-    child.once('exit', (code, signal) => {
-      if (this.child !== child) return;
-      this.child = null;
-      const how = code ?? signal ?? 'nothing';
-      callbacks.onExit(`QEMU_LOST it ended with ${how}; see ${join(directory, 'qemu.log')}`);
-    });
-    this.readyTimer = setTimeout(() => {
-      if (!ready) callbacks.onExit(`GUEST_NOT_READY within ${this.options.readyTimeoutMs} ms`);
-    }, this.options.readyTimeoutMs);
   }
 
   async stop(): Promise<void> {
-    if (this.readyTimer !== null) clearTimeout(this.readyTimer);
-    this.readyTimer = null;
-    const { child, readiness } = this;
-    this.child = null;
-    this.readiness = null;
-    readiness?.close();
-    if (child === null || child.exitCode !== null || child.signalCode !== null) return;
-    const ended = new Promise<void>((resolve) => child.once('exit', () => resolve()));
-    child.kill('SIGTERM');
-    const timer = setTimeout(() => child.kill('SIGKILL'), bounds.guestStopMs);
-    await ended;
-    clearTimeout(timer);
+    const { machine } = this;
+    this.machine = null;
+    if (machine === null) return;
+    const { child } = machine;
+    if (child.pid !== undefined && child.exitCode === null && child.signalCode === null) {
+      const ended = new Promise<void>((resolve) => child.once('exit', () => resolve()));
+      child.kill('SIGTERM');
+      const timer = setTimeout(() => child.kill('SIGKILL'), bounds.guestStopMs);
+      await ended;
+      clearTimeout(timer);
+    }
+    this.release(machine);
+  }
+
+  /** What a machine that has ended still holds. Whoever maps its memory keeps it. */
+  private release({ qmp, readiness, readyTimer }: Machine): void {
+    if (readyTimer !== null) clearTimeout(readyTimer);
+    qmp.close();
+    readiness.close();
+    removeRamFiles(this.options.ramDirectory, this.options.ramName);
+  }
+
+  async pause(): Promise<void> {
+    await this.execute('stop');
+    const { status } = (await this.execute('query-status')) as { status?: unknown };
+    if (status !== 'paused' && status !== 'prelaunch')
+      throw new FalconError('GUEST_WRONG_STATE', `it is not paused but ${String(status)}`);
+  }
+
+  async resume(): Promise<void> {
+    await this.execute('cont');
+  }
+
+  async dirtyStart(): Promise<void> {
+    await this.execute('falcon-dirty-start');
+  }
+
+  async dirtyStop(): Promise<void> {
+    await this.execute('falcon-dirty-stop');
+  }
+
+  async dirtyCollect(path: string): Promise<{ readonly pages: number }> {
+    return { pages: await this.count('falcon-dirty-collect', path, 'pages') };
+  }
+
+  async saveState(path: string): Promise<{ readonly bytes: number }> {
+    return { bytes: await this.count('falcon-save-state', path, 'bytes') };
+  }
+
+  async loadState(path: string): Promise<{ readonly bytes: number }> {
+    return { bytes: await this.count('falcon-load-state', path, 'bytes') };
+  }
+
+  async restartRings(): Promise<void> {
+    await this.execute('falcon-restart-rings');
+  }
+
+  private async count(command: string, path: string, key: string): Promise<number> {
+    const answer = (await this.execute(command, { path })) as Readonly<Record<string, unknown>>;
+    const value = answer[key];
+    if (typeof value !== 'number') throw new FalconError('QMP_FAILED', `${command}: no ${key} in its answer`);
+    return value;
+  }
+
+  private execute(command: string, args: Readonly<Record<string, unknown>> = {}): Promise<unknown> {
+    if (this.machine === null)
+      return Promise.reject(new FalconError('GUEST_WRONG_STATE', `${command}: no guest runs`));
+    return this.machine.qmp.execute(command, args);
   }
 
   private listenForReady(path: string, onReady: () => void): Promise<Server> {
     rmSync(path, { force: true });
     return new Promise((resolve, reject) => {
+      let ready = false;
       const server = createServer((socket) => {
         let text = '';
         socket.on('error', () => socket.destroy());
         socket.on('data', (chunk) => {
           text = (text + chunk.toString('latin1')).slice(-64);
-          if (text.includes('ready\n')) onReady();
+          if (ready || !text.includes('ready\n')) return;
+          ready = true;
+          onReady();
         });
       });
       server.once('error', reject);
       server.listen(path, () => resolve(server));
     });
   }
+}
+
+function streamOf(child: ChildProcess, fd: number): Duplex {
+  const stream = child.stdio[fd];
+  if (!(stream instanceof Duplex)) throw new FalconError('INTERNAL', `descriptor ${fd} is no pair of sockets`);
+  return stream;
+}
+
+/** Writes what the guest says to a file that is turned over at its bound. */
+function keepConsole(stream: Duplex, path: string): void {
+  const file = openSync(path, 'a', 0o600);
+  const log = new BoundedLog(file, bounds.consoleLogMaxBytes);
+  stream.on('data', (chunk: Buffer) => log.write(chunk));
+  stream.once('error', () => stream.destroy());
+  stream.once('close', () => closeSync(file));
 }

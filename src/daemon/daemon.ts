@@ -268,6 +268,8 @@ function makeGuest(cluster: Cluster, node: NodeConfig, replica: NativeReplica): 
     qmpSocket: paths.qmpSocket,
     readySocket: paths.readySocket,
     directory: paths.directory,
+    ramDirectory: shmDirectory(cluster.config.cluster),
+    ramName: node.name,
     readyTimeoutMs: vm.readyTimeoutMs,
   });
 }

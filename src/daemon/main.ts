@@ -8,7 +8,7 @@ import { loadCluster, nodeNamed } from '../api/cluster.js';
 import { asFalconError, exitCodes, FalconError, formatError, messageOf } from '../lib/errors.js';
 import { bounds } from '../lib/bounds.js';
 import { startDaemon } from './daemon.js';
-import { BoundedLog } from './log-file.js';
+import { BoundedLog } from '../lib/log-file.js';
 
 const help = `usage: falcond --dir DIR --node NAME
 

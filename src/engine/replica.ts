@@ -329,7 +329,8 @@ export class ReplicaEngine {
       .map((node) => {
         const report = this.reports.get(node);
         const reachable = this.connected.has(node) && report !== undefined && progress.acked[node] !== null;
-        return { node, reachable, whole: report?.ready ?? false, syncOp: report?.syncOp ?? 0 };
+        const { ready, bootOp, syncOp } = report ?? noGuest;
+        return { node, reachable, whole: ready, booting: !ready && bootOp > 0, syncOp };
       });
     this.stateTransfer.tick({ view, primary: this.primary, leads, peers });
   }

@@ -73,6 +73,19 @@ export const bounds = {
   /** An operator waits so long for a member to be made a copy. */
   adminSyncMs: 120_000,
 
+  // QEMU
+  /** From the start of QEMU until its monitor answers; QEMU itself waits for falcond for five seconds. */
+  qmpGreetingMs: 15_000,
+  qmpRequestMs: 10_000,
+  /** One line of an answer or an event. */
+  qmpLineMaxBytes: 1024 * 1024,
+  /** Requests that are not answered yet. */
+  qmpPendingMaxRequests: 64,
+  guestPageBytes: 4096,
+  /** Behind the guest's memory in its file, not seen by QEMU. */
+  ramTrailerBytes: 4096,
+  consoleLogMaxBytes: 4 * 1024 * 1024,
+
   // the data plane
   logEntriesMax: 256 * 1024,
   inflightEntriesMax: 16 * 1024,
@@ -102,6 +115,7 @@ assert(bounds.statusWatchMs < bounds.adminIdleMs, 'a watching client is not idle
 assert(bounds.pollMs < bounds.progressMs);
 assert(bounds.descriptorMaxBytes < bounds.bootstrapHelloMaxBytes, 'a descriptor fits a hello');
 assert(bounds.tickMs < bounds.guestReportMs);
+assert(bounds.ramTrailerBytes % bounds.guestPageBytes === 0, 'the trailer is whole pages');
 assert(bounds.inflightEntriesMax < bounds.logEntriesMax, 'what is in flight fits the log in memory');
 assert(bounds.transferOfferRetryMs < bounds.transferOfferWaitMs);
 assert(bounds.transferBackOffMinMs <= bounds.transferBackOffMaxMs);

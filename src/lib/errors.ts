@@ -109,6 +109,11 @@ export const errorTable = {
   VM_LINK: { severity: 'error', exit: x.failure, text: 'the link to QEMU failed' },
   FLOW_STATE: { severity: 'error', exit: x.failure, text: 'the state of the connections is not valid' },
   TAP_OPEN: { severity: 'fatal', exit: x.failure, text: 'the tap cannot be opened' },
+  GUEST_WRONG_STATE: { severity: 'error', exit: x.refused, text: 'the guest is in no state for this' },
+  GUEST_STATE_INVALID: { severity: 'error', exit: x.failure, text: 'the guest state is not valid here' },
+  GUEST_PROTECTED: { severity: 'error', exit: x.refused, text: 'the guest is protected' },
+  QMP_FAILED: { severity: 'error', exit: x.failure, text: 'QEMU refused a command' },
+  QMP_TIMEOUT: { severity: 'error', exit: x.timeout, text: 'QEMU did not answer in time' },
   GUEST_NOT_READY: { severity: 'fatal', exit: x.timeout, text: 'the guest is not ready' },
 
   // state transfer

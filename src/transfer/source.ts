@@ -154,6 +154,7 @@ export class TransferSource {
     const next = this.peers.find(
       (peer) =>
         peer.reachable &&
+        !peer.booting &&
         (!peer.whole || this.requests.has(peer.node)) &&
         (this.backOff.get(peer.node)?.until ?? 0) <= now,
     );

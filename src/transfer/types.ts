@@ -66,6 +66,8 @@ export interface PeerFacts {
   /** It can run the guest, its connection is up, and its log follows this view. */
   readonly reachable: boolean;
   readonly whole: boolean;
+  /** It boots a guest of its own: wait for that. */
+  readonly booting: boolean;
   /** The vm-sync by which its guest became what it is; 0: none. */
   readonly syncOp: Op;
 }

@@ -65,7 +65,8 @@ async function boot(
     netdev: 'ifname=vm0,script=no,downscript=no,vhost=off,vnet_hdr=off',
     qmpSocket: join(lan.directory, 'qmp.sock'),
     readySocket: socket,
-    directory: lan.directory,
+    ramPath: null,
+    console: `file,path=${console}`,
   });
   const command = ['netns', 'exec', lan.netns('h1'), binary, ...args];
   const qemu = spawn('ip', command, { stdio: ['ignore', 'ignore', 'inherit'] });

@@ -29,6 +29,8 @@ export function cannotRun(): string | false {
 
 /** Builds QEMU if the cache does not have it, which takes minutes. */
 export function qemuBinary(): string {
+  const given = process.env['FALCON_TEST_QEMU'];
+  if (given !== undefined) return given;
   const build = join(repositoryRoot, 'cluster/qemu/build');
   return execFileSync(build, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] }).trim();
 }

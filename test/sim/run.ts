@@ -215,6 +215,7 @@ async function awaitService(
       return Math.max(...world.nodes.map((node) => node.hard.view));
     }
   }
+  for (const node of world.nodes) world.log(`${node.id} ${JSON.stringify(world.progress(node))} ${JSON.stringify(node.engine?.guest.own)} ${node.engine?.guest.state} ${node.engine?.guest.admitted} ${JSON.stringify(world.sim.counters(node.id))}`);
   assert(lost, `no answer within ${boundMs} ms of peace`);
   return Math.max(...world.nodes.map((node) => node.hard.view));
 }

@@ -333,6 +333,7 @@ export class World {
       pause: () => Promise.resolve(),
       resume: () => Promise.resolve(),
       dirtyStart: () => Promise.resolve(),
+      dirtyStop: () => Promise.resolve(),
       dirtyCollect: (path) => this.emptyFile(path, { pages: 0 }),
       saveState: (path) => this.emptyFile(path, { bytes: 0 }),
       loadState: () => Promise.resolve({ bytes: 0 }),

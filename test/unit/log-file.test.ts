@@ -4,7 +4,7 @@ import { join } from 'node:path';
 
 import t from 'tap';
 
-import { BoundedLog } from '../../src/daemon/log-file.js';
+import { BoundedLog } from '../../src/lib/log-file.js';
 import { temporaryDirectory } from '../support/directory.js';
 
 t.test('the file is turned over at its bound', async (t) => {

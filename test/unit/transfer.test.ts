@@ -63,7 +63,8 @@ class Pair {
     const ready = this.due.filter((one) => one.at <= this.now);
     this.due.splice(0, this.due.length, ...this.due.filter((one) => one.at > this.now));
     for (const one of ready) one.run();
-    const peers = [{ node: 1, reachable: this.connected, whole: this.whole !== 0, syncOp: this.wholeOp }];
+    const whole = this.whole !== 0;
+    const peers = [{ node: 1, reachable: this.connected, whole, booting: false, syncOp: this.wholeOp }];
     this.toSource({ type: 'tick', now: this.now, view: this.view, able: true, peers });
     this.toTarget({ type: 'tick', now: this.now, view: this.view, primary: 0, guest: this.guest });
     if (this.paused) this.longestPause = Math.max(this.longestPause, this.now - this.pausedSince);

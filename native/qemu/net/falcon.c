@@ -26,9 +26,9 @@
 
 #include "qemu/osdep.h"
 #include "block/aio.h"
+#include "migration/blocker.h"
 #include "net/eth.h"
 #include "qapi/error.h"
-#include "qapi/qapi-commands-net.h"
 #include "qemu/error-report.h"
 #include "qemu/iov.h"
 #include "qemu/main-loop.h"
@@ -67,6 +67,9 @@ struct FalconPort {
 
 static QLIST_HEAD(, FalconPort) falcon_ports =
     QLIST_HEAD_INITIALIZER(falcon_ports);
+
+/* Refuses migration and snapshots while there is a port. */
+static Error *falcon_blocker;
 
 static FalconPort *falcon_find(NetClientState *nc)
 {
@@ -409,13 +412,54 @@ static void falcon_init_ring(FalconPort *port, FalconRingEnd *end, int index,
                      producer);
 }
 
+#define FALCON_PROTECTED "falcon: GUEST_PROTECTED: "
+
+static bool falcon_block_migration(Error **errp)
+{
+    if (falcon_blocker) {
+        return true;
+    }
+    error_setg(&falcon_blocker, FALCON_PROTECTED "the guest is attached to "
+               "falcond, which moves its state by itself");
+    if (migrate_add_blocker(falcon_blocker, errp) < 0) {
+        error_free(falcon_blocker);
+        falcon_blocker = NULL;
+        return false;
+    }
+    return true;
+}
+
+static void falcon_unblock_migration(void)
+{
+    if (falcon_blocker && QLIST_EMPTY(&falcon_ports)) {
+        migrate_del_blocker(falcon_blocker);
+        error_free(falcon_blocker);
+        falcon_blocker = NULL;
+    }
+}
+
+bool falcon_refuses(const char *what, Error **errp)
+{
+    if (QLIST_EMPTY(&falcon_ports)) {
+        return false;
+    }
+    error_setg(errp, FALCON_PROTECTED "no %s while the guest is attached to "
+               "falcond", what);
+    return true;
+}
+
 FalconPort *falcon_attach(NetClientState *nc, const char *path,
                           FalconTapPoll *tap_poll, Error **errp)
 {
-    FalconPort *port = g_new0(FalconPort, 1);
+    FalconPort *port;
 
+    if (!falcon_block_migration(errp)) {
+        return NULL;
+    }
+    port = g_new0(FalconPort, 1);
     if (falcon_connect(&port->conn, path, errp) < 0) {
         g_free(port);
+        falcon_unblock_migration();
         return NULL;
     }
     port->nc = nc;
@@ -454,6 +498,29 @@ void falcon_detach(FalconPort *port)
     QLIST_REMOVE(port, next);
     falcon_disconnect(&port->conn);
     g_free(port);
+    falcon_unblock_migration();
+}
+
+static void falcon_restart_ring(FalconRingEnd *end, bool producer)
+{
+    falcon_ring_init(end, end->name, end->shared, end->bytes, end->capacity, 0,
+                     producer);
+}
+
+void falcon_restart_rings(void)
+{
+    FalconPort *port;
+
+    QLIST_FOREACH(port, &falcon_ports, next) {
+        assert(!port->running);
+        /* What the guest of before has sent is nobody's any more. */
+        if (port->nc->peer) {
+            qemu_purge_queued_packets(port->nc->peer);
+        }
+        port->egress_blocked = false;
+        falcon_restart_ring(&port->deliver, false);
+        falcon_restart_ring(&port->egress, true);
+    }
 }
 
 bool falcon_is_attached(NetClientState *nc)
@@ -474,16 +541,15 @@ static FalconRingInfo *falcon_ring_info(const FalconRingEnd *end)
     return info;
 }
 
-FalconInfoList *qmp_query_falcon(Error **errp)
+FalconPortInfoList *falcon_port_infos(void)
 {
-    FalconInfoList *list = NULL;
+    FalconPortInfoList *list = NULL;
     FalconPort *port;
 
     QLIST_FOREACH(port, &falcon_ports, next) {
-        FalconInfo *info = g_new0(FalconInfo, 1);
+        FalconPortInfo *info = g_new0(FalconPortInfo, 1);
 
         info->id = g_strdup(port->nc->name);
-        info->attached = true;
         info->running = port->running;
         info->layout_version = FALCON_LAYOUT_VERSION;
         info->ingress = falcon_ring_info(&port->ingress);

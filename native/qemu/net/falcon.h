@@ -10,6 +10,7 @@
 #define NET_FALCON_H
 
 #include "net/net.h"
+#include "qapi/qapi-types-falcon.h"
 
 typedef struct FalconPort FalconPort;
 
@@ -47,5 +48,20 @@ ssize_t falcon_egress(FalconPort *port, const struct iovec *iov, int iovcnt);
 
 /* Is @nc attached to a falcond? */
 bool falcon_is_attached(NetClientState *nc);
+
+/*
+ * Returns true with @errp set if some net client is attached to a falcond:
+ * then @what would make this replica differ from the others.
+ */
+bool falcon_refuses(const char *what, Error **errp);
+
+/*
+ * Take deliver and egress rings up from their beginnings, where falcond has
+ * made them empty.  Only while the guest does not run.
+ */
+void falcon_restart_rings(void);
+
+/* The state of all ports; the caller frees it. */
+FalconPortInfoList *falcon_port_infos(void);
 
 #endif /* NET_FALCON_H */

@@ -4,7 +4,7 @@
  */
 import { copyFileSync, fstatSync, ftruncateSync, readlinkSync, writeSync } from 'node:fs';
 
-import { errnoOf } from '../lib/errors.js';
+import { errnoOf } from './errors.js';
 
 export class BoundedLog {
   private readonly fd: number;
@@ -18,10 +18,10 @@ export class BoundedLog {
     this.written = fstatSync(fd).size;
   }
 
-  /** A whole line. One that cannot be written is lost: a log must not stop a replica. */
-  write(line: string): void {
+  /** A whole line, or bytes as they come. What cannot be written is lost: a log must not stop a replica. */
+  write(part: string | Uint8Array): void {
     try {
-      this.written += writeSync(this.fd, line);
+      this.written += typeof part === 'string' ? writeSync(this.fd, part) : writeSync(this.fd, part);
       if (this.written > this.maxBytes) this.turn();
     } catch (error) {
       if (errnoOf(error) === null) throw error;
