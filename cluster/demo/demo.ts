@@ -35,6 +35,7 @@ const second = 1000;
 const limits = {
   startMs: 240 * second,
   takeoverMs: 30 * second,
+  reviveMs: 120 * second,
   stopMs: 60 * second,
   verifyMs: 120 * second,
   /** For a reply of the client's process; its own silence bound is shorter. */
@@ -60,7 +61,8 @@ class Demo {
   constructor(options: DemoOptions) {
     this.options = options;
     this.random = new Random(options.seed);
-    const perKillMs = (options.idleS + 2 * options.writeS) * second + limits.takeoverMs;
+    const perKillMs =
+      (options.idleS + 2 * options.writeS) * second + limits.takeoverMs + (options.revive ? limits.reviveMs : 0);
     this.deadline = monotonicMs() + limits.startMs + options.kills * perKillMs + limits.verifyMs;
   }
 
@@ -72,7 +74,10 @@ class Demo {
     );
     const place = await this.start();
     this.client = await this.connect(place);
-    for (let i = 0; i < options.kills; i++) await this.killOne(place, this.client);
+    for (let i = 0; i < options.kills; i++) {
+      const killed = await this.killOne(place, this.client);
+      if (options.revive && i < options.kills - 1) await this.bringBack(killed);
+    }
     await this.pause(options.writeS * second, 'writing on');
     await this.ask(this.client, 'rest', limits.clientMs);
     say('reading everything back');
@@ -124,7 +129,8 @@ class Demo {
     return RemoteClient.start({ netns, host: vm.address, port: vm.port, seed, depth });
   }
 
-  private async killOne(place: ClusterPlace, client: RemoteClient): Promise<void> {
+  /** Returns the name of the host that was killed. */
+  private async killOne(place: ClusterPlace, client: RemoteClient): Promise<string> {
     const { writeS, idleS } = this.options;
     await this.ask(client, 'write', limits.clientMs);
     // Seeded, so that a run can be had again; a fraction of a second on top, so that it hits anything.
@@ -146,6 +152,14 @@ class Demo {
     this.kills.push({ old: old.node, new: next.node, atMs, takeover: next.lastTakeover ?? null });
     const tally = await this.ask(client, 'tally', limits.clientMs);
     say(`${next.node} is primary of view ${next.view}; ${tally.acked} writes acknowledged`);
+    return old.node;
+  }
+
+  /** The host is repaired: it is made a full copy while the client writes on. */
+  private async bringBack(node: string): Promise<void> {
+    const started = monotonicMs();
+    await this.checked(['up', this.cluster, '--node', node]);
+    say(`${node} is a full copy again after ${seconds(monotonicMs() - started)} s`);
   }
 
   /** A word to the client, unless a signal comes first. Errors: INTERRUPTED. */

@@ -4,6 +4,8 @@ import { FalconError } from '../../src/lib/errors.js';
 export interface DemoOptions {
   readonly hosts: number;
   readonly kills: number;
+  /** A killed host is started again, and made a full copy, before the next kill. */
+  readonly revive: boolean;
   readonly seed: number;
   /** How long the client rests before each kill, in seconds. */
   readonly idleS: number;
@@ -21,8 +23,9 @@ export const demoHelp = `usage: make demo [NAME=VALUE]...
 
 Starts a cluster of network namespaces on this machine, kills the primary under a client, and reports.
 
-  HOSTS=N        3, 5 or 7 hosts                                    [enough for KILLS, at least 3]
+  HOSTS=N        3, 5 or 7 hosts                                    [3]
   KILLS=N        how many primaries are killed, one after another   [1]
+  REVIVE=1       bring a killed host back before the next is killed [1 if there are too few hosts for KILLS]
   SEED=N         decides the moments of the kills and the values    [random]
   IDLE=SECONDS   the client rests this long before each kill        [0]
   WRITE=SECONDS  it writes this long before and after               [3]
@@ -38,13 +41,16 @@ type Environment = Readonly<Record<string, string | undefined>>;
 
 /** Errors: USAGE. */
 export function demoOptions(env: Environment, randomSeed: number): DemoOptions {
-  const kills = integer(env, 'KILLS', 1, 1, 3);
-  const hosts = integer(env, 'HOSTS', Math.max(3, 2 * kills + 1), 3, 7);
+  const kills = integer(env, 'KILLS', 1, 1, 1000);
+  const hosts = integer(env, 'HOSTS', 3, 3, 7);
   if (hosts % 2 === 0) wrong('HOSTS', 'must be 3, 5 or 7');
-  if (kills > (hosts - 1) / 2) wrong('KILLS', `${hosts} hosts survive ${(hosts - 1) / 2} at most`);
+  const survives = (hosts - 1) / 2;
+  const revive = choice(env, 'REVIVE', kills > survives ? ['1', '0'] : ['0', '1']) === '1';
+  if (kills > survives && !revive) wrong('KILLS', `${hosts} hosts survive ${survives} at most, without REVIVE=1`);
   return {
     hosts,
     kills,
+    revive,
     seed: integer(env, 'SEED', randomSeed, 0, 2 ** 32 - 1),
     idleS: integer(env, 'IDLE', 0, 0, 3600),
     writeS: integer(env, 'WRITE', 3, 1, 600),

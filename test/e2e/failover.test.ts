@@ -6,6 +6,7 @@ import t from 'tap';
 
 import type { RemoteClient } from '../../cluster/demo/remote-client.js';
 import type { Tally } from '../../cluster/demo/key-client.js';
+import type { ReplicaStatus, SyncRecord } from '../../src/api/status.js';
 import { runsWith, signal } from '../../src/lib/processes.js';
 import { sleep, waitUntil } from '../../src/lib/time.js';
 import { LiveCluster, falcon } from '../support/live-cluster.js';
@@ -16,6 +17,8 @@ type Test = Parameters<Parameters<typeof t.test>[0]>[0];
 const cannot = whyNoNamespaces();
 const skip = cannot === null ? {} : { skip: cannot };
 const answerMs = 40_000;
+const fillMs = 60_000;
+const full = (one: ReplicaStatus): boolean => one.guest.state === 'ready';
 t.setTimeout(590_000);
 
 /** The client goes on being acknowledged. */
@@ -73,29 +76,43 @@ t.test('a life with troubles', skip, async (t) => {
   });
 
   await t.test('QEMU of the primary dies alone', async (t) => {
-    const { pid, guest } = primary;
+    const { pid, guest, node } = primary;
     t.ok(guest.pid !== null && signal(guest.pid, 'SIGKILL'));
     const next = await cluster.primary(primary.view);
-    t.not(next.node, primary.node);
+    t.not(next.node, node);
     await goesOn(t);
-    t.ok(await gone(pid, 'falcond', cluster), 'its falcond ends with it');
-    t.match(await cluster.launch(primary.node), { status: 0 }, 'it is started again');
-    t.ok(
-      await cluster.becomes(primary.node, (one) => one.role === 'backup' && one.view >= next.view),
-      'and votes and stores, without a guest',
-    );
-    t.equal((await cluster.replica(primary.node)).guest.state, 'none');
+    t.ok(await cluster.becomes(node, full, fillMs), 'its replica is made a full copy again');
+    const back = await cluster.replica(node);
+    t.equal(back.pid, pid, 'and its falcond has never stopped');
+    t.ok(back.guest.pid !== null && back.guest.pid !== guest.pid);
     primary = next;
     await goesOn(t);
   });
 
-  await t.test('falcond of the primary dies alone, and the last guest takes over', async (t) => {
-    const { pid, guest } = primary;
-    t.ok(signal(pid, 'SIGKILL'));
-    const next = await cluster.primary(primary.view);
-    t.not(next.node, primary.node);
-    t.equal(next.guest.state, 'ready');
-    t.ok(await gone(guest.pid!, 'qemu', cluster), 'its QEMU ends with it');
+  await t.test('falcond of the primary dies alone, again and again', async (t) => {
+    for (let i = 0; i < 3; i++) {
+      const { pid, guest, node } = primary;
+      t.ok(signal(pid, 'SIGKILL'));
+      const next = await cluster.primary(primary.view);
+      t.not(next.node, node);
+      t.equal(next.guest.state, 'ready');
+      t.ok(await gone(guest.pid!, 'qemu', cluster), 'its QEMU ends with it');
+      await goesOn(t);
+      t.match(await cluster.up('--node', node), { status: 0, out: /is back: its guest is a full copy/ });
+      await goesOn(t);
+      primary = await cluster.primary();
+    }
+  });
+
+  await t.test('an operator makes a replica a copy though it is one', async (t) => {
+    const other = (await cluster.replicas()).find(({ node }) => node !== primary.node)!.node;
+    const ran = await falcon('sync', cluster.directory, '--node', other, '--json');
+    t.match(ran, { status: 0 });
+    const record = JSON.parse(ran.out) as SyncRecord;
+    t.match(record, { target: other, reason: 'asked', ok: true });
+    t.equal(record.equal + record.sent, record.pages);
+    t.match(await falcon('sync', cluster.directory, '--node', primary.node), { status: 8, err: /SYNC_REFUSED/ });
+    t.match(await falcon('sync', cluster.directory, '--node', 'h9'), { status: 2, err: /USAGE/ });
     await goesOn(t);
   });
 
