@@ -1,0 +1,180 @@
+#include "pages/digester.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <cstdio>
+#include <utility>
+
+#include "os/check.h"
+
+namespace falcon {
+namespace {
+
+constexpr size_t kChunkWords = 16;  // of the set; up to 1024 pages
+constexpr size_t kWordPages = 64;
+
+int DefaultThreads() {
+  return std::clamp(static_cast<int>(std::thread::hardware_concurrency()) - 1, 1, 2);
+}
+
+// Whoever makes the threads may be a realtime thread.
+void BecomeOrdinary() {
+  const sched_param parameters{};
+  // Giving priority up needs no permission.
+  FALCON_CHECK(sched_setscheduler(0, SCHED_OTHER, &parameters) == 0);
+}
+
+}  // namespace
+
+Status Digester::Make(const DigesterOptions& options, std::unique_ptr<Digester>* digester) {
+  if (options.threads < 0 || options.threads > DigesterOptions::kMaxThreads)
+    return {"START_FAILED", "digester: the number of threads is out of range"};
+  if (Status status = StartDigests(); !status.ok()) return status;
+  std::unique_ptr<Digester> made(new Digester());
+  made->event_.Reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!made->event_.valid()) return {"START_FAILED", ErrnoText("digester: eventfd", errno)};
+  const int threads = options.threads > 0 ? options.threads : DefaultThreads();
+  // Signals are for the threads that were there before.
+  sigset_t all;
+  sigset_t before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  for (int i = 0; i < threads; ++i)
+    made->threads_.emplace_back([self = made.get(), i] { self->Run(static_cast<size_t>(i)); });
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  *digester = std::move(made);
+  return Ok();
+}
+
+Digester::~Digester() {
+  Cancel();
+  {
+    const std::lock_guard lock(mutex_);
+    ended_ = true;
+  }
+  work_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void Digester::Start(DigestJob job) {
+  FALCON_CHECK(!running_);
+  FALCON_CHECK(job.memory.size() / kPageBytes >= job.pages.pages());
+  FALCON_CHECK(job.resident == nullptr || job.resident->pages() == job.pages.pages());
+  std::unique_lock lock(mutex_);
+  FALCON_CHECK(busy_ == 0);
+  holes_known_ = job.resident != nullptr;
+  resident_ = holes_known_ ? *job.resident : PageSet();
+  job_ = std::move(job);
+  job_.resident = nullptr;
+  ranks_.clear();
+  size_t rank = 0;
+  const std::span<const uint64_t> words = job_.pages.words();
+  for (size_t i = 0; i < words.size(); ++i) {
+    if (i % kChunkWords == 0) ranks_.push_back(rank);
+    rank += static_cast<size_t>(std::popcount(words[i]));
+  }
+  FALCON_CHECK(job_.digests.size() == rank);
+  running_ = true;
+  cancelled_.store(false, std::memory_order_relaxed);
+  next_chunk_.store(0, std::memory_order_relaxed);
+  chunks_left_.store(ranks_.size(), std::memory_order_relaxed);
+  progress_.store(0, std::memory_order_relaxed);
+  ++started_;
+  lock.unlock();
+  if (ranks_.empty()) {  // no worker will say that it is done
+    const uint64_t one = 1;
+    FALCON_CHECK(write(event_.get(), &one, sizeof one) == sizeof one);
+    return;
+  }
+  work_.notify_all();
+}
+
+bool Digester::Finished() {
+  return running_ && chunks_left_.load(std::memory_order_acquire) == 0 && TryCancel();
+}
+
+bool Digester::TryCancel() {
+  if (!running_) return true;
+  cancelled_.store(true, std::memory_order_relaxed);
+  const std::lock_guard lock(mutex_);
+  if (busy_ == 0) PutDown();
+  return !running_;
+}
+
+void Digester::Cancel() {
+  if (!running_) return;
+  cancelled_.store(true, std::memory_order_relaxed);
+  std::unique_lock lock(mutex_);
+  idle_.wait(lock, [this] { return busy_ == 0; });
+  PutDown();
+}
+
+// With the mutex held, and no worker busy. One that has not woken yet finds the job cancelled.
+void Digester::PutDown() {
+  running_ = false;
+  job_.memory = {};
+  job_.digests = {};
+  DrainEvent();
+}
+
+void Digester::DrainEvent() {
+  uint64_t count = 0;
+  // It fails only if nothing is there.
+  static_cast<void>(read(event_.get(), &count, sizeof count) == sizeof count);
+}
+
+void Digester::Run(size_t index) {
+  char name[16];
+  std::snprintf(name, sizeof name, "falcon-digest%zu", index);
+  pthread_setname_np(pthread_self(), name);
+  BecomeOrdinary();
+  uint64_t seen = 0;
+  std::unique_lock lock(mutex_);
+  while (true) {
+    work_.wait(lock, [this, seen] { return ended_ || started_ != seen; });
+    if (ended_) return;
+    seen = started_;
+    // A job that was over before this worker woke is nobody's to touch.
+    if (cancelled_.load(std::memory_order_relaxed)) continue;
+    ++busy_;
+    lock.unlock();
+    Work();
+    lock.lock();
+    if (--busy_ == 0) idle_.notify_all();
+  }
+}
+
+void Digester::Work() {
+  while (!cancelled_.load(std::memory_order_relaxed)) {
+    const size_t chunk = next_chunk_.fetch_add(1, std::memory_order_relaxed);
+    if (chunk >= ranks_.size()) return;
+    DigestChunk(chunk);
+    if (cancelled_.load(std::memory_order_relaxed)) return;
+    // Who does the last one has seen, by this order, what the others did.
+    if (chunks_left_.fetch_sub(1, std::memory_order_acq_rel) != 1) continue;
+    const uint64_t one = 1;
+    FALCON_CHECK(write(event_.get(), &one, sizeof one) == sizeof one);
+  }
+}
+
+void Digester::DigestChunk(size_t chunk) {
+  const size_t end = std::min(job_.pages.pages(), (chunk + 1) * kChunkWords * kWordPages);
+  size_t rank = ranks_[chunk];
+  for (size_t page = job_.pages.Next(chunk * kChunkWords * kWordPages); page < end;
+       page = job_.pages.Next(page + 1)) {
+    if (cancelled_.load(std::memory_order_relaxed)) return;
+    job_.digests[rank++] = holes_known_ && !resident_.Test(page)
+                               ? Digest{}
+                               : DigestPage(job_.key, page, job_.memory.data() + page * kPageBytes);
+    progress_.fetch_add(1, std::memory_order_relaxed);
+  }
+}
+
+}  // namespace falcon
