@@ -104,6 +104,8 @@ export const errorTable = {
   VERSION_MISMATCH: { severity: 'error', exit: x.configuration, text: 'the versions do not match' },
 
   // the guest
+  GUEST_MEMORY: { severity: 'error', exit: x.failure, text: 'the memory of the guest cannot be used' },
+  PAGE_SET: { severity: 'error', exit: x.failure, text: 'a set of pages is not valid' },
   QEMU_FAILED: { severity: 'fatal', exit: x.failure, text: 'QEMU did not start' },
   QEMU_LOST: { severity: 'fatal', exit: x.failure, text: 'QEMU ended' },
   VM_LINK: { severity: 'error', exit: x.failure, text: 'the link to QEMU failed' },

@@ -55,6 +55,7 @@ void AddConformanceCases() {
   AddConformanceCase<Bed, c::AnEarlierGrantOpensNothing>("an_earlier_grant_opens_nothing");
   AddConformanceCase<Bed, c::TheEndOfAConnectionConceals>("the_end_of_a_connection_conceals");
   AddConformanceCase<Bed, c::ExposedMemoryKeepsTheOrder>("exposed_memory_keeps_the_order");
+  AddConformanceCase<Bed, c::AMoverMovesPages>("a_mover_moves_pages");
   AddConformanceCase<Bed, c::ManySessionsLeakNothing>("many_sessions_leak_nothing");
 }
 

@@ -13,6 +13,7 @@
 #include "fabric_bed.h"
 #include "fabric_life_cases.h"
 #include "os/clock.h"
+#include "pages/page_mover.h"
 
 namespace falcon::test::conformance {
 
@@ -372,6 +373,46 @@ inline void ExposedMemoryKeepsTheOrder(FabricBed& bed) {
   CHECK(wrong == 0 && looks > 0);
   CHECK(LoadSharedWord(memory.bytes().data() + kRuns * kRunBytes) == rounds);
   bed.at(1).Conceal(kLent);
+}
+
+// Every other page and two runs, from memory that the fabric was told of and from memory that it
+// was not.
+inline void AMoverMovesPages(FabricBed& bed) {
+  bed.StartAll(2);
+  constexpr size_t kPages = kLentBytes / kPageBytes;
+  const LentMemory source(bed);
+  const Bytes pattern = Pattern(102, kLentBytes);
+  std::copy(pattern.begin(), pattern.end(), source.bytes().begin());
+  for (const bool told : {true, false}) {
+    const LentMemory memory(bed);
+    REQUIRE(Lend(bed, memory));
+    if (told) CHECK(bed.at(0).AddSource(source.bytes()).ok());
+    PageSet pages(kPages);
+    pages.SetRun({1, 20});
+    pages.SetRun({30, 5});
+    for (size_t page = 40; page < kPages; page += 2) pages.Set(page);
+    PageMoverOptions options;
+    options.outstanding_bytes = 128 << 10;
+    options.outstanding_writes = 8;
+    PageMover mover(&bed.at(0), 1, kLent, source.bytes(), pages, options);
+    const Nanoseconds give_up = MonotonicNow() + 20 * kSecond;
+    while (!mover.Done() && mover.failure().ok() && MonotonicNow() < give_up) {
+      size_t posted = 0;
+      CHECK(mover.Step(96 << 10, &posted).ok());
+      if (posted == 0) bed.Drive();
+    }
+    CHECK(mover.Done() && mover.progress().completed == pages.Count());
+    bed.Drive();
+    for (size_t page = 0; page < kPages; ++page) {
+      const auto bytes = std::span(memory.bytes()).subspan(page * kPageBytes, kPageBytes);
+      CHECK(pages.Test(page) ? memory.Holds(page * kPageBytes,
+                                            Span(pattern).subspan(page * kPageBytes, kPageBytes))
+                             : IsZero(bytes));
+    }
+    bed.at(0).RemoveSource(source.bytes());
+    bed.at(0).Detach(1, kLent);
+    bed.at(1).Conceal(kLent);
+  }
 }
 
 inline void ManySessionsLeakNothing(FabricBed& bed) {
