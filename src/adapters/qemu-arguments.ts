@@ -33,6 +33,8 @@ export function qemuArguments(machine: QemuMachine): string[] {
     ...(existsSync(firmware) ? ['-L', firmware] : []),
     ...['-machine', 'pc,hpet=off,memory-backend=ram,usb=off'],
     ...['-accel', 'tcg,thread=multi', '-cpu', 'max', '-smp', '1'],
+    // Time of day goes by the guest's own clock, so that it is transferred with it.
+    ...['-rtc', 'base=utc,clock=vm'],
     ...['-m', `${m.memoryMiB}M`],
     ...['-object', `${ram},id=ram,size=${m.memoryMiB}M,share=on`],
     ...['-kernel', m.kernel, '-initrd', m.initrd],

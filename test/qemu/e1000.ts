@@ -25,6 +25,13 @@ const DESCRIPTOR_DONE = 1;
 const TX_END_OF_PACKET_REPORT = 0x09;
 
 export class E1000 {
+  /** Where the driver's memory is. */
+  static readonly memory = {
+    receiveRing: RX_RING,
+    receiveBuffers: RX_BUFFERS,
+    bufferBytes: BUFFER_BYTES,
+  } as const;
+
   private readonly machine: Machine;
   private readonly rxDescriptors: number;
   private rxNext = 0;

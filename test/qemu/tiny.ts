@@ -52,6 +52,8 @@ export class Tiny {
       ...[qemu, '-L', `${dirname(qemu)}/share`, '-nodefaults', '-no-user-config', '-display', 'none', '-S'],
       ...['-machine', 'pc,hpet=off,memory-backend=ram,usb=off', '-m', `${memoryMiB}M`, '-bios', bios],
       ...['-object', `memory-backend-file,id=ram,size=${memoryMiB}M,mem-path=${this.ramPath},share=on`],
+      // What a machine's clock shows then is part of its state, not of the host's.
+      ...['-rtc', 'clock=vm'],
       ...['-accel', options.accelerator ?? 'tcg,thread=multi'],
       ...['-chardev', 'socket,id=monitor,fd=3', '-mon', 'chardev=monitor,mode=control'],
       ...(options.more ?? []),

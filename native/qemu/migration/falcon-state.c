@@ -533,8 +533,8 @@ static void drop_translated_code(void)
 
 /*
  * Subsections that the source did not need are not in the file: they stand for
- * what a device has after a reset.  A reset also writes ROMs anew, so the
- * blocks come after it.
+ * what a device has after a reset.  It is a reset that leaves the main RAM
+ * alone.
  */
 static bool load_all(const GArray *blocks, const uint8_t *devices, size_t size,
                      Error **errp)
