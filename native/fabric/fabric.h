@@ -71,6 +71,8 @@ class Fabric {
   virtual void Disconnect(PeerId peer) = 0;  // idempotent
   // kBroken stays until Disconnect or Connect.
   [[nodiscard]] virtual PeerState State(PeerId peer) const = 0;
+  // Why the peer is kBroken, in words, where the fabric knows; empty: it does not, or it is not.
+  [[nodiscard]] virtual std::string BrokenBecause(PeerId /*peer*/) const { return {}; }
 
   // Posts one write of the concatenation of `pieces` (at most kMaxPieces). The pieces must stay
   // unchanged until Completed(peer) >= the value of Posted(peer) after this call. FABRIC_BUSY: the

@@ -64,6 +64,7 @@ class VerbsFabricImpl final : public VerbsFabric {
   [[nodiscard]] FabricCounters counters() const override { return counters_; }
 
   Status RegisterSource(std::span<std::byte> memory) override;
+  [[nodiscard]] Status Resolve(std::string_view descriptor) const override;
   [[nodiscard]] VerbsCounters verbs_counters() const override { return verbs_counters_; }
   [[nodiscard]] VerbsLink link() const override;
   [[nodiscard]] std::string BrokenBecause(PeerId peer) const override { return At(peer).because(); }
@@ -190,6 +191,15 @@ std::string VerbsFabricImpl::Descriptor() const {
   }
   member.control = control_.memory();
   return FormatVerbsMember(member);
+}
+
+// An address handle costs the same look-up as a queue pair that is about to receive. What it found
+// stays in the kernel's table.
+Status VerbsFabricImpl::Resolve(std::string_view descriptor) const {
+  VerbsMember member;
+  if (Status status = ParseVerbsMember(descriptor, &member); !status.ok()) return status;
+  if (!device_.ethernet()) return Ok();
+  return ResolveVerbsPeer(options_, device_, member);
 }
 
 Status VerbsFabricImpl::Connect(PeerId id, uint64_t connection, std::string_view descriptor) {

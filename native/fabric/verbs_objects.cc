@@ -91,6 +91,20 @@ std::string MemlockAdvice(int error, size_t bytes) {
          "unit)";
 }
 
+ibv_ah_attr AddressOf(const VerbsOptions& options, const VerbsDevice& device,
+                      const VerbsMember& peer) {
+  ibv_ah_attr address{};
+  address.port_num = options.port;
+  address.dlid = peer.lid;
+  address.is_global = device.gid_index >= 0 ? 1 : 0;
+  if (device.gid_index >= 0) {
+    std::memcpy(address.grh.dgid.raw, peer.gid.data(), peer.gid.size());
+    address.grh.sgid_index = static_cast<uint8_t>(device.gid_index);
+    address.grh.hop_limit = 64;
+  }
+  return address;
+}
+
 Status StepFailed(const ibv_qp* pair, const char* step, int error) {
   return {"FABRIC_CONNECT",
           ErrnoText("queue pair " + std::to_string(pair->qp_num) + " to " + step, error)};
@@ -197,6 +211,15 @@ Status InitPair(ibv_qp* pair, const VerbsOptions& options) {
   return error == 0 ? Ok() : StepFailed(pair, "INIT", error);
 }
 
+Status ResolveVerbsPeer(const VerbsOptions& options, const VerbsDevice& device,
+                        const VerbsMember& peer) {
+  ibv_ah_attr address = AddressOf(options, device, peer);
+  const std::unique_ptr<ibv_ah, VerbsDeleter<ibv_destroy_ah>> handle(
+      ibv_create_ah(device.domain.get(), &address));
+  if (handle != nullptr) return Ok();
+  return {"FABRIC_CONNECT", ErrnoText("the peer's address is not found", errno)};
+}
+
 Status PairReadyToReceive(ibv_qp* pair, const VerbsOptions& options, const VerbsDevice& device,
                           const VerbsMember& peer, const VerbsRoute& route) {
   ibv_qp_attr attr{};
@@ -206,14 +229,7 @@ Status PairReadyToReceive(ibv_qp* pair, const VerbsOptions& options, const Verbs
   attr.rq_psn = route.receive_psn;
   attr.max_dest_rd_atomic = route.max_reads;
   attr.min_rnr_timer = options.min_rnr_timer;
-  attr.ah_attr.port_num = options.port;
-  attr.ah_attr.dlid = peer.lid;
-  attr.ah_attr.is_global = device.gid_index >= 0 ? 1 : 0;
-  if (device.gid_index >= 0) {
-    std::memcpy(attr.ah_attr.grh.dgid.raw, peer.gid.data(), peer.gid.size());
-    attr.ah_attr.grh.sgid_index = static_cast<uint8_t>(device.gid_index);
-    attr.ah_attr.grh.hop_limit = 64;
-  }
+  attr.ah_attr = AddressOf(options, device, peer);
   const int error =
       ibv_modify_qp(pair, &attr,
                     IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |

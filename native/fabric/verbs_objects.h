@@ -85,6 +85,10 @@ struct VerbsRoute {
 // the step named.
 Status ResetPair(ibv_qp* pair);
 Status InitPair(ibv_qp* pair, const VerbsOptions& options);
+// Waits until the kernel knows the Ethernet address of the peer, or has given up. Errors:
+// FABRIC_CONNECT.
+Status ResolveVerbsPeer(const VerbsOptions& options, const VerbsDevice& device,
+                        const VerbsMember& peer);
 Status PairReadyToReceive(ibv_qp* pair, const VerbsOptions& options, const VerbsDevice& device,
                           const VerbsMember& peer, const VerbsRoute& route);
 Status PairReadyToSend(ibv_qp* pair, const VerbsOptions& options, const VerbsRoute& route);

@@ -41,6 +41,25 @@ export interface BootstrapOptions {
   onRefused(code: 'PEER_REFUSED' | 'SECRET_WRONG' | 'VERSION_MISMATCH', text: string): void;
 }
 
+/** Connections refused since the start, by why. */
+export interface Refusals {
+  /** The TLS handshake failed: no secret, another one, or no TLS at all. */
+  readonly secret: number;
+  readonly version: number;
+  readonly other: number;
+  /** Left before they had said a hello: by themselves, out of time, or to make room for newer ones. */
+  readonly unfinished: number;
+}
+
+export const noRefusals: Refusals = { secret: 0, version: 0, other: 0, unfinished: 0 };
+
+interface Redial {
+  timer: NodeJS.Timeout | null;
+  delayMs: number;
+  /** performance.now() of the hello of the connection that is, or was last; null: none since the last dial. */
+  metAt: number | null;
+}
+
 interface Hello {
   readonly version: number;
   readonly cluster: string;
@@ -60,10 +79,10 @@ const tlsOptions = {
 const nonceBytes = 16;
 
 export class Bootstrap {
-  readonly refused = { secret: 0, version: 0, other: 0 };
+  readonly refused: { -readonly [Key in keyof Refusals]: number } = { ...noRefusals };
   private readonly options: BootstrapOptions;
   private readonly links = new Map<number, TLSSocket>();
-  private readonly redials = new Map<number, { timer: NodeJS.Timeout | null; delayMs: number }>();
+  private readonly redials = new Map<number, Redial>();
   private readonly server: Server;
   private readonly open = new Set<Socket>();
   /** Connections that came in and have not said a right hello, by peerName, oldest first. */
@@ -81,9 +100,11 @@ export class Bootstrap {
     });
     this.server.on('connection', (socket: Socket) => this.admit(socket));
     this.server.on('secureConnection', (socket) => this.greet(socket, null));
-    this.server.on('tlsClientError', (error, socket) =>
-      this.refuse('SECRET_WRONG', `${messageOf(error)} (from ${socket.remoteAddress ?? 'nowhere'})`),
-    );
+    this.server.on('tlsClientError', (error, socket) => {
+      if (isTlsError(error))
+        this.refuse('SECRET_WRONG', `${messageOf(error)} (from ${socket.remoteAddress ?? 'nowhere'})`);
+      else this.refused.unfinished++;
+    });
   }
 
   /** Listens, and dials the members with lower indices. Errors: START_FAILED (address in use or not ours). */
@@ -170,13 +191,24 @@ export class Bootstrap {
     socket.once('close', () => this.redial(member));
   }
 
+  /** Soon after a connection that lasted; one that breaks as soon as it is made is not made again without end. */
   private redial(member: BootstrapMember): void {
     if (this.closed) return;
-    const state = this.redials.get(member.index) ?? { timer: null, delayMs: bounds.bootstrapRedialMinMs };
+    const state = this.redialOf(member.index);
     if (state.timer !== null) clearTimeout(state.timer);
+    if (state.metAt !== null && performance.now() - state.metAt >= bounds.bootstrapSettledMs)
+      state.delayMs = bounds.bootstrapRedialMinMs;
+    state.metAt = null;
     state.timer = setTimeout(() => this.dial(member), state.delayMs);
     state.delayMs = Math.min(state.delayMs * 2, bounds.bootstrapRedialMaxMs);
-    this.redials.set(member.index, state);
+  }
+
+  private redialOf(member: number): Redial {
+    const known = this.redials.get(member);
+    if (known !== undefined) return known;
+    const made: Redial = { timer: null, delayMs: bounds.bootstrapRedialMinMs, metAt: null };
+    this.redials.set(member, made);
+    return made;
   }
 
   /** Says hello and waits for the other's. `expected`: the index that was dialled; null: whoever came. */
@@ -190,16 +222,23 @@ export class Bootstrap {
     head.writeUInt32LE(hello.length);
     socket.write(Buffer.concat([head, hello]));
     const deadline = setTimeout(() => socket.destroy(), bounds.bootstrapHandshakeMs);
-    socket.once('close', () => clearTimeout(deadline));
+    const leftEarly = (): void => {
+      clearTimeout(deadline);
+      if (expected === null) this.refused.unfinished++;
+    };
+    socket.once('close', leftEarly);
     let received = Buffer.alloc(0);
     const onData = (chunk: Buffer): void => {
       received = Buffer.concat([received, chunk]);
       if (received.length < 4) return;
       const length = received.readUInt32LE();
+      if (received.length >= 4 + length || length > bounds.bootstrapHelloMaxBytes) {
+        clearTimeout(deadline);
+        socket.off('close', leftEarly);
+      }
       if (length > bounds.bootstrapHelloMaxBytes)
         return this.drop(socket, 'PEER_REFUSED', `a hello of ${length} bytes`);
       if (received.length < 4 + length) return;
-      clearTimeout(deadline);
       socket.off('data', onData);
       if (received.length > 4 + length) return this.drop(socket, 'PEER_REFUSED', 'bytes behind the hello');
       this.welcome(socket, expected, nonce, received.subarray(4));
@@ -227,7 +266,7 @@ export class Bootstrap {
     if (hello.fabric !== fabric)
       return this.drop(socket, 'PEER_REFUSED', `fabric ${hello.fabric}, here ${fabric}`);
     this.strangers.delete(peerName(socket));
-    this.redials.delete(hello.node);
+    if (expected !== null) this.redialOf(hello.node).metAt = performance.now();
     this.links.get(hello.node)?.destroy();
     this.links.set(hello.node, socket);
     socket.once('close', () => {
