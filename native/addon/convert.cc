@@ -214,6 +214,8 @@ Napi::Object CountersObject(Napi::Env env, const PlaneSnapshot& s) {
   Put(wal, "segments", s.wal.segments);
   Put(wal, "diskBytes", s.wal.disk_bytes);
   o.Set("wal", wal);
+  Put(o, "serviceFrames", s.service_frames);
+  Put(o, "serviceDigest", s.service_digest);
   Put(o, "entriesProposed", s.entries_proposed);
   Put(o, "framesIn", s.frames_in);
   Put(o, "framesOut", s.frames_out);

@@ -112,6 +112,9 @@ struct PlaneSnapshot {
   uint64_t entries_proposed = 0, frames_in = 0, frames_out = 0, frames_gated = 0, wire_errors = 0;
   uint64_t polls = 0, busy_polls = 0, doorbells = 0, records_posted = 0, mail_dropped = 0,
            pool_proposed = 0;
+  // Of the built-in service, where that is the guest.
+  uint64_t service_frames = 0;
+  uint32_t service_digest = 0;
   // Of the thread that polls: time asleep, and how late a round came at worst.
   Nanoseconds slept = 0, stall_max = 0;
   uint64_t stalls = 0;  // rounds that came later than kStall

@@ -260,6 +260,8 @@ void Reactor::Publish(Nanoseconds now) {
     events.clear();
     plane_->FillSnapshot(&published_snapshot_);
     if (verbs_ != nullptr) published_snapshot_.verbs = verbs_->verbs_counters();
+    published_snapshot_.service_frames = builtin_.frames();
+    published_snapshot_.service_digest = builtin_.digest();
     published_snapshot_.slept = slept_;
     published_snapshot_.stall_max = stall_max_;
     published_snapshot_.stalls = stalls_;
