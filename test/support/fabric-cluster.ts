@@ -27,7 +27,7 @@ export interface FabricBed {
   /** Takes a host off all networks and puts it back; a text: why this bed cannot. */
   readonly cut: string | { readonly off: (node: number) => void; readonly on: (node: number) => void };
   /** Changes the configuration before the first start. */
-  readonly configure?: (config: Record<string, unknown>) => void;
+  readonly configure?: (config: Record<string, unknown>, directory: string) => void;
   /** Called with the cluster while it serves, before anything is broken. */
   readonly extra?: (step: Step, cluster: FabricCluster) => Promise<void>;
   comment(text: string): void;
@@ -61,7 +61,7 @@ export class FabricCluster {
       segmentBytes: 4 << 20,
       retainBytes: 64 << 20,
     };
-    bed.configure?.(config);
+    bed.configure?.(config, live.directory);
     writeFileSync(file, JSON.stringify(config));
     const { cluster, vm } = loadConfig(live.directory);
     const made = live.net('up');

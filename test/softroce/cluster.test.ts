@@ -1,0 +1,32 @@
+/** A cluster of three over verbs, in the soft-RoCE bed; the steps are those of test/e2e/fabrics. */
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import t from 'tap';
+
+import { repositoryRoot } from '../../src/lib/root.js';
+import { runBed, TapReader } from './bed.js';
+
+const limitSeconds = 900;
+const inside = join(repositoryRoot, 'dist/test/softroce/cluster-inside.js');
+
+await t.test('a cluster over verbs', { timeout: (limitSeconds + 60) * 1000 }, async (t) => {
+  const out = mkdtempSync(join(tmpdir(), 'falcon-verbs-'));
+  t.teardown(() => rmSync(out, { recursive: true }));
+  const reader = new TapReader();
+  const run = await runBed(['--limit', String(limitSeconds), '--out', out, '--', process.execPath, inside], {
+    timeoutMs: (limitSeconds + 30) * 1000,
+    onLine: (line) => {
+      const point = reader.take(line);
+      if (point === null) return;
+      void t.test(point.name, (t) => {
+        for (const comment of point.comments) t.comment(comment);
+        t.ok(point.ok && point.skipped === '', point.skipped || point.comments.join('; '));
+        t.end();
+      });
+    },
+  });
+  t.ok(reader.points.length >= 7, `${reader.points.length} steps\n${run.stdout.slice(-4000)}`);
+  t.equal(reader.planned, reader.points.length, run.stderr.slice(-4000));
+  t.equal(run.ended, reader.points.every(({ ok }) => ok) ? 0 : 1, run.stderr.slice(-4000));
+});
