@@ -60,6 +60,12 @@ interface Redial {
   metAt: number | null;
 }
 
+interface Stranger {
+  readonly socket: Socket;
+  /** Counted as something else than unfinished. */
+  refused: boolean;
+}
+
 interface Hello {
   readonly version: number;
   readonly cluster: string;
@@ -86,7 +92,7 @@ export class Bootstrap {
   private readonly server: Server;
   private readonly open = new Set<Socket>();
   /** Connections that came in and have not said a right hello, by peerName, oldest first. */
-  private readonly strangers = new Map<string, Socket>();
+  private readonly strangers = new Map<string, Stranger>();
   private closed = false;
   private nextWarningAt = 0;
 
@@ -101,9 +107,11 @@ export class Bootstrap {
     this.server.on('connection', (socket: Socket) => this.admit(socket));
     this.server.on('secureConnection', (socket) => this.greet(socket, null));
     this.server.on('tlsClientError', (error, socket) => {
-      if (isTlsError(error))
-        this.refuse('SECRET_WRONG', `${messageOf(error)} (from ${socket.remoteAddress ?? 'nowhere'})`);
-      else this.refused.unfinished++;
+      // Whoever just left is counted when its connection closes.
+      if (!isTlsError(error)) return;
+      const stranger = this.strangers.get(peerName(socket));
+      if (stranger !== undefined) stranger.refused = true;
+      this.refuse('SECRET_WRONG', `${messageOf(error)} (from ${socket.remoteAddress ?? 'nowhere'})`);
     });
   }
 
@@ -125,6 +133,11 @@ export class Bootstrap {
       if (member.index < options.self.index) bootstrap.dial(member);
     }
     return bootstrap;
+  }
+
+  /** Connections that have not said a right hello; never more than bounds.bootstrapConnectionsMax. */
+  get strangersNow(): number {
+    return this.strangers.size;
   }
 
   /** Drops the connection to a peer; it is made anew with a new incarnation. */
@@ -149,17 +162,25 @@ export class Bootstrap {
   private admit(socket: Socket): void {
     this.track(socket);
     const name = peerName(socket);
-    this.strangers.set(name, socket);
+    const stranger = { socket, refused: false };
+    this.strangers.set(name, stranger);
     const deadline = setTimeout(() => {
-      if (this.strangers.get(name) === socket) socket.destroy();
+      if (this.strangers.get(name) === stranger) socket.destroy();
     }, bounds.bootstrapHandshakeMs);
     socket.once('close', () => {
       clearTimeout(deadline);
-      if (this.strangers.get(name) === socket) this.strangers.delete(name);
+      if (this.strangers.get(name) !== stranger) return;
+      this.strangers.delete(name);
+      if (!stranger.refused) this.refused.unfinished++;
     });
     if (this.strangers.size <= bounds.bootstrapConnectionsMax) return;
-    const [longest] = this.strangers.values();
-    longest?.destroy();
+    // Several may come before the first of them has closed: out of the book at once.
+    for (const [oldest, longest] of this.strangers) {
+      this.strangers.delete(oldest);
+      longest.socket.destroy();
+      if (!longest.refused) this.refused.unfinished++;
+      return;
+    }
   }
 
   private track(socket: Socket): void {
@@ -222,23 +243,16 @@ export class Bootstrap {
     head.writeUInt32LE(hello.length);
     socket.write(Buffer.concat([head, hello]));
     const deadline = setTimeout(() => socket.destroy(), bounds.bootstrapHandshakeMs);
-    const leftEarly = (): void => {
-      clearTimeout(deadline);
-      if (expected === null) this.refused.unfinished++;
-    };
-    socket.once('close', leftEarly);
+    socket.once('close', () => clearTimeout(deadline));
     let received = Buffer.alloc(0);
     const onData = (chunk: Buffer): void => {
       received = Buffer.concat([received, chunk]);
       if (received.length < 4) return;
       const length = received.readUInt32LE();
-      if (received.length >= 4 + length || length > bounds.bootstrapHelloMaxBytes) {
-        clearTimeout(deadline);
-        socket.off('close', leftEarly);
-      }
       if (length > bounds.bootstrapHelloMaxBytes)
         return this.drop(socket, 'PEER_REFUSED', `a hello of ${length} bytes`);
       if (received.length < 4 + length) return;
+      clearTimeout(deadline);
       socket.off('data', onData);
       if (received.length > 4 + length) return this.drop(socket, 'PEER_REFUSED', 'bytes behind the hello');
       this.welcome(socket, expected, nonce, received.subarray(4));
@@ -282,6 +296,8 @@ export class Bootstrap {
   }
 
   private drop(socket: TLSSocket, code: 'PEER_REFUSED' | 'VERSION_MISMATCH', text: string): void {
+    const stranger = this.strangers.get(peerName(socket));
+    if (stranger !== undefined) stranger.refused = true;
     this.refuse(code, `${text} (from ${socket.remoteAddress ?? 'nowhere'})`);
     socket.destroy();
   }
