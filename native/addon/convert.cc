@@ -204,7 +204,7 @@ Napi::Object CountersObject(Napi::Env env, const PlaneSnapshot& s) {
   Put(fabric, "signaled", s.verbs.signaled);
   Put(fabric, "inlined", s.verbs.inlined);
   Put(fabric, "staged", s.verbs.staged);
-  Put(fabric, "flushes", s.verbs.flushes);
+  Put(fabric, "probes", s.verbs.probes);
   o.Set("fabric", fabric);
   Napi::Object wal = Napi::Object::New(env);
   Put(wal, "batches", s.wal.batches);

@@ -10,7 +10,7 @@
 namespace falcon {
 namespace {
 
-Status NotOpen(const std::string& why) { return {"START_FAILED", "verbs: " + why}; }
+Status NotOpen(const std::string& why) { return {"VERBS_OPEN", why}; }
 
 struct DeviceList {
   int count = 0;
@@ -80,15 +80,13 @@ Status TryDevice(const VerbsOptions& options, ibv_device* candidate, VerbsDevice
 }
 
 // Both kernels' ways to say that too much memory would be locked.
-std::string MemlockAdvice(int error, size_t bytes) {
+std::string MemlockAdvice(int error, const std::string& needed) {
   rlimit limit{};
   if ((error != ENOMEM && error != EPERM) || getrlimit(RLIMIT_MEMLOCK, &limit) != 0) return {};
   std::string has =
       limit.rlim_cur == RLIM_INFINITY ? "unlimited" : std::to_string(limit.rlim_cur) + " bytes";
-  return "; the memory of a region is locked: RLIMIT_MEMLOCK is " + has + " and " +
-         std::to_string(bytes) +
-         " more are needed; raise it (ulimit -l unlimited, or LimitMEMLOCK=infinity in the systemd "
-         "unit)";
+  return "; RDMA memory is locked: RLIMIT_MEMLOCK is " + has + " and " + needed +
+         " needed; raise it (ulimit -l unlimited, or LimitMEMLOCK=infinity in the systemd unit)";
 }
 
 ibv_ah_attr AddressOf(const VerbsOptions& options, const VerbsDevice& device,
@@ -183,7 +181,11 @@ Status RegisterVerbsMemory(const VerbsDevice& device, std::span<std::byte> memor
   const int error = errno;
   return {"FABRIC_REGION",
           ErrnoText("register " + std::to_string(memory.size()) + " bytes", error) +
-              MemlockAdvice(error, memory.size())};
+              MemlockAdvice(error, std::to_string(memory.size()) + " more are")};
+}
+
+Status NoVerbsObject(const char* what, int error) {
+  return NotOpen(ErrnoText(what, error) + MemlockAdvice(error, "more is"));
 }
 
 Status ResetPair(ibv_qp* pair) {

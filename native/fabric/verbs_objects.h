@@ -40,7 +40,7 @@ struct VerbsDevice {
   [[nodiscard]] bool ethernet() const { return port.link_layer == IBV_LINK_LAYER_ETHERNET; }
 };
 
-// Errors: START_FAILED.
+// Errors: VERBS_OPEN.
 Status OpenVerbsDevice(const VerbsOptions& options, VerbsDevice* device);
 
 // Zeroed memory, registered. Not inherited by children: a page that a child shares could be copied
@@ -71,6 +71,10 @@ class VerbsBuffer {
 // Registers memory that somebody else owns. Errors: FABRIC_REGION.
 Status RegisterVerbsMemory(const VerbsDevice& device, std::span<std::byte> memory, int access,
                            VerbsKey* key);
+
+// VERBS_OPEN for an object that the kernel does not make, with the remedy if it is the limit on
+// locked memory.
+Status NoVerbsObject(const char* what, int error);
 
 // What a queue pair is told of its peer when it comes up.
 struct VerbsRoute {

@@ -105,7 +105,7 @@ Status Reactor::OpenFabric() {
 
 Status Reactor::OpenVerbs() {
   if (Status s = MakeVerbsFabric(options_.verbs, options_.plane.self, &fabric_); !s.ok()) {
-    return {"FABRIC_OPEN", s.detail() +
+    return {s.code(), s.detail() +
                                "; ibv_devinfo lists devices and ports (rdma.device, port and "
                                "gidIndex of the node choose), and rdma link add NAME type rxe "
                                "netdev DEVICE makes one of an ordinary network device"};

@@ -151,7 +151,7 @@ export const defaultVerbs: VerbsConfig = {
   retry: 3,
   rnrRetry: 6,
   minRnrTimer: 12,
-  sendQueue: 256,
+  sendQueue: 512,
   inlineBytes: 256,
 };
 

@@ -52,8 +52,8 @@ export interface RdmaStatus {
   readonly inlineFraction: number;
   readonly staged: number;
   readonly stagedFraction: number;
-  /** Empty writes, sent only to learn of the completion of others. */
-  readonly flushes: number;
+  /** Reads of a word, made only to learn of the completion of others. */
+  readonly probes: number;
   /** The device's own counters of repeats, by its names, for all that use the port; null: it tells none. */
   readonly retries: Readonly<Record<string, number>> | null;
 }

@@ -120,7 +120,7 @@ function rdmaStatus(of: (name: string) => number, link: NativeLink): RdmaStatus 
     inlineFraction: part(of('inlined'), operations),
     staged: of('staged'),
     stagedFraction: part(of('staged'), operations),
-    flushes: of('flushes'),
+    probes: of('probes'),
     retries: readRdmaRetries(link.device, link.port),
   };
 }

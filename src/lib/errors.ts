@@ -92,7 +92,7 @@ export const errorTable = {
 
   // the fabric and the peers
   FABRIC_UNKNOWN: { severity: 'fatal', exit: x.configuration, text: 'there is no such fabric' },
-  FABRIC_OPEN: { severity: 'fatal', exit: x.configuration, text: 'the fabric has no device to work with' },
+  VERBS_OPEN: { severity: 'fatal', exit: x.configuration, text: 'the RDMA device cannot be used' },
   FABRIC_CONNECT: { severity: 'error', exit: x.failure, text: 'the fabric cannot reach a peer' },
   FABRIC_BUSY: { severity: 'warning', exit: x.failure, text: 'the fabric takes no more work now' },
   FABRIC_DOWN: { severity: 'warning', exit: x.failure, text: 'the connection to a peer is down' },

@@ -38,7 +38,7 @@ const fakeRdma: RdmaStatus = {
   inlineFraction: 0.96,
   staged: 96,
   stagedFraction: 0.04,
-  flushes: 7,
+  probes: 7,
   retries: { local_ack_timeout_err: 2, packet_seq_err: 1 },
 };
 
