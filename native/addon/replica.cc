@@ -44,8 +44,7 @@ Napi::Function Replica::Define(Napi::Env env) {
        InstanceMethod("load", &Replica::LoadResults),
        InstanceMethod("recovered", &Replica::Recovered),
        InstanceMethod("descriptor", &Replica::Descriptor), InstanceMethod("link", &Replica::Link),
-       InstanceMethod("tapFd", &Replica::TapFd),
-       InstanceMethod("expectVm", &Replica::ExpectVm),
+       InstanceMethod("tapFd", &Replica::TapFd), InstanceMethod("expectVm", &Replica::ExpectVm),
        InstanceMethod("startLoad", &Replica::StartLoad), InstanceMethod("close", &Replica::Close)});
 }
 

@@ -8,10 +8,7 @@
 namespace falcon {
 
 MemoryLog::MemoryLog(size_t bytes, size_t max_entries)
-    : bytes_(bytes),
-      capacity_(bytes),
-      index_(max_entries),
-      index_mask_(max_entries - 1) {
+    : bytes_(bytes), capacity_(bytes), index_(max_entries), index_mask_(max_entries - 1) {
   FALCON_CHECK(std::has_single_bit(bytes) && std::has_single_bit(max_entries));
   FALCON_CHECK(bytes >= 2 * EntryBytes(kMaxPayloadBytes));
 }

@@ -2,8 +2,8 @@
 //
 // On RoCE a queue pair can be brought up only when the kernel knows the peer's Ethernet address,
 // and the kernel waits a second for a peer that does not answer. The reactor must not: it owes
-// heartbeats. So each peer has a thread here that waits in its place, and a peer that is gone delays
-// nobody else.
+// heartbeats. So each peer has a thread here that waits in its place, and a peer that is gone
+// delays nobody else.
 #pragma once
 
 #include <array>
@@ -33,8 +33,7 @@ class Connector {
   // one has replaced; may run on any thread.
   using Done = std::function<void(const Request& request, const Status& status)>;
 
-  Connector(Resolve resolve, Done done)
-      : resolve_(std::move(resolve)), done_(std::move(done)) {}
+  Connector(Resolve resolve, Done done) : resolve_(std::move(resolve)), done_(std::move(done)) {}
   ~Connector();  // waits for what is under way; the rest is forgotten
   Connector(const Connector&) = delete;
   Connector& operator=(const Connector&) = delete;

@@ -106,9 +106,9 @@ Status Reactor::OpenFabric() {
 Status Reactor::OpenVerbs() {
   if (Status s = MakeVerbsFabric(options_.verbs, options_.plane.self, &fabric_); !s.ok()) {
     return {s.code(), s.detail() +
-                               "; ibv_devinfo lists devices and ports (rdma.device, port and "
-                               "gidIndex of the node choose), and rdma link add NAME type rxe "
-                               "netdev DEVICE makes one of an ordinary network device"};
+                          "; ibv_devinfo lists devices and ports (rdma.device, port and "
+                          "gidIndex of the node choose), and rdma link add NAME type rxe "
+                          "netdev DEVICE makes one of an ordinary network device"};
   }
   verbs_ = static_cast<VerbsFabric*>(fabric_.get());
   rdma_link_ = verbs_->link();

@@ -35,10 +35,10 @@ struct ReactorOptions {
   std::string shm_name;
   std::string fabric_address;  // tcp: where peers reach this replica
   VerbsOptions verbs;
-  bool vm = true;              // false: a witness
-  bool builtin = false;        // the built-in service instead of QEMU
-  std::string vm_socket;       // QEMU attaches here
-  std::string tap;             // empty: none
+  bool vm = true;         // false: a witness
+  bool builtin = false;   // the built-in service instead of QEMU
+  std::string vm_socket;  // QEMU attaches here
+  std::string tap;        // empty: none
   uint64_t vm_ring_bytes = 1 << 20;
   bool busy = false;  // never sleep
   Nanoseconds spin = 10 * kMicrosecond;

@@ -129,7 +129,8 @@ bool DataPlane::CopyRecord(PeerLink& peer, Nanoseconds now) {
   if (!whole) {
     received_.clear();
     if (peer.bad_since == 0) peer.bad_since = now;
-    if (now - peer.bad_since > kTornBound) StreamBroken(peer.id, {"PEER_STREAM", "a record stays torn"});
+    if (now - peer.bad_since > kTornBound)
+      StreamBroken(peer.id, {"PEER_STREAM", "a record stays torn"});
     return false;
   }
   peer.bad_since = 0;
