@@ -239,8 +239,9 @@ const logFields = object({
     defaultLog.memoryBytes,
   ),
   ringBytes: withDefault(integer({ min: 512 * KiB, max: GiB, unit: 'bytes' }), defaultLog.ringBytes),
+  // A segment holds the largest batch of the log writer, 1 MiB, and its own header.
   segmentBytes: withDefault(
-    integer({ min: 1024 * KiB, max: 4 * GiB, unit: 'bytes' }),
+    integer({ min: 2048 * KiB, max: 4 * GiB, unit: 'bytes' }),
     defaultLog.segmentBytes,
   ),
   retainBytes: withDefault(

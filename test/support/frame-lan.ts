@@ -65,6 +65,7 @@ export class FrameLan {
   /** Requests that were answered, in the order of asking. */
   readonly answered: { readonly request: string; readonly answer: Answer }[] = [];
   asked = 0;
+  private flooded = 1_000_000;
   private readonly client: Probe;
   private readonly observer: Probe;
   private readonly vmMac: string;
@@ -110,6 +111,11 @@ export class FrameLan {
     return null;
   }
 
+  /** Frames that nobody waits for, as many as the wire takes: a log that grows. */
+  flood(count: number): void {
+    for (let i = 0; i < count; i++) this.send(`request ${4 * ++this.flooded}`);
+  }
+
   /** Interfaces in the order in which they began to speak: a cable that falls silent and speaks again is there twice. */
   speakers(): string[] {
     return this.emitted
@@ -147,9 +153,10 @@ export class FrameLan {
   }
 }
 
-/** As long as an Ethernet frame has to be, so that nobody pads it. */
+/** At least as long as an Ethernet frame has to be, so that nobody pads it; every fourth is a large one. */
 function payloadOf(request: string): Buffer {
-  const payload = Buffer.alloc(60 - ethernetBytes);
+  const large = Number(request.split(' ')[1]) % 4 === 0;
+  const payload = Buffer.alloc((large ? 1400 : 60) - ethernetBytes);
   payload.write(request, 'latin1');
   return payload;
 }

@@ -80,7 +80,7 @@ void t.test('a value of the wrong kind or out of range is refused with its path'
     ['timing.stallMs', 9, 60_001],
     ['log.memoryBytes', 4096, 2 ** 40],
     ['log.ringBytes', 4096, 2 ** 40],
-    ['log.segmentBytes', 4096, 2 ** 40],
+    ['log.segmentBytes', 1024 * 1024, 2 ** 40],
     ['log.retainBytes', 4096, 2 ** 50],
     ['verbs.timeout', 7, 21],
     ['verbs.retry', -1, 8],
