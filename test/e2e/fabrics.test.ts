@@ -39,12 +39,12 @@ for (const fabric of ['shm', 'tcp'] as const) {
     };
     await fabricSteps(
       async (name, body) => {
-        let failure: unknown = null;
+        let failure: Error | null = null;
         await t.test(name, { timeout: timeoutMs }, async () => {
           try {
             await body();
           } catch (error) {
-            failure = error;
+            failure = error instanceof Error ? error : new Error(String(error));
             throw error;
           }
         });

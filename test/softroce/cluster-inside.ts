@@ -11,8 +11,8 @@ import { join } from 'node:path';
 import { readRdmaRetries } from '../../src/adapters/rdma-retries.js';
 import type { TimingConfig } from '../../src/api/config.js';
 import { messageOf } from '../../src/lib/errors.js';
-import { FabricCluster, fabricSteps } from '../support/fabric-cluster.js';
-import type { FabricBed, Step } from '../support/fabric-cluster.js';
+import { fabricSteps } from '../support/fabric-cluster.js';
+import type { FabricBed, FabricCluster, Step } from '../support/fabric-cluster.js';
 
 /** An emulated machine stands still for hundreds of milliseconds when its host is busy. */
 const timing: TimingConfig = {
