@@ -107,7 +107,8 @@ function peerLine(row: ReplicaStatus): (peer: PeerStatus) => string[] {
     const why = trouble === null ? '' : `: ${trouble.code}: ${trouble.detail} (${trouble.at})`;
     if (state === 'lost') return [`${row.node} sees ${name} lost, it needs a state transfer${why}`];
     if (state === 'down') return [`${row.node} sees ${name} down${why}`];
-    return breaks === 0 ? [] : [`${row.node} sees ${name} up again after ${breaks} breaks${why}`];
+    const times = breaks === 1 ? 'once' : `${breaks} times`;
+    return breaks === 0 ? [] : [`${row.node} sees ${name} up; its connection broke ${times}, last${why}`];
   };
 }
 

@@ -39,16 +39,16 @@ for (const fabric of ['shm', 'tcp'] as const) {
     };
     await fabricSteps(
       async (name, body) => {
-        let failure: Error | null = null;
+        const failures: Error[] = [];
         await t.test(name, { timeout: timeoutMs }, async () => {
           try {
             await body();
           } catch (error) {
-            failure = error instanceof Error ? error : new Error(String(error));
+            failures.push(error instanceof Error ? error : new Error(String(error)));
             throw error;
           }
         });
-        if (failure !== null) throw failure;
+        for (const failure of failures) throw failure;
       },
       t,
       bed,

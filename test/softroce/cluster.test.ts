@@ -30,3 +30,19 @@ await t.test('a cluster over verbs', { timeout: (limitSeconds + 60) * 1000 }, as
   t.equal(reader.planned, reader.points.length, run.stderr.slice(-4000));
   t.equal(run.ended, reader.points.every(({ ok }) => ok) ? 0 : 1, run.stderr.slice(-4000));
 });
+
+// What its name says needs an address that the kernel looks for in vain, which only a device has.
+await t.test('reactor_verbs_test', { timeout: 120_000 }, async (t) => {
+  const directory = process.env['FALCON_NATIVE'] ?? join(repositoryRoot, 'build/native');
+  const reader = new TapReader();
+  const run = await runBed(['--limit', '100', '--', join(directory, 'reactor_verbs_test')], {
+    timeoutMs: 110_000,
+    onLine: (line) => void reader.take(line),
+  });
+  for (const { name, ok, skipped, comments } of reader.points) {
+    for (const comment of comments) t.comment(comment);
+    t.ok(ok && skipped === '', `${name} ${skipped}`);
+  }
+  t.equal(reader.points.length, reader.planned, run.stderr);
+  t.equal(run.ended, 0, run.stderr);
+});
