@@ -69,6 +69,7 @@ function startMember(index: number, directory: string, shm: string, c: Case): Me
     retainBytes: 256 << 20,
     fabric: 'shm',
     fabricAddress: '',
+    verbs: null,
     shmDirectory: shm,
     shmName: `m${index}`,
     vm: false,

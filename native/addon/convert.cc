@@ -110,6 +110,34 @@ PlaneOptions ReadPlaneOptions(const Napi::Object& from) {
   return o;
 }
 
+VerbsOptions ReadVerbsOptions(const Napi::Value& value) {
+  VerbsOptions o;
+  if (!value.IsObject()) return o;
+  const auto from = value.As<Napi::Object>();
+  o.device = Text(from, "device");
+  o.port = static_cast<uint8_t>(Number(from, "port"));
+  o.gid_index = static_cast<int>(Number(from, "gidIndex"));
+  o.timeout = static_cast<uint8_t>(Number(from, "timeout"));
+  o.retry = static_cast<uint8_t>(Number(from, "retry"));
+  o.rnr_retry = static_cast<uint8_t>(Number(from, "rnrRetry"));
+  o.min_rnr_timer = static_cast<uint8_t>(Number(from, "minRnrTimer"));
+  o.send_queue = static_cast<uint32_t>(Number(from, "sendQueue"));
+  o.inline_bytes = static_cast<uint32_t>(Number(from, "inlineBytes"));
+  return o;
+}
+
+Napi::Object LinkObject(Napi::Env env, const VerbsLink& link) {
+  Napi::Object o = Napi::Object::New(env);
+  o.Set("device", link.device);
+  o.Set("gid", link.gid);
+  o.Set("linkLayer", link.link_layer);
+  Put(o, "port", link.port);
+  Put(o, "gidIndex", link.gid_index);
+  Put(o, "mtuBytes", link.mtu_bytes);
+  Put(o, "inlineBytes", link.inline_bytes);
+  return o;
+}
+
 std::span<const std::byte> BytesOf(const Napi::Value& value) {
   if (!value.IsTypedArray()) return {};
   const auto array = value.As<Napi::Uint8Array>();
@@ -140,6 +168,7 @@ Napi::Object EventObject(Napi::Env env, const PlaneEvent& event) {
       break;
     case PlaneEvent::Kind::kMail:
     case PlaneEvent::Kind::kStreamBroken:
+    case PlaneEvent::Kind::kFeedLost:
     case PlaneEvent::Kind::kFailed:
     case PlaneEvent::Kind::kTransferOpened:
     case PlaneEvent::Kind::kTransferFailed:
@@ -186,6 +215,11 @@ Napi::Object CountersObject(Napi::Env env, const PlaneSnapshot& s) {
   Put(fabric, "wakesSent", s.fabric.wakes_sent);
   Put(fabric, "wakesReceived", s.fabric.wakes_received);
   Put(fabric, "errors", s.fabric.errors);
+  Put(fabric, "posted", s.verbs.posted);
+  Put(fabric, "signaled", s.verbs.signaled);
+  Put(fabric, "inlined", s.verbs.inlined);
+  Put(fabric, "staged", s.verbs.staged);
+  Put(fabric, "probes", s.verbs.probes);
   o.Set("fabric", fabric);
   Napi::Object wal = Napi::Object::New(env);
   Put(wal, "batches", s.wal.batches);
@@ -195,6 +229,8 @@ Napi::Object CountersObject(Napi::Env env, const PlaneSnapshot& s) {
   Put(wal, "segments", s.wal.segments);
   Put(wal, "diskBytes", s.wal.disk_bytes);
   o.Set("wal", wal);
+  Put(o, "serviceFrames", s.service_frames);
+  Put(o, "serviceDigest", s.service_digest);
   Put(o, "entriesProposed", s.entries_proposed);
   Put(o, "framesIn", s.frames_in);
   Put(o, "framesOut", s.frames_out);

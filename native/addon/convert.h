@@ -22,6 +22,9 @@ namespace falcon::addon {
 bool Throw(Napi::Env env, const Status& status);
 
 [[nodiscard]] PlaneOptions ReadPlaneOptions(const Napi::Object& from);
+// `value`: an object, or anything else where the fabric is another one.
+[[nodiscard]] VerbsOptions ReadVerbsOptions(const Napi::Value& value);
+[[nodiscard]] Napi::Object LinkObject(Napi::Env env, const VerbsLink& link);
 [[nodiscard]] Napi::Object EventObject(Napi::Env env, const PlaneEvent& event);
 // What the event loop looks at on every tick, as plain numbers: making objects of it cost a quarter
 // of a processor. The fields in their order, then the acknowledged op of each member (-1: none).

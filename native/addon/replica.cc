@@ -18,6 +18,7 @@ ReactorOptions ReadOptions(const Napi::Object& from) {
   o.wal.retain_bytes = static_cast<uint64_t>(Number(from, "retainBytes"));
   o.fabric = Text(from, "fabric");
   o.fabric_address = Text(from, "fabricAddress");
+  o.verbs = ReadVerbsOptions(from.Get("verbs"));
   o.shm_directory = Text(from, "shmDirectory");
   o.shm_name = Text(from, "shmName");
   o.vm = Flag(from, "vm");
@@ -42,8 +43,8 @@ Napi::Function Replica::Define(Napi::Env env) {
        InstanceMethod("counters", &Replica::Counters),
        InstanceMethod("load", &Replica::LoadResults),
        InstanceMethod("recovered", &Replica::Recovered),
-       InstanceMethod("descriptor", &Replica::Descriptor), InstanceMethod("tapFd", &Replica::TapFd),
-       InstanceMethod("expectVm", &Replica::ExpectVm),
+       InstanceMethod("descriptor", &Replica::Descriptor), InstanceMethod("link", &Replica::Link),
+       InstanceMethod("tapFd", &Replica::TapFd), InstanceMethod("expectVm", &Replica::ExpectVm),
        InstanceMethod("startLoad", &Replica::StartLoad), InstanceMethod("close", &Replica::Close)});
 }
 
@@ -115,10 +116,7 @@ Napi::Value Replica::Connect(const Napi::CallbackInfo& info) {
   if (id.size() == sizeof connection) std::memcpy(&connection, id.data(), sizeof connection);
   const auto raw = BytesOf(info[2]);
   std::string descriptor(reinterpret_cast<const char*>(raw.data()), raw.size());
-  reactor_->Post([peer, connection, descriptor = std::move(descriptor)](DataPlane& plane) {
-    // A failure comes back as an event.
-    (void)plane.Connect(peer, connection, descriptor);
-  });
+  reactor_->Connect(peer, connection, std::move(descriptor));
   return info.Env().Undefined();
 }
 
@@ -160,6 +158,11 @@ Napi::Value Replica::Descriptor(const Napi::CallbackInfo& info) {
   if (reactor_ == nullptr) return info.Env().Null();
   const std::string descriptor = reactor_->descriptor();
   return Napi::Buffer<char>::Copy(info.Env(), descriptor.data(), descriptor.size());
+}
+
+Napi::Value Replica::Link(const Napi::CallbackInfo& info) {
+  if (reactor_ == nullptr || !reactor_->link().has_value()) return info.Env().Null();
+  return LinkObject(info.Env(), *reactor_->link());
 }
 
 Napi::Value Replica::TapFd(const Napi::CallbackInfo& info) {

@@ -27,6 +27,7 @@ class Replica : public Napi::ObjectWrap<Replica> {
   Napi::Value LoadResults(const Napi::CallbackInfo& info);
   Napi::Value Recovered(const Napi::CallbackInfo& info);
   Napi::Value Descriptor(const Napi::CallbackInfo& info);
+  Napi::Value Link(const Napi::CallbackInfo& info);
   Napi::Value TapFd(const Napi::CallbackInfo& info);
   Napi::Value ExpectVm(const Napi::CallbackInfo& info);
   Napi::Value StartLoad(const Napi::CallbackInfo& info);

@@ -82,6 +82,8 @@ class Fabric {
   virtual void Disconnect(PeerId peer) = 0;  // idempotent
   // kBroken stays until Disconnect or Connect.
   [[nodiscard]] virtual PeerState State(PeerId peer) const = 0;
+  // Why the peer is kBroken, in words, where the fabric knows; empty: it does not, or it is not.
+  [[nodiscard]] virtual std::string BrokenBecause(PeerId /*peer*/) const { return {}; }
 
   // Posts one write of the concatenation of `pieces` (at most kMaxPieces). One of up to
   // kPlainWriteBytes needs nothing but room in the queues; a larger one may need memory, too. The

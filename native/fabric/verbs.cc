@@ -26,9 +26,15 @@
 namespace falcon {
 namespace {
 
-// Memory of the fabric's own that peers write: for each a word on a cache line of its own. The
-// upper 48 bits number a sleep of that peer (0: awake), the lower 16 count the wakes that it took.
+// Memory of the fabric's own: for each peer a cache line of three words.
 constexpr size_t kControlStride = 64;
+// Written by the peer. The upper 48 bits number a sleep of that peer (0: awake), the lower 16 count
+// the wakes that it took.
+constexpr size_t kSleepWord = 0;
+// Read by the peer: the number of the connection that this member has to it.
+constexpr size_t kConnectionWord = 8;
+// What was read there.
+constexpr size_t kProbedWord = 16;
 constexpr int kPollsBetweenEvents = 1024;
 
 uint64_t Mix(uint64_t x) {  // the finisher of SplitMix64
@@ -72,6 +78,7 @@ class VerbsFabricImpl final : public VerbsFabric {
 
   Status AddSource(std::span<std::byte> memory) override;
   void RemoveSource(std::span<std::byte> memory) override;
+  [[nodiscard]] Status Resolve(std::string_view descriptor) const override;
   [[nodiscard]] VerbsCounters verbs_counters() const override { return verbs_counters_; }
   [[nodiscard]] VerbsLink link() const override;
   [[nodiscard]] std::string BrokenBecause(PeerId peer) const override { return At(peer).because(); }
@@ -87,8 +94,8 @@ class VerbsFabricImpl final : public VerbsFabric {
     FALCON_CHECK(peer < kMaxMembers);
     return peers_[peer];
   }
-  [[nodiscard]] std::byte* ControlWord(PeerId writer) const {
-    return control_.bytes().data() + writer * kControlStride;
+  [[nodiscard]] std::byte* ControlWord(PeerId peer, size_t word) const {
+    return control_.bytes().data() + peer * kControlStride + word;
   }
   Status Watch(int fd);
   Status Refuse(Status status);
@@ -96,7 +103,7 @@ class VerbsFabricImpl final : public VerbsFabric {
   bool Tell(VerbsPeer& peer, uint64_t sleep);
   void SendWake(VerbsPeer& peer);
   void ObserveSleep(PeerId id);
-  int PollPeer(PeerId id);
+  int PollPeer(PeerId id, Nanoseconds* now);
   void TakeEvents();
   void TakeDeviceEvents();
   void Kick();
@@ -138,7 +145,7 @@ Status VerbsFabricImpl::Watch(int fd) {
   event.events = EPOLLIN;
   if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) != 0 ||
       epoll_ctl(wake_.get(), EPOLL_CTL_ADD, fd, &event) != 0)
-    return {"START_FAILED", ErrnoText("verbs: watch a descriptor", errno)};
+    return {"VERBS_OPEN", ErrnoText("watch a descriptor", errno)};
   return Ok();
 }
 
@@ -146,12 +153,12 @@ Status VerbsFabricImpl::Start() {
   Status status = OpenVerbsDevice(options_, &device_);
   if (!status.ok()) return status;
   if (getrandom(&incarnation_, sizeof incarnation_, 0) != sizeof incarnation_)
-    return {"START_FAILED", ErrnoText("verbs: getrandom", errno)};
+    return {"VERBS_OPEN", ErrnoText("getrandom", errno)};
   wake_.Reset(epoll_create1(EPOLL_CLOEXEC));
   kick_.Reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   channel_.reset(ibv_create_comp_channel(device_.context.get()));
   if (!wake_.valid() || !kick_.valid() || channel_ == nullptr)
-    return {"START_FAILED", ErrnoText("verbs: wake descriptors", errno)};
+    return {"VERBS_OPEN", ErrnoText("wake descriptors", errno)};
   for (const int fd : {kick_.get(), channel_->fd, device_.context->async_fd}) {
     if (status = Watch(fd); !status.ok()) return status;
   }
@@ -213,6 +220,15 @@ std::string VerbsFabricImpl::Descriptor() const {
   return FormatVerbsMember(member);
 }
 
+// An address handle costs the same look-up as a queue pair that is about to receive. What it found
+// stays in the kernel's table.
+Status VerbsFabricImpl::Resolve(std::string_view descriptor) const {
+  VerbsMember member;
+  if (Status status = ParseVerbsMember(descriptor, &member); !status.ok()) return status;
+  if (!device_.ethernet()) return Ok();
+  return ResolveVerbsPeer(options_, device_, member);
+}
+
 Status VerbsFabricImpl::Connect(PeerId id, uint64_t connection, std::string_view descriptor) {
   Disconnect(id);
   VerbsMember member;
@@ -233,8 +249,12 @@ Status VerbsFabricImpl::Connect(PeerId id, uint64_t connection, std::string_view
                          std::clamp<uint8_t>(member.max_reads, 1, own.max_reads)};
   // What an earlier connection said must not be taken for this one's; the pair is in RESET, so
   // nobody writes here now.
-  StoreSharedWord(ControlWord(id), 0);
-  status = At(id).Connect(member, route);
+  StoreSharedWord(ControlWord(id, kSleepWord), 0);
+  StoreSharedWord(ControlWord(id, kConnectionWord), connection);
+  status =
+      At(id).Connect(member, route,
+                     {connection, member.control.address + self_ * kControlStride + kConnectionWord,
+                      member.control.rkey, control_.lkey(), ControlWord(id, kProbedWord)});
   if (!status.ok()) return {"FABRIC_CONNECT", status.detail()};
   connected_once_ = true;
   connections_[id] = connection;
@@ -329,7 +349,8 @@ Status VerbsFabricImpl::Read(PeerId id, RemoteAddress from, std::span<std::byte>
 
 // ---- polling
 
-int VerbsFabricImpl::PollPeer(PeerId id) {
+// `now` is read by the first peer that has something on its way; 0: not yet.
+int VerbsFabricImpl::PollPeer(PeerId id, Nanoseconds* now) {
   VerbsPeer& peer = peers_[id];
   if (peer.state() != PeerState::kUp) return 0;
   int happened = peer.PollSends();
@@ -337,7 +358,10 @@ int VerbsFabricImpl::PollPeer(PeerId id) {
   counters_.wakes_received += static_cast<uint64_t>(wakes);
   happened += wakes;
   ObserveSleep(id);
-  peer.FlushIfQuiet(static_cast<Nanoseconds>(options_.quiet_us) * 1000);
+  if (peer.busy()) {
+    if (*now == 0) *now = MonotonicNow();
+    peer.Tend(*now);
+  }
   if (peer.state() == PeerState::kBroken) {
     ++counters_.errors;
     ++happened;
@@ -347,7 +371,8 @@ int VerbsFabricImpl::PollPeer(PeerId id) {
 
 int VerbsFabricImpl::Poll() {
   int happened = 0;
-  for (PeerId peer = 0; peer < kMaxMembers; ++peer) happened += PollPeer(peer);
+  Nanoseconds now = 0;
+  for (PeerId peer = 0; peer < kMaxMembers; ++peer) happened += PollPeer(peer, &now);
   if (++polls_ >= kPollsBetweenEvents) TakeDeviceEvents();
   return happened;
 }
@@ -379,7 +404,7 @@ void VerbsFabricImpl::TakeDeviceEvents() {
 
 bool VerbsFabricImpl::Tell(VerbsPeer& peer, uint64_t sleep) {
   const VerbsMemory& control = peer.member().control;
-  return peer.PostWord(control.address + self_ * kControlStride, control.rkey,
+  return peer.PostWord(control.address + self_ * kControlStride + kSleepWord, control.rkey,
                        sleep << 16 | peer.wakes_taken());
 }
 
@@ -396,7 +421,7 @@ void VerbsFabricImpl::SendWake(VerbsPeer& peer) {
 // if there were any since we last rang.
 void VerbsFabricImpl::ObserveSleep(PeerId id) {
   VerbsPeer& peer = peers_[id];
-  const uint64_t word = LoadSharedWord(ControlWord(id));
+  const uint64_t word = LoadSharedWord(ControlWord(id, kSleepWord));
   const uint64_t sleep = word >> 16;
   if (sleep == 0) peer.sleep.asleep = false;
   if (word != 0) peer.sleep.wakes_taken = static_cast<uint16_t>(word);
@@ -480,12 +505,26 @@ uint32_t VerbsPsn(uint64_t connection, PeerId from, PeerId to) {
          0xFFFFFF;
 }
 
+Nanoseconds VerbsStallBound(const VerbsOptions& options) {
+  if (options.stall_us != 0) return Nanoseconds{options.stall_us} * 1000;
+  // The InfiniBand specification's waits for a receive, in units of 10 µs.
+  static constexpr std::array<uint32_t, 32> kRnr = {
+      65536, 1,    2,    3,    4,    6,     8,     12,    16,    24,   32,
+      48,    64,   96,   128,  192,  256,   384,   512,   768,   1024, 1536,
+      2048,  3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152};
+  const Nanoseconds answer = Nanoseconds{4096} << options.timeout;
+  const Nanoseconds receive = Nanoseconds{kRnr[options.min_rnr_timer % kRnr.size()]} * 10'000;
+  // The specification lets a device take four times the timeout.
+  return 4 * answer * (options.retry + 1) + 2 * receive * (options.rnr_retry + 1) + kSecond / 10;
+}
+
 Status MakeVerbsFabric(const VerbsOptions& options, PeerId self, std::unique_ptr<Fabric>* fabric) {
   FALCON_CHECK(self < kMaxMembers);
-  if (options.send_queue < 16 || options.send_queue > 8192 || options.staging_bytes < 4096 ||
-      options.port == 0 || options.timeout == 0 || options.timeout > 31 || options.retry > 7 ||
-      options.rnr_retry > 6 || options.min_rnr_timer > 31 || options.gid_index > 255)
-    return {"START_FAILED", "verbs: an option is out of range"};
+  if (options.send_queue < 16 || options.probe_us == 0 || options.send_queue > 8192 ||
+      options.staging_bytes < 4096 || options.port == 0 || options.timeout == 0 ||
+      options.timeout > 31 || options.retry > 7 || options.rnr_retry > 6 ||
+      options.min_rnr_timer > 31 || options.gid_index > 255)
+    return {"VERBS_OPEN", "an option is out of range"};
   auto made = std::make_unique<VerbsFabricImpl>(options, self);
   Status status = made->Start();
   if (status.ok()) *fabric = std::move(made);

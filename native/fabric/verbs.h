@@ -9,13 +9,17 @@
 //  - Small writes are copied into the send queue. Of larger ones, pieces that lie in this fabric's
 //  own regions or in memory given to AddSource are sent from where they are; all others are
 //  copied into a registered ring first (as reads are copied out of it).
-//  - Only one write in a quarter of the send queue asks for a completion, so Completed() moves in
-//  steps. When nothing was posted for `quiet_us` Poll sends an empty write to learn of the rest.
 //  - Exposed memory is registered for as long as it is open. Its key is told to one peer, but any
 //  connected one that knew it could use it.
+//  - Only one write in a quarter of the send queue (or in 1 MiB) asks for a completion, so
+//  Completed() moves in steps. When nothing was posted for `quiet_us` Poll probes: it reads the
+//  number of the connection from the peer's memory, which stands behind everything before it. Under
+//  load it does so every `probe_us`, because an acknowledgement alone proves little (see
+//  verbs_completions.cc).
 //  - Connect asks the kernel for the peer's Ethernet address (RoCE), which takes as long as the
 //  kernel's neighbour discovery: microseconds, or seconds if that finds nobody.
-//  - A failed or flushed completion makes its peer kBroken, and nobody else.
+//  - A failed or flushed completion makes its peer kBroken, and nobody else; so does a queue in
+//  which nothing completes for VerbsStallBound. Nothing hangs: what is lost ends in kBroken.
 //  - Whoever sleeps says so in a word in each peer's memory, and both sides may speak at once. So a
 //  writer that sees a new sleep rings if it has written anything since it last rang, and rings
 //  before it goes to sleep itself. The price is one needless wake after a burst of writes; the
@@ -26,8 +30,10 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "fabric/fabric.h"
+#include "os/clock.h"
 
 namespace falcon {
 
@@ -44,18 +50,20 @@ struct VerbsOptions {
   // process only. 7 would be for ever.
   uint8_t rnr_retry = 6;
   uint8_t min_rnr_timer = 12;         // 0.64 ms
-  uint32_t send_queue = 256;          // operations posted and not completed, per peer
+  uint32_t send_queue = 512;          // operations posted and not completed, per peer
   uint32_t inline_bytes = 256;        // asked of the device, which may grant less
   uint32_t staging_bytes = 1u << 20;  // per connected peer
   uint32_t quiet_us = 200;
+  uint32_t probe_us = 20000;
+  uint32_t stall_us = 0;  // 0: see VerbsStallBound
 };
 
 struct VerbsCounters {
   uint64_t posted = 0;    // work requests, the fabric's own included
   uint64_t signaled = 0;  // of these
   uint64_t inlined = 0;
-  uint64_t staged = 0;   // writes and reads that went through the ring or a buffer of their own
-  uint64_t flushes = 0;  // empty writes sent only to learn of others
+  uint64_t staged = 0;  // writes and reads that went through the ring or a buffer of their own
+  uint64_t probes = 0;  // reads sent only to learn of others
   uint64_t sleeps_told = 0;
 };
 
@@ -74,8 +82,10 @@ class VerbsFabric : public Fabric {
  public:
   [[nodiscard]] virtual VerbsCounters verbs_counters() const = 0;
   [[nodiscard]] virtual VerbsLink link() const = 0;
-  // Why the peer is kBroken, in words; empty: it is not.
-  [[nodiscard]] virtual std::string BrokenBecause(PeerId peer) const = 0;
+  // Makes the kernel find the Ethernet address behind a peer's descriptor, so that Connect need not
+  // wait for it. Takes a second if nobody answers; of all functions here, the one that any thread
+  // may call. Errors: FABRIC_CONNECT.
+  [[nodiscard]] virtual Status Resolve(std::string_view descriptor) const = 0;
   // For tests: the queue pair's number and both packet sequence numbers, and a way to kill it.
   [[nodiscard]] virtual uint32_t QueuePair(PeerId peer) const = 0;
   virtual Status KillQueuePair(PeerId peer) = 0;
@@ -85,10 +95,14 @@ class VerbsFabric : public Fabric {
 // packets of another incarnation do not fit: one in 16 million would have the one number expected.
 [[nodiscard]] uint32_t VerbsPsn(uint64_t connection, PeerId from, PeerId to);
 
+// How long a due completion may be missing before the peer counts as broken: longer than any device
+// may take by timeout, retry and rnr_retry to say so itself. 1.2 s with the defaults.
+[[nodiscard]] Nanoseconds VerbsStallBound(const VerbsOptions& options);
+
 // Empty if a device can be opened; otherwise why not, for a test that has to be skipped.
 [[nodiscard]] std::string VerbsMissing();
 
-// Errors: START_FAILED (no such device, port down, no GID, libibverbs refuses). AddRegion's errors:
+// Errors: VERBS_OPEN (no such device, port down, no GID, libibverbs refuses). AddRegion's errors:
 // FABRIC_REGION (also: RLIMIT_MEMLOCK is too small). The object made is a VerbsFabric.
 Status MakeVerbsFabric(const VerbsOptions& options, PeerId self, std::unique_ptr<Fabric>* fabric);
 

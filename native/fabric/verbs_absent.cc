@@ -9,7 +9,7 @@ std::string VerbsMissing() { return kMissing; }
 
 Status MakeVerbsFabric(const VerbsOptions& /*options*/, PeerId /*self*/,
                        std::unique_ptr<Fabric>* /*fabric*/) {
-  return {"START_FAILED", std::string("verbs: ") + kMissing};
+  return {"VERBS_OPEN", std::string("verbs: ") + kMissing};
 }
 
 }  // namespace falcon

@@ -9,7 +9,7 @@
 namespace falcon {
 namespace {
 
-constexpr std::string_view kPrefix = "verbs 1 ";
+constexpr std::string_view kPrefix = "verbs 2 ";
 constexpr std::string_view kDigits = "0123456789abcdef";
 
 uint32_t Checksum(const VerbsMember& member) {

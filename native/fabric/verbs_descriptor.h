@@ -1,4 +1,4 @@
-// What a peer has to know to reach a verbs fabric, as text: "verbs 1 " and a checksummed record in
+// What a peer has to know to reach a verbs fabric, as text: "verbs 2 " and a checksummed record in
 // hexadecimal digits.
 #pragma once
 
@@ -32,7 +32,7 @@ struct VerbsMember {
   std::array<uint8_t, 16> gid;
   std::array<uint32_t, kMaxMembers> queue_pairs;  // by the member that is to use it
   std::array<VerbsMemory, kMaxRegions> regions;
-  VerbsMemory control;  // kMaxMembers words, see verbs.cc
+  VerbsMemory control;  // kMaxMembers lines, see verbs.cc
   uint32_t reserved2;
   uint32_t checksum;  // CRC32C of everything before
 };

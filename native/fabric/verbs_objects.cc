@@ -10,7 +10,7 @@
 namespace falcon {
 namespace {
 
-Status NotOpen(const std::string& why) { return {"START_FAILED", "verbs: " + why}; }
+Status NotOpen(const std::string& why) { return {"VERBS_OPEN", why}; }
 
 struct DeviceList {
   int count = 0;
@@ -80,15 +80,27 @@ Status TryDevice(const VerbsOptions& options, ibv_device* candidate, VerbsDevice
 }
 
 // Both kernels' ways to say that too much memory would be locked.
-std::string MemlockAdvice(int error, size_t bytes) {
+std::string MemlockAdvice(int error, const std::string& needed) {
   rlimit limit{};
   if ((error != ENOMEM && error != EPERM) || getrlimit(RLIMIT_MEMLOCK, &limit) != 0) return {};
   std::string has =
       limit.rlim_cur == RLIM_INFINITY ? "unlimited" : std::to_string(limit.rlim_cur) + " bytes";
-  return "; the memory of a region is locked: RLIMIT_MEMLOCK is " + has + " and " +
-         std::to_string(bytes) +
-         " more are needed; raise it (ulimit -l unlimited, or LimitMEMLOCK=infinity in the systemd "
-         "unit)";
+  return "; RDMA memory is locked: RLIMIT_MEMLOCK is " + has + " and " + needed +
+         " needed; raise it (ulimit -l unlimited, or LimitMEMLOCK=infinity in the systemd unit)";
+}
+
+ibv_ah_attr AddressOf(const VerbsOptions& options, const VerbsDevice& device,
+                      const VerbsMember& peer) {
+  ibv_ah_attr address{};
+  address.port_num = options.port;
+  address.dlid = peer.lid;
+  address.is_global = device.gid_index >= 0 ? 1 : 0;
+  if (device.gid_index >= 0) {
+    std::memcpy(address.grh.dgid.raw, peer.gid.data(), peer.gid.size());
+    address.grh.sgid_index = static_cast<uint8_t>(device.gid_index);
+    address.grh.hop_limit = 64;
+  }
+  return address;
 }
 
 Status StepFailed(const ibv_qp* pair, const char* step, int error) {
@@ -169,7 +181,11 @@ Status RegisterVerbsMemory(const VerbsDevice& device, std::span<std::byte> memor
   const int error = errno;
   return {"FABRIC_REGION",
           ErrnoText("register " + std::to_string(memory.size()) + " bytes", error) +
-              MemlockAdvice(error, memory.size())};
+              MemlockAdvice(error, std::to_string(memory.size()) + " more are")};
+}
+
+Status NoVerbsObject(const char* what, int error) {
+  return NotOpen(ErrnoText(what, error) + MemlockAdvice(error, "more is"));
 }
 
 Status ResetPair(ibv_qp* pair) {
@@ -197,6 +213,15 @@ Status InitPair(ibv_qp* pair, const VerbsOptions& options) {
   return error == 0 ? Ok() : StepFailed(pair, "INIT", error);
 }
 
+Status ResolveVerbsPeer(const VerbsOptions& options, const VerbsDevice& device,
+                        const VerbsMember& peer) {
+  ibv_ah_attr address = AddressOf(options, device, peer);
+  const std::unique_ptr<ibv_ah, VerbsDeleter<ibv_destroy_ah>> handle(
+      ibv_create_ah(device.domain.get(), &address));
+  if (handle != nullptr) return Ok();
+  return {"FABRIC_CONNECT", ErrnoText("the peer's address is not found", errno)};
+}
+
 Status PairReadyToReceive(ibv_qp* pair, const VerbsOptions& options, const VerbsDevice& device,
                           const VerbsMember& peer, const VerbsRoute& route) {
   ibv_qp_attr attr{};
@@ -206,14 +231,7 @@ Status PairReadyToReceive(ibv_qp* pair, const VerbsOptions& options, const Verbs
   attr.rq_psn = route.receive_psn;
   attr.max_dest_rd_atomic = route.max_reads;
   attr.min_rnr_timer = options.min_rnr_timer;
-  attr.ah_attr.port_num = options.port;
-  attr.ah_attr.dlid = peer.lid;
-  attr.ah_attr.is_global = device.gid_index >= 0 ? 1 : 0;
-  if (device.gid_index >= 0) {
-    std::memcpy(attr.ah_attr.grh.dgid.raw, peer.gid.data(), peer.gid.size());
-    attr.ah_attr.grh.sgid_index = static_cast<uint8_t>(device.gid_index);
-    attr.ah_attr.grh.hop_limit = 64;
-  }
+  attr.ah_attr = AddressOf(options, device, peer);
   const int error =
       ibv_modify_qp(pair, &attr,
                     IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |

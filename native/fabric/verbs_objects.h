@@ -40,7 +40,7 @@ struct VerbsDevice {
   [[nodiscard]] bool ethernet() const { return port.link_layer == IBV_LINK_LAYER_ETHERNET; }
 };
 
-// Errors: START_FAILED.
+// Errors: VERBS_OPEN.
 Status OpenVerbsDevice(const VerbsOptions& options, VerbsDevice* device);
 
 // Zeroed memory, registered. Not inherited by children: a page that a child shares could be copied
@@ -72,6 +72,10 @@ class VerbsBuffer {
 Status RegisterVerbsMemory(const VerbsDevice& device, std::span<std::byte> memory, int access,
                            VerbsKey* key);
 
+// VERBS_OPEN for an object that the kernel does not make, with the remedy if it is the limit on
+// locked memory.
+Status NoVerbsObject(const char* what, int error);
+
 // What a queue pair is told of its peer when it comes up.
 struct VerbsRoute {
   uint32_t queue_pair;
@@ -85,6 +89,10 @@ struct VerbsRoute {
 // the step named.
 Status ResetPair(ibv_qp* pair);
 Status InitPair(ibv_qp* pair, const VerbsOptions& options);
+// Waits until the kernel knows the Ethernet address of the peer, or has given up. Errors:
+// FABRIC_CONNECT.
+Status ResolveVerbsPeer(const VerbsOptions& options, const VerbsDevice& device,
+                        const VerbsMember& peer);
 Status PairReadyToReceive(ibv_qp* pair, const VerbsOptions& options, const VerbsDevice& device,
                           const VerbsMember& peer, const VerbsRoute& route);
 Status PairReadyToSend(ibv_qp* pair, const VerbsOptions& options, const VerbsRoute& route);

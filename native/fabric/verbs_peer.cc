@@ -18,6 +18,7 @@ uint64_t Address(const std::byte* at) { return reinterpret_cast<uint64_t>(at); }
 Status VerbsPeer::Make(const VerbsOptions& options, const VerbsDevice& device,
                        ibv_comp_channel* channel, VerbsCounters* counters) {
   options_ = &options;
+  stall_ = VerbsStallBound(options);
   device_ = &device;
   counters_ = counters;
   const uint32_t depth = options.send_queue + kVerbsControlSlots;
@@ -25,8 +26,7 @@ Status VerbsPeer::Make(const VerbsOptions& options, const VerbsDevice& device,
   ibv_context* context = device.context.get();
   sends_.reset(ibv_create_cq(context, static_cast<int>(depth) + 1, nullptr, channel, 0));
   receives_.reset(ibv_create_cq(context, kVerbsReceives + 1, nullptr, channel, 0));
-  if (sends_ == nullptr || receives_ == nullptr)
-    return {"START_FAILED", ErrnoText("verbs: completion queue", errno)};
+  if (sends_ == nullptr || receives_ == nullptr) return NoVerbsObject("completion queue", errno);
   ibv_qp_init_attr wanted{};
   wanted.send_cq = sends_.get();
   wanted.recv_cq = receives_.get();
@@ -44,17 +44,19 @@ Status VerbsPeer::Make(const VerbsOptions& options, const VerbsDevice& device,
     inline_bytes_ = std::min(inline_bytes, granted.cap.max_inline_data);
     if (pair_ != nullptr || inline_bytes == 0) break;
   }
-  if (pair_ == nullptr) return {"START_FAILED", ErrnoText("verbs: queue pair", errno)};
+  if (pair_ == nullptr) return NoVerbsObject("queue pair", errno);
   return Ok();
 }
 
-Status VerbsPeer::Connect(const VerbsMember& peer, const VerbsRoute& route) {
+Status VerbsPeer::Connect(const VerbsMember& peer, const VerbsRoute& route,
+                          const VerbsProbe& probe) {
   FALCON_CHECK(state_ == PeerState::kDown && free_ == next_);
   if (!staging_.ok()) {
     Status status = VerbsBuffer::Make(*device_, options_->staging_bytes, &staging_);
     if (!status.ok()) return status;
   }
   member_ = peer;
+  probe_ = probe;
   Status status = InitPair(pair_.get(), *options_);
   for (uint32_t i = 0; status.ok() && i < kVerbsReceives; ++i) {
     if (!PostReceive()) status = {"FABRIC_CONNECT", "the receive queue takes nothing"};
@@ -87,7 +89,10 @@ void VerbsPeer::ForgetPosts() {
   free_ = signaled_until_ = quiet_slot_ = next_;
   staged_from_ = staged_signaled_ = staged_until_;
   control_ = control_unsignaled_ = 0;
-  posted_ = completed_ = 0;
+  unsignaled_bytes_ = 0;
+  probing_ = false;
+  unproved_since_ = waiting_since_ = 0;
+  posted_ = completed_ = proving_ = proved_ = 0;
   wakes_taken_ = 0;
   large_.clear();
   sleep = {};
@@ -200,7 +205,7 @@ Status VerbsPeer::Write(uint64_t remote, uint32_t rkey,
   }
   Slot slot;
   slot.kind = Kind::kUser;
-  Status status = Post(&request, slot, false);
+  Status status = Post(&request, slot, bytes, false);
   if (status.ok()) ++posted_;
   return status;
 }
@@ -225,17 +230,18 @@ Status VerbsPeer::Read(uint64_t remote, uint32_t rkey, std::span<std::byte> into
   request.num_sge = into.empty() ? 0 : 1;
   request.wr.rdma.remote_addr = remote;
   request.wr.rdma.rkey = rkey;
-  Status status = Post(&request, slot, true);
+  Status status = Post(&request, slot, into.size(), true);
   if (status.ok()) ++posted_;
   return status;
 }
 
 // The one place where work is posted: keeps the book and decides what asks for a completion.
-Status VerbsPeer::Post(ibv_send_wr* request, const Slot& slot, bool signaled) {
+Status VerbsPeer::Post(ibv_send_wr* request, const Slot& slot, size_t bytes, bool signaled) {
   FALCON_CHECK(next_ - free_ < slots_.size());
   const uint64_t unsignaled = next_ - signaled_until_;
   signaled = signaled || unsignaled + 1 >= options_->send_queue / 4 ||
              staged_until_ - staged_signaled_ >= options_->staging_bytes / 4 ||
+             unsignaled_bytes_ + bytes >= kVerbsSignalBytes ||
              (!large_.empty() && large_.back().slot == next_);
   request->wr_id = next_;
   if (signaled) request->send_flags |= IBV_SEND_SIGNALED;
@@ -248,7 +254,9 @@ Status VerbsPeer::Post(ibv_send_wr* request, const Slot& slot, bool signaled) {
   slots_[next_ % slots_.size()].staging_end = staged_until_;
   ++next_;
   ++counters_->posted;
+  unsignaled_bytes_ += bytes;
   if (signaled) {
+    unsignaled_bytes_ = 0;
     ++counters_->signaled;
     signaled_until_ = next_;
     staged_signaled_ = staged_until_;
@@ -257,13 +265,13 @@ Status VerbsPeer::Post(ibv_send_wr* request, const Slot& slot, bool signaled) {
   return Ok();
 }
 
-bool VerbsPeer::PostControl(ibv_send_wr* request, bool signaled) {
-  // The last one is for the flush that makes room again.
+bool VerbsPeer::PostControl(ibv_send_wr* request, const Slot& slot, bool signaled) {
+  // The last one is for the probe that makes room again.
   const uint32_t room = signaled ? kVerbsControlSlots : kVerbsControlSlots - 1;
   if (state_ != PeerState::kUp || control_ >= room) return false;
   signaled = signaled || control_unsignaled_ + 1 >= kVerbsControlSlots / 2;
   ++control_unsignaled_;
-  if (!Post(request, Slot{}, signaled).ok()) return false;
+  if (!Post(request, slot, 0, signaled).ok()) return false;
   ++control_;
   return true;
 }
@@ -279,7 +287,7 @@ bool VerbsPeer::PostWord(uint64_t remote, uint32_t rkey, uint64_t word) {
   request.num_sge = 1;
   request.wr.rdma.remote_addr = remote;
   request.wr.rdma.rkey = rkey;
-  return PostControl(&request, false);
+  return PostControl(&request, Slot{}, false);
 }
 
 bool VerbsPeer::PostWake() {
@@ -288,86 +296,13 @@ bool VerbsPeer::PostWake() {
   request.send_flags = IBV_SEND_SOLICITED;
   request.wr.rdma.remote_addr = member_.control.address;
   request.wr.rdma.rkey = member_.control.rkey;
-  return PostControl(&request, false);
+  return PostControl(&request, Slot{}, false);
 }
 
 bool VerbsPeer::PostReceive() {
   ibv_recv_wr request{};  // a wake carries no bytes
   ibv_recv_wr* refused = nullptr;
   return ibv_post_recv(pair_.get(), &request, &refused) == 0;
-}
-
-// ---- completions
-
-// A completion proves everything posted before it, too.
-void VerbsPeer::Retire(uint64_t through) {
-  FALCON_CHECK(through < next_);
-  for (; free_ <= through; ++free_) {
-    Slot& slot = slots_[free_ % slots_.size()];
-    staged_from_ = slot.staging_end;
-    if (slot.kind == Kind::kControl)
-      --control_;
-    else
-      ++completed_;
-    if (slot.kind == Kind::kRead && !slot.into.empty())
-      std::memcpy(slot.into.data(), slot.staged, slot.into.size());
-    while (!large_.empty() && large_.front().slot <= free_) large_.pop_front();
-  }
-}
-
-int VerbsPeer::PollSends() {
-  if (free_ == next_) return 0;
-  int happened = 0;
-  ibv_wc completion;
-  while (state_ == PeerState::kUp && ibv_poll_cq(sends_.get(), 1, &completion) > 0) {
-    ++happened;
-    if (completion.status == IBV_WC_SUCCESS)
-      Retire(completion.wr_id);
-    else
-      Break(std::string("send: ") + ibv_wc_status_str(completion.status));
-  }
-  return happened;
-}
-
-int VerbsPeer::PollReceives() {
-  int happened = 0;
-  ibv_wc completion;
-  while (state_ == PeerState::kUp && ibv_poll_cq(receives_.get(), 1, &completion) > 0) {
-    if (completion.status != IBV_WC_SUCCESS) {
-      Break(std::string("receive: ") + ibv_wc_status_str(completion.status));
-      break;
-    }
-    ++happened;
-    ++wakes_taken_;
-    sleep.rang_us = true;
-    if (!PostReceive()) Break("the receive queue takes nothing");
-  }
-  return happened;
-}
-
-// Nobody else asks for the completion of the last few writes.
-void VerbsPeer::FlushIfQuiet(Nanoseconds quiet) {
-  if (state_ != PeerState::kUp || completed_ == posted_ || signaled_until_ > free_) return;
-  if (quiet > 0) {
-    const Nanoseconds now = MonotonicNow();
-    if (quiet_slot_ != next_) {
-      quiet_slot_ = next_;
-      quiet_since_ = now;
-    }
-    if (now - quiet_since_ < quiet) return;
-  }
-  ibv_send_wr request{};
-  request.opcode = IBV_WR_RDMA_WRITE;
-  request.wr.rdma.remote_addr = member_.control.address;
-  request.wr.rdma.rkey = member_.control.rkey;
-  if (PostControl(&request, true)) ++counters_->flushes;
-}
-
-void VerbsPeer::Arm() {
-  if (state_ != PeerState::kUp) return;
-  int error = ibv_req_notify_cq(receives_.get(), 0);
-  if (error == 0 && completed_ < posted_) error = ibv_req_notify_cq(sends_.get(), 0);
-  if (error != 0) Break(ErrnoText("completion event", error));
 }
 
 }  // namespace falcon

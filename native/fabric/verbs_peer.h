@@ -13,11 +13,24 @@
 
 namespace falcon {
 
-// Work requests that the fabric posts for itself: sleep words, wakes, flushes.
+// Work requests that the fabric posts for itself: sleep words, wakes, probes.
 inline constexpr uint32_t kVerbsControlSlots = 32;
 inline constexpr uint32_t kVerbsReceives = 64;
 // Wakes on their way; half of the receives, so that none meets a peer without one.
 inline constexpr uint16_t kVerbsMaxWakes = kVerbsReceives / 2;
+
+// A completion is asked for after so many bytes, too: a queue of big writes would seem to stand
+// still.
+inline constexpr size_t kVerbsSignalBytes = 1 << 20;
+
+// Where the peer keeps the number of the connection that it has to us, and where we read it to.
+struct VerbsProbe {
+  uint64_t connection = 0;  // what is to be found there
+  uint64_t remote = 0;
+  uint32_t rkey = 0;
+  uint32_t lkey = 0;
+  std::byte* into = nullptr;
+};
 
 // Memory that may be sent from as it is.
 struct VerbsSource {
@@ -27,12 +40,12 @@ struct VerbsSource {
 
 class VerbsPeer {
  public:
-  // Makes the queue pair. Errors: START_FAILED.
+  // Makes the queue pair. Errors: VERBS_OPEN.
   Status Make(const VerbsOptions& options, const VerbsDevice& device, ibv_comp_channel* channel,
               VerbsCounters* counters);
 
   // Errors: FABRIC_CONNECT, FABRIC_REGION; it is down then.
-  Status Connect(const VerbsMember& peer, const VerbsRoute& route);
+  Status Connect(const VerbsMember& peer, const VerbsRoute& route, const VerbsProbe& probe);
   void Disconnect();
   void Break(std::string because);
   // A region that comes or goes while connected.
@@ -50,7 +63,12 @@ class VerbsPeer {
 
   int PollSends();
   int PollReceives();  // wakes that came in
-  void FlushIfQuiet(Nanoseconds quiet);
+  // Asks for completions that nobody asked for, and breaks what does not move. Wanted after the
+  // queues were polled, while there is something on its way or unproved.
+  [[nodiscard]] bool busy() const {
+    return state_ == PeerState::kUp && (free_ != next_ || proved_ != posted_);
+  }
+  void Tend(Nanoseconds now);
   // Asks for an event with the next wake, and with the next completion if one is due.
   void Arm();
 
@@ -74,7 +92,7 @@ class VerbsPeer {
   } sleep;
 
  private:
-  enum class Kind : uint8_t { kUser, kRead, kControl };
+  enum class Kind : uint8_t { kUser, kRead, kControl, kProbe };
   struct Slot {
     Kind kind = Kind::kControl;
     uint64_t staging_end = 0;  // the ring is free up to here once this is done
@@ -90,9 +108,14 @@ class VerbsPeer {
   Status Stage(size_t bytes, std::byte** at, uint32_t* lkey);
   Status Gather(std::span<const std::span<const std::byte>> pieces, size_t bytes,
                 std::span<const VerbsSource> sources, std::span<ibv_sge> gathered, int* count);
-  Status Post(ibv_send_wr* request, const Slot& slot, bool signaled);
-  bool PostControl(ibv_send_wr* request, bool signaled);
+  // `bytes` count only for asking for completions.
+  Status Post(ibv_send_wr* request, const Slot& slot, size_t bytes, bool signaled);
+  bool PostControl(ibv_send_wr* request, const Slot& slot, bool signaled);
   bool PostReceive();
+  void PostProbe();
+  void TakeProbe();
+  bool Stalled(Nanoseconds now);
+  bool IsQuiet(Nanoseconds now);
   void Retire(uint64_t through);
   void ForgetPosts();
   void DrainQueues();
@@ -117,6 +140,14 @@ class VerbsPeer {
   uint16_t wakes_taken_ = 0;
   uint64_t quiet_slot_ = 0;  // nothing was posted behind it since quiet_since_
   Nanoseconds quiet_since_ = 0;
+  size_t unsignaled_bytes_ = 0;
+  Nanoseconds stall_ = 0;
+  Nanoseconds waiting_since_ = 0;  // a completion is due, and none has come; 0: not looked yet
+  VerbsProbe probe_;
+  bool probing_ = false;
+  uint64_t proving_ = 0;            // of the user's posts, these are before the probe on its way
+  uint64_t proved_ = 0;             // and these before the last that was answered
+  Nanoseconds unproved_since_ = 0;  // 0: not looked yet
 
   // The staging ring: positions without end.
   uint64_t staged_until_ = 0;

@@ -8,10 +8,7 @@
 namespace falcon {
 
 MemoryLog::MemoryLog(size_t bytes, size_t max_entries)
-    : bytes_(std::make_unique<std::byte[]>(bytes)),
-      capacity_(bytes),
-      index_(max_entries),
-      index_mask_(max_entries - 1) {
+    : bytes_(bytes), capacity_(bytes), index_(max_entries), index_mask_(max_entries - 1) {
   FALCON_CHECK(std::has_single_bit(bytes) && std::has_single_bit(max_entries));
   FALCON_CHECK(bytes >= 2 * EntryBytes(kMaxPayloadBytes));
 }
@@ -45,7 +42,7 @@ std::span<std::byte> MemoryLog::Reserve(size_t bytes) {
     EvictOldest();
   }
   reserved_at_ = tail_ + skip;
-  return {bytes_.get() + reserved_at_ % capacity_, bytes};
+  return {bytes_.data() + reserved_at_ % capacity_, bytes};
 }
 
 void MemoryLog::Commit(const EntryHeader& header) {
@@ -67,7 +64,7 @@ void MemoryLog::Commit(const EntryHeader& header) {
 std::span<const std::byte> MemoryLog::Entry(Op op) const {
   FALCON_CHECK(Holds(op));
   const Place& place = PlaceOf(op);
-  return {bytes_.get() + place.position % capacity_, static_cast<size_t>(place.bytes)};
+  return {bytes_.data() + place.position % capacity_, static_cast<size_t>(place.bytes)};
 }
 
 std::span<const std::byte> MemoryLog::Run(Op op, size_t max_bytes, size_t* count) const {
@@ -85,7 +82,7 @@ std::span<const std::byte> MemoryLog::Run(Op op, size_t max_bytes, size_t* count
     bytes += place.bytes;
   }
   *count = entries;
-  return {bytes_.get() + first.position % capacity_, static_cast<size_t>(bytes)};
+  return {bytes_.data() + first.position % capacity_, static_cast<size_t>(bytes)};
 }
 
 void MemoryLog::SetFloor(Op op) {

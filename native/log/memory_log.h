@@ -8,12 +8,12 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <vector>
 
 #include "log/entry.h"
 #include "log/wal.h"
+#include "os/mapped_memory.h"
 
 namespace falcon {
 
@@ -54,6 +54,8 @@ class MemoryLog {
   [[nodiscard]] View ViewOf(Op op) const;
   [[nodiscard]] size_t used_bytes() const { return static_cast<size_t>(tail_ - head_); }
   [[nodiscard]] size_t capacity_bytes() const { return capacity_; }
+  // All of it, for a device that sends from where entries lie.
+  [[nodiscard]] std::span<std::byte> memory() { return bytes_.bytes(); }
 
  private:
   struct Place {
@@ -63,7 +65,7 @@ class MemoryLog {
   [[nodiscard]] const Place& PlaceOf(Op op) const { return index_[op & index_mask_]; }
   void EvictOldest();
 
-  std::unique_ptr<std::byte[]> bytes_;
+  MappedMemory bytes_;
   size_t capacity_;
   std::vector<Place> index_;
   uint64_t index_mask_;

@@ -11,12 +11,13 @@ namespace {
 
 constexpr size_t kMaxEvents = 4096;
 
-std::vector<std::byte> Bytes(std::string_view text) {
+}  // namespace
+
+std::vector<std::byte> DataPlane::TextOf(const Status& status) {
+  const std::string text = std::string(status.code()) + " " + status.detail();
   const auto* begin = reinterpret_cast<const std::byte*>(text.data());
   return {begin, begin + text.size()};
 }
-
-}  // namespace
 
 DataPlane::DataPlane(const PlaneOptions& options, Clock* clock, Fabric* fabric, Wal* wal,
                      const RecoveredLog& recovered, VmRings* rings, WireSink* wire)
@@ -69,7 +70,7 @@ void DataPlane::Fail(const char* code, const std::string& detail) {
   if (failed_) return;
   failed_ = true;
   BecomeIdle();
-  Emit(PlaneEvent::Kind::kFailed).bytes = Bytes(std::string(code) + " " + detail);
+  Emit(PlaneEvent::Kind::kFailed).bytes = TextOf({code, detail});
 }
 
 // ---- connections
@@ -80,7 +81,7 @@ Status DataPlane::Connect(PeerId id, uint64_t connection, std::string_view descr
   PeerLink& peer = *peers_[id];
   ++peer.generation;
   if (Status s = fabric_->Connect(id, connection, descriptor); !s.ok()) {
-    StreamBroken(id, (std::string(s.code()) + " " + s.detail()).c_str());
+    StreamBroken(id, s);
     return s;
   }
   const RegionLayout layout{options_.ring_bytes};
@@ -99,6 +100,13 @@ Status DataPlane::Connect(PeerId id, uint64_t connection, std::string_view descr
   peer.mail_out.Reset(connection, kMailStream, kMailboxBytes, {0, layout.MailboxAt(options_.self)});
   peer.mail_in.Reset(connection, kMailStream, region.subspan(layout.MailboxAt(id), kMailboxBytes));
   return Ok();
+}
+
+void DataPlane::NotConnected(PeerId id, const Status& why) {
+  FALCON_CHECK(id < peers_.size() && peers_[id] != nullptr && !why.ok());
+  Disconnect(id);
+  ++peers_[id]->generation;
+  StreamBroken(id, why);
 }
 
 void DataPlane::Disconnect(PeerId id) {
@@ -179,7 +187,7 @@ void DataPlane::Feed(PeerId id, View view, Op agree_op) {
   if (peer.feed_view == view) {
     // Its records of the first time still lie in the ring, valid: a stream is a new one only on a
     // new connection.
-    StreamBroken(id, "fed again in one view");
+    StreamBroken(id, {"PEER_STREAM", "fed again in one view"});
     return;
   }
   peer.feeding = true;

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "fabric/fabric.h"
+#include "fabric/verbs.h"
 #include "log/memory_log.h"
 #include "log/wal.h"
 #include "os/clock.h"
@@ -73,8 +74,10 @@ struct PlaneEvent {
     kGateOpened,    // view, at
     kInputHeld,     // view, op = last
     kSurrendered,   // view
-    kStreamBroken,  // peer, op = generation: what it writes cannot be (bytes: why); reconnect
-    kFeedLost,      // peer: needs entries that are not kept any more
+    kStreamBroken,  // peer, op = generation, bytes = "CODE detail": broken, or what it writes
+                    // cannot be; reconnect
+    kFeedLost,      // peer, view, op = generation, bytes = "CODE detail": the entries that it needs
+                    // cannot be read, or are not kept any more
     kFailed,        // the replica must stop: bytes = "CODE detail"
     // State transfer; op = session.
     kTransferOpened,     // bytes = length of the first grant (u16), inbox grant, memory grant
@@ -116,10 +119,14 @@ struct PlaneSnapshot {
   size_t pool_frames = 0;
   FlowCounters flows;
   FabricCounters fabric;
+  VerbsCounters verbs;  // zero on another fabric
   Wal::Counters wal;
   uint64_t entries_proposed = 0, frames_in = 0, frames_out = 0, frames_gated = 0, wire_errors = 0;
   uint64_t polls = 0, busy_polls = 0, doorbells = 0, records_posted = 0, mail_dropped = 0,
            pool_proposed = 0;
+  // Of the built-in service, where that is the guest.
+  uint64_t service_frames = 0;
+  uint32_t service_digest = 0;
   // Of the thread that polls: time asleep, and how late a round came at worst.
   Nanoseconds slept = 0, stall_max = 0;
   uint64_t stalls = 0;  // rounds that came later than kStall
@@ -152,6 +159,8 @@ class DataPlane final : private FlowSink {
 
   // ---- commands
   Status Connect(PeerId peer, uint64_t connection, std::string_view descriptor);
+  // In place of a Connect that came to nothing before it got here: counts as one, and is told.
+  void NotConnected(PeerId peer, const Status& why);
   void Disconnect(PeerId peer);
   void Promise(View view);
   void Lead(View view);
@@ -208,6 +217,8 @@ class DataPlane final : private FlowSink {
   [[nodiscard]] bool CanPropose() const;
   // Output may leave at this very moment.
   [[nodiscard]] bool MayRelease();
+  // Where entries are sent from, for a fabric that wants to know.
+  [[nodiscard]] std::span<std::byte> log_memory() { return log_.memory(); }
   // The whole entry, or nothing if it is not in memory.
   [[nodiscard]] std::span<const std::byte> EntryInMemory(Op op) const {
     return log_.Holds(op) ? log_.Entry(op) : std::span<const std::byte>{};
@@ -229,7 +240,7 @@ class DataPlane final : private FlowSink {
   bool PostRecord(PeerLink& peer, std::span<const std::byte> entries, Op first_op, size_t count,
                   bool from_memory);
   bool AppendReceived(std::span<const std::byte> entry, Nanoseconds now);
-  void StreamBroken(PeerId peer, const char* why);
+  void StreamBroken(PeerId peer, const Status& why);
   int FeedPeers();
   int FeedFromDisk(PeerLink& peer);
   int PollWal();
@@ -278,6 +289,7 @@ class DataPlane final : private FlowSink {
 
   PlaneEvent& Emit(PlaneEvent::Kind kind);
   void Fail(const char* code, const std::string& detail);
+  static std::vector<std::byte> TextOf(const Status& status);
   [[nodiscard]] size_t Quorum() const { return options_.members / 2 + 1; }
 
   PlaneOptions options_;

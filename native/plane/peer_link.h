@@ -64,7 +64,9 @@ struct PeerLink {
   uint64_t seen_sequence = 0;
 
   // ours to them: each write keeps its source until the fabric has sent it
-  static constexpr size_t kWordsSlab = 32;
+  // A fabric may tell of completions only every so many writes (verbs: a quarter of its send
+  // queue, 128 at most), and words must not wait for the next time it does.
+  static constexpr size_t kWordsSlab = 256;
   std::vector<PeerWords> words_slab;
   std::array<uint64_t, kWordsSlab> words_ticket{};
   uint64_t words_sent = 0;

@@ -46,7 +46,11 @@ class Reactor::TapWire final : public WireSink {
 };
 
 Reactor::Reactor() = default;
-Reactor::~Reactor() { Stop(); }
+Reactor::~Reactor() {
+  Stop();
+  // A fabric may send from the log's memory, so it goes first; the plane does not miss it.
+  fabric_.reset();
+}
 
 Status Reactor::Open(const ReactorOptions& options) {
   FALCON_CHECK(plane_ == nullptr);
@@ -68,6 +72,9 @@ Status Reactor::Open(const ReactorOptions& options) {
   wire_ = std::make_unique<TapWire>(&tap_);
   plane_ = std::make_unique<DataPlane>(options.plane, clock_.get(), fabric_.get(), wal_.get(),
                                        recovered_, options.vm ? &rings_ : nullptr, wire_.get());
+  if (verbs_ != nullptr) {
+    if (Status s = verbs_->AddSource(plane_->log_memory()); !s.ok()) return s;
+  }
   if (options.vm && options.builtin) {
     plane_->SetBuiltin(&builtin_);
     builtin_.Attach(&rings_);
@@ -93,7 +100,43 @@ Status Reactor::OpenFabric() {
     tcp.address = options_.fabric_address;
     return MakeTcpFabric(tcp, self, &fabric_);
   }
+  if (options_.fabric == "verbs") return OpenVerbs();
   return {"FABRIC_UNKNOWN", options_.fabric};
+}
+
+Status Reactor::OpenVerbs() {
+  if (Status s = MakeVerbsFabric(options_.verbs, options_.plane.self, &fabric_); !s.ok()) {
+    return {s.code(), s.detail() +
+                          "; ibv_devinfo lists devices and ports (rdma.device, port and "
+                          "gidIndex of the node choose), and rdma link add NAME type rxe "
+                          "netdev DEVICE makes one of an ordinary network device"};
+  }
+  verbs_ = static_cast<VerbsFabric*>(fabric_.get());
+  rdma_link_ = verbs_->link();
+  connector_ = std::make_unique<Connector>(
+      [verbs = verbs_](std::string_view descriptor) { return verbs->Resolve(descriptor); },
+      [this](const Connector::Request& request, const Status& status) {
+        Post([request, status](DataPlane& plane) {
+          if (status.ok())
+            (void)plane.Connect(request.peer, request.connection, request.descriptor);
+          else
+            plane.NotConnected(request.peer, status);
+        });
+      });
+  return Ok();
+}
+
+void Reactor::Connect(PeerId peer, uint64_t connection, std::string descriptor) {
+  if (connector_ == nullptr) {
+    Post([peer, connection, descriptor = std::move(descriptor)](DataPlane& plane) {
+      // A failure comes back as an event.
+      (void)plane.Connect(peer, connection, descriptor);
+    });
+    return;
+  }
+  // What the earlier connection would still say is nobody's word any more.
+  Post([peer](DataPlane& plane) { plane.Disconnect(peer); });
+  connector_->Submit({peer, connection, std::move(descriptor)});
 }
 
 Status Reactor::Watch(int fd) {
@@ -119,6 +162,7 @@ Status Reactor::Start(Notify notify) {
 }
 
 void Reactor::Stop() {
+  connector_.reset();
   stop_.store(true, std::memory_order_release);
   if (thread_.joinable()) {
     RingDoorbell(command_bell_.get());
@@ -216,6 +260,9 @@ void Reactor::Publish(Nanoseconds now) {
     std::move(events.begin(), events.end(), std::back_inserter(published_events_));
     events.clear();
     plane_->FillSnapshot(&published_snapshot_);
+    if (verbs_ != nullptr) published_snapshot_.verbs = verbs_->verbs_counters();
+    published_snapshot_.service_frames = builtin_.frames();
+    published_snapshot_.service_digest = builtin_.digest();
     published_snapshot_.slept = slept_;
     published_snapshot_.stall_max = stall_max_;
     published_snapshot_.stalls = stalls_;

@@ -9,14 +9,17 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "fabric/fabric.h"
+#include "fabric/verbs.h"
 #include "log/wal.h"
 #include "os/status.h"
 #include "os/unique_fd.h"
+#include "plane/connector.h"
 #include "plane/data_plane.h"
 #include "plane/load.h"
 #include "vm/builtin_service.h"
@@ -27,14 +30,15 @@ namespace falcon {
 struct ReactorOptions {
   PlaneOptions plane;
   WalOptions wal;
-  std::string fabric = "shm";  // or "tcp"
+  std::string fabric = "shm";  // or "tcp", "verbs"
   std::string shm_directory;
   std::string shm_name;
   std::string fabric_address;  // tcp: where peers reach this replica
-  bool vm = true;              // false: a witness
-  bool builtin = false;        // the built-in service instead of QEMU
-  std::string vm_socket;       // QEMU attaches here
-  std::string tap;             // empty: none
+  VerbsOptions verbs;
+  bool vm = true;         // false: a witness
+  bool builtin = false;   // the built-in service instead of QEMU
+  std::string vm_socket;  // QEMU attaches here
+  std::string tap;        // empty: none
   uint64_t vm_ring_bytes = 1 << 20;
   bool busy = false;  // never sleep
   Nanoseconds spin = 10 * kMicrosecond;
@@ -62,6 +66,10 @@ class Reactor {
   Status Start(Notify notify);
   void Stop();  // idempotent; the log is drained and everything closed
 
+  // Which RDMA port carries the log; nothing on another fabric.
+  [[nodiscard]] const std::optional<VerbsLink>& link() const { return rdma_link_; }
+  // DataPlane::Connect, on the reactor thread, once the peer's address is known.
+  void Connect(PeerId peer, uint64_t connection, std::string descriptor);
   // Runs `command` on the reactor thread soon, in the order of the calls.
   void Post(std::function<void(DataPlane&)> command);
   // The deciding thread is alive.
@@ -79,6 +87,7 @@ class Reactor {
   class MonotonicClock;
 
   Status OpenFabric();
+  Status OpenVerbs();
   void Run();
   int Round(Nanoseconds now);
   int RunCommands();
@@ -103,6 +112,9 @@ class Reactor {
   std::unique_ptr<Wal> wal_;
   std::unique_ptr<DataPlane> plane_;
   std::unique_ptr<Load> load_;
+  VerbsFabric* verbs_ = nullptr;  // the fabric, if it is that one
+  std::optional<VerbsLink> rdma_link_;
+  std::unique_ptr<Connector> connector_;
 
   UniqueFd epoll_;
   UniqueFd command_bell_;

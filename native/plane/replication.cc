@@ -31,7 +31,8 @@ int DataPlane::PollPeers() {
   for (auto& peer : peers_) {
     if (peer == nullptr || !peer->up) continue;
     if (fabric_->State(peer->id) == PeerState::kBroken) {
-      StreamBroken(peer->id, "the connection is broken");
+      const std::string because = fabric_->BrokenBecause(peer->id);
+      StreamBroken(peer->id, {"FABRIC_DOWN", because.empty() ? "the connection broke" : because});
       continue;
     }
     ReadWords(*peer);
@@ -88,12 +89,11 @@ int DataPlane::ReadMail(PeerLink& peer) {
   return taken;
 }
 
-void DataPlane::StreamBroken(PeerId id, const char* why) {
+void DataPlane::StreamBroken(PeerId id, const Status& why) {
   PlaneEvent& event = Emit(PlaneEvent::Kind::kStreamBroken);
   event.peer = id;
   event.op = peers_[id]->generation;
-  const auto* begin = reinterpret_cast<const std::byte*>(why);
-  event.bytes.assign(begin, begin + std::strlen(why));
+  event.bytes = TextOf(why);
   Disconnect(id);
 }
 
@@ -129,7 +129,8 @@ bool DataPlane::CopyRecord(PeerLink& peer, Nanoseconds now) {
   if (!whole) {
     received_.clear();
     if (peer.bad_since == 0) peer.bad_since = now;
-    if (now - peer.bad_since > kTornBound) StreamBroken(peer.id, "a record stays torn");
+    if (now - peer.bad_since > kTornBound)
+      StreamBroken(peer.id, {"PEER_STREAM", "a record stays torn"});
     return false;
   }
   peer.bad_since = 0;
@@ -153,16 +154,16 @@ bool DataPlane::TakeReceived(Nanoseconds now) {
 bool DataPlane::AppendReceived(std::span<const std::byte> entry, Nanoseconds now) {
   const EntryHeader header = ReadEntryHeader(entry);
   if (header.view > promised_view_)
-    return StreamBroken(primary_, "an entry of a later view"), false;
+    return StreamBroken(primary_, {"PEER_STREAM", "an entry of a later view"}), false;
   if (header.op <= log_.last_op()) {
     // Entries that this log already has may come again when the point of agreement was taken low.
     const bool same = header.op <= commit_op_ || ChecksumOf(header.op) == header.checksum;
-    if (!same) StreamBroken(primary_, "an entry contradicts the log");
+    if (!same) StreamBroken(primary_, {"PEER_STREAM", "an entry contradicts the log"});
     return same;
   }
   if (header.op != log_.last_op() + 1 || header.previous != log_.last_checksum() ||
       header.view < log_.last_view()) {
-    return StreamBroken(primary_, "an entry does not continue the log"), false;
+    return StreamBroken(primary_, {"PEER_STREAM", "an entry does not continue the log"}), false;
   }
   const auto room = log_.Reserve(entry.size());
   if (room.empty()) return false;
@@ -374,7 +375,11 @@ int DataPlane::FeedFromDisk(PeerLink& peer) {
       wal_->Read(peer.next_op, until, std::min(space, kDiskChunkBytes), &peer.disk_chunk);
   if (!s.ok()) {
     peer.feeding = false;
-    Emit(PlaneEvent::Kind::kFeedLost).peer = peer.id;
+    PlaneEvent& event = Emit(PlaneEvent::Kind::kFeedLost);
+    event.peer = peer.id;
+    event.view = promised_view_;
+    event.op = peer.generation;
+    event.bytes = TextOf(s);
     return 0;
   }
   size_t count = 0;

@@ -41,6 +41,31 @@ export interface BootstrapOptions {
   onRefused(code: 'PEER_REFUSED' | 'SECRET_WRONG' | 'VERSION_MISMATCH', text: string): void;
 }
 
+/** Connections refused since the start, by why. */
+export interface Refusals {
+  /** The TLS handshake failed: no secret, another one, or no TLS at all. */
+  readonly secret: number;
+  readonly version: number;
+  readonly other: number;
+  /** Left before they had said a hello: by themselves, out of time, or to make room for newer ones. */
+  readonly unfinished: number;
+}
+
+export const noRefusals: Refusals = { secret: 0, version: 0, other: 0, unfinished: 0 };
+
+interface Redial {
+  timer: NodeJS.Timeout | null;
+  delayMs: number;
+  /** performance.now() of the hello of the connection that is, or was last; null: none since the last dial. */
+  metAt: number | null;
+}
+
+interface Stranger {
+  readonly socket: Socket;
+  /** Counted as something else than unfinished. */
+  refused: boolean;
+}
+
 interface Hello {
   readonly version: number;
   readonly cluster: string;
@@ -60,14 +85,14 @@ const tlsOptions = {
 const nonceBytes = 16;
 
 export class Bootstrap {
-  readonly refused = { secret: 0, version: 0, other: 0 };
+  readonly refused: { -readonly [Key in keyof Refusals]: number } = { ...noRefusals };
   private readonly options: BootstrapOptions;
   private readonly links = new Map<number, TLSSocket>();
-  private readonly redials = new Map<number, { timer: NodeJS.Timeout | null; delayMs: number }>();
+  private readonly redials = new Map<number, Redial>();
   private readonly server: Server;
   private readonly open = new Set<Socket>();
   /** Connections that came in and have not said a right hello, by peerName, oldest first. */
-  private readonly strangers = new Map<string, Socket>();
+  private readonly strangers = new Map<string, Stranger>();
   private closed = false;
   private nextWarningAt = 0;
 
@@ -81,9 +106,13 @@ export class Bootstrap {
     });
     this.server.on('connection', (socket: Socket) => this.admit(socket));
     this.server.on('secureConnection', (socket) => this.greet(socket, null));
-    this.server.on('tlsClientError', (error, socket) =>
-      this.refuse('SECRET_WRONG', `${messageOf(error)} (from ${socket.remoteAddress ?? 'nowhere'})`),
-    );
+    this.server.on('tlsClientError', (error, socket) => {
+      // Whoever just left is counted when its connection closes.
+      if (!isTlsError(error)) return;
+      const stranger = this.strangers.get(peerName(socket));
+      if (stranger !== undefined) stranger.refused = true;
+      this.refuse('SECRET_WRONG', `${messageOf(error)} (from ${socket.remoteAddress ?? 'nowhere'})`);
+    });
   }
 
   /** Listens, and dials the members with lower indices. Errors: START_FAILED (address in use or not ours). */
@@ -104,6 +133,11 @@ export class Bootstrap {
       if (member.index < options.self.index) bootstrap.dial(member);
     }
     return bootstrap;
+  }
+
+  /** Connections that have not said a right hello; never more than bounds.bootstrapConnectionsMax. */
+  get strangersNow(): number {
+    return this.strangers.size;
   }
 
   /** Drops the connection to a peer; it is made anew with a new incarnation. */
@@ -128,17 +162,25 @@ export class Bootstrap {
   private admit(socket: Socket): void {
     this.track(socket);
     const name = peerName(socket);
-    this.strangers.set(name, socket);
+    const stranger = { socket, refused: false };
+    this.strangers.set(name, stranger);
     const deadline = setTimeout(() => {
-      if (this.strangers.get(name) === socket) socket.destroy();
+      if (this.strangers.get(name) === stranger) socket.destroy();
     }, bounds.bootstrapHandshakeMs);
     socket.once('close', () => {
       clearTimeout(deadline);
-      if (this.strangers.get(name) === socket) this.strangers.delete(name);
+      if (this.strangers.get(name) !== stranger) return;
+      this.strangers.delete(name);
+      if (!stranger.refused) this.refused.unfinished++;
     });
     if (this.strangers.size <= bounds.bootstrapConnectionsMax) return;
-    const [longest] = this.strangers.values();
-    longest?.destroy();
+    // Several may come before the first of them has closed: out of the book at once.
+    for (const [oldest, longest] of this.strangers) {
+      this.strangers.delete(oldest);
+      longest.socket.destroy();
+      if (!longest.refused) this.refused.unfinished++;
+      return;
+    }
   }
 
   private track(socket: Socket): void {
@@ -170,13 +212,24 @@ export class Bootstrap {
     socket.once('close', () => this.redial(member));
   }
 
+  /** Soon after a connection that lasted; one that breaks as soon as it is made is not made again without end. */
   private redial(member: BootstrapMember): void {
     if (this.closed) return;
-    const state = this.redials.get(member.index) ?? { timer: null, delayMs: bounds.bootstrapRedialMinMs };
+    const state = this.redialOf(member.index);
     if (state.timer !== null) clearTimeout(state.timer);
+    if (state.metAt !== null && performance.now() - state.metAt >= bounds.bootstrapSettledMs)
+      state.delayMs = bounds.bootstrapRedialMinMs;
+    state.metAt = null;
     state.timer = setTimeout(() => this.dial(member), state.delayMs);
     state.delayMs = Math.min(state.delayMs * 2, bounds.bootstrapRedialMaxMs);
-    this.redials.set(member.index, state);
+  }
+
+  private redialOf(member: number): Redial {
+    const known = this.redials.get(member);
+    if (known !== undefined) return known;
+    const made: Redial = { timer: null, delayMs: bounds.bootstrapRedialMinMs, metAt: null };
+    this.redials.set(member, made);
+    return made;
   }
 
   /** Says hello and waits for the other's. `expected`: the index that was dialled; null: whoever came. */
@@ -227,7 +280,7 @@ export class Bootstrap {
     if (hello.fabric !== fabric)
       return this.drop(socket, 'PEER_REFUSED', `fabric ${hello.fabric}, here ${fabric}`);
     this.strangers.delete(peerName(socket));
-    this.redials.delete(hello.node);
+    if (expected !== null) this.redialOf(hello.node).metAt = performance.now();
     this.links.get(hello.node)?.destroy();
     this.links.set(hello.node, socket);
     socket.once('close', () => {
@@ -243,6 +296,8 @@ export class Bootstrap {
   }
 
   private drop(socket: TLSSocket, code: 'PEER_REFUSED' | 'VERSION_MISMATCH', text: string): void {
+    const stranger = this.strangers.get(peerName(socket));
+    if (stranger !== undefined) stranger.refused = true;
     this.refuse(code, `${text} (from ${socket.remoteAddress ?? 'nowhere'})`);
     socket.destroy();
   }

@@ -190,6 +190,12 @@ function flatten(counters: NativeCounters): Record<string, number> {
   return flat;
 }
 
+/** "CODE why" */
+function codeAndWhy(text: string): { code: string; why: string } {
+  const space = text.indexOf(' ');
+  return space < 0 ? { code: text, why: '' } : { code: text.slice(0, space), why: text.slice(space + 1) };
+}
+
 /** Events of the addon in the port's words. Unknown ones are a broken build. */
 export function convertEvent(event: NativeEvent): PlaneEvent {
   const text = (): string => Buffer.from(event.bytes ?? new Uint8Array()).toString('utf8');
@@ -229,9 +235,9 @@ export function convertEvent(event: NativeEvent): PlaneEvent {
     case 'surrendered':
       return { type: 'surrendered', view };
     case 'stream-broken':
-      return { type: 'stream-broken', peer, generation: op, why: text() };
+      return { type: 'stream-broken', peer, generation: op, ...codeAndWhy(text()) };
     case 'feed-lost':
-      return { type: 'feed-lost', peer };
+      return { type: 'feed-lost', peer, view, generation: op, ...codeAndWhy(text()) };
     case 'failed':
       return { type: 'failed', why: text() };
     case 'transfer-opened': {

@@ -3,7 +3,7 @@ import { createRequire } from 'node:module';
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 
-import { FalconError } from '../lib/errors.js';
+import { FalconError, messageOf, remoteError } from '../lib/errors.js';
 import { repositoryRoot } from '../lib/root.js';
 
 export interface NativeEvent {
@@ -56,6 +56,30 @@ export interface NativePlaneOptions {
   readonly vmAddress: Uint8Array;
 }
 
+/** Empty device: the first with an active port. gidIndex -1: chosen. */
+export interface NativeVerbsOptions {
+  readonly device: string;
+  readonly port: number;
+  readonly gidIndex: number;
+  readonly timeout: number;
+  readonly retry: number;
+  readonly rnrRetry: number;
+  readonly minRnrTimer: number;
+  readonly sendQueue: number;
+  readonly inlineBytes: number;
+}
+
+/** The RDMA port that is used. An empty GID: the LID is the address. */
+export interface NativeLink {
+  readonly device: string;
+  readonly gid: string;
+  readonly linkLayer: string;
+  readonly port: number;
+  readonly gidIndex: number;
+  readonly mtuBytes: number;
+  readonly inlineBytes: number;
+}
+
 export interface NativeReplicaOptions extends NativePlaneOptions {
   readonly cluster: string;
   readonly walDirectory: string;
@@ -66,6 +90,8 @@ export interface NativeReplicaOptions extends NativePlaneOptions {
   readonly fabric: string;
   /** tcp: the address that peers dial. */
   readonly fabricAddress: string;
+  /** null: another fabric. */
+  readonly verbs: NativeVerbsOptions | null;
   readonly shmDirectory: string;
   readonly shmName: string;
   readonly vm: boolean;
@@ -100,6 +126,8 @@ export interface NativeReplica {
   load(): NativeLoad;
   recovered(): NativeRecovered;
   descriptor(): Uint8Array;
+  /** null: not verbs. */
+  link(): NativeLink | null;
   tapFd(): number;
   expectVm(): void;
   startLoad(load: { entryBytes: number; depth: number; entries: number; warmUp: number }): void;
@@ -114,6 +142,19 @@ export interface NativeAddon {
   readonly monotonicNs: () => number;
   /** For the calling thread; false: not permitted. */
   readonly makeRealtime: () => boolean;
+}
+
+/** Opens log, fabric, tap and guest link. Errors: those of the native code, with their codes. */
+export function openReplica(addon: NativeAddon, options: NativeReplicaOptions): NativeReplica {
+  try {
+    return new addon.Replica(options);
+  } catch (error) {
+    throw isRecord(error) ? remoteError(error['code'], messageOf(error)) : error;
+  }
+}
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null;
 }
 
 let loaded: NativeAddon | null = null;

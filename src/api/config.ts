@@ -20,6 +20,15 @@ import {
 } from './schema.js';
 import type { Check } from './schema.js';
 
+/** Which RDMA port a node uses; of no meaning with another fabric. */
+export interface RdmaConfig {
+  /** As ibv_devices lists it; null: the first with an active port. */
+  readonly device: string | null;
+  readonly port: number;
+  /** Row of the port's GID table; null: on Ethernet the first RoCE v2 address with IPv4, else any RoCE v2. */
+  readonly gidIndex: number | null;
+}
+
 export interface NodeConfig {
   readonly name: string;
   readonly address: string;
@@ -28,6 +37,7 @@ export interface NodeConfig {
   readonly netns: string | null;
   /** False: a witness. It votes and stores, and runs no guest. */
   readonly vm: boolean;
+  readonly rdma: RdmaConfig;
 }
 
 export interface QemuVmConfig {
@@ -81,11 +91,30 @@ export interface LogConfig {
   readonly retainBytes: number;
 }
 
+/**
+ * How queue pairs behave, the same on all nodes. Times are the exponents that InfiniBand defines. Nothing but speed
+ * depends on them: a queue pair that is given up too early is made anew, one that is given up late delays
+ * nobody but its own peer.
+ */
+export interface VerbsConfig {
+  /** A write that is not acknowledged is repeated after 4.096 us * 2^timeout. */
+  readonly timeout: number;
+  /** ... so often, then the connection counts as broken. */
+  readonly retry: number;
+  readonly rnrRetry: number;
+  readonly minRnrTimer: number;
+  /** Writes posted and not completed, for each peer. */
+  readonly sendQueue: number;
+  /** Writes up to this size are copied into the work request. */
+  readonly inlineBytes: number;
+}
+
 export interface ClusterConfig {
   readonly version: 1;
   /** `<name>-<8 hex digits>`: no two clusters share it. */
   readonly cluster: string;
-  readonly fabric: 'shm' | 'tcp';
+  readonly fabric: (typeof fabrics)[number];
+  readonly verbs: VerbsConfig;
   readonly durability: 'disk' | 'memory';
   readonly lan: 'flood' | 'learn';
   /** Whether every replica boots its guest, or the primary alone and the others become copies of it. */
@@ -96,6 +125,8 @@ export interface ClusterConfig {
   readonly nodes: readonly NodeConfig[];
   readonly vm: VmConfig;
 }
+
+export const fabrics = ['shm', 'tcp', 'verbs'] as const;
 
 export const clusterSizes = [1, 3, 5, 7] as const;
 
@@ -115,6 +146,18 @@ export const defaultLog: LogConfig = {
   segmentBytes: 64 * 1024 * 1024,
   retainBytes: 1024 * 1024 * 1024,
 };
+
+/** The defaults of VerbsOptions, native/fabric/verbs.h; a test compares. */
+export const defaultVerbs: VerbsConfig = {
+  timeout: 14,
+  retry: 3,
+  rnrRetry: 6,
+  minRnrTimer: 12,
+  sendQueue: 512,
+  inlineBytes: 256,
+};
+
+export const defaultRdma: RdmaConfig = { device: null, port: 1, gidIndex: null };
 
 const KiB = 1024;
 const GiB = 1024 * 1024 * 1024;
@@ -141,6 +184,29 @@ export const checkClusterName = text(
   bounds.clusterNameMaxChars,
 );
 
+const rdmaFields = object({
+  device: withDefault(
+    nullable(text(/^[A-Za-z0-9][A-Za-z0-9_.-]*$/, 'the name of an RDMA device', bounds.rdmaDeviceMaxChars)),
+    defaultRdma.device,
+  ),
+  port: withDefault(integer({ min: 1, max: 254 }), defaultRdma.port),
+  gidIndex: withDefault(nullable(integer({ min: 0, max: 255 })), defaultRdma.gidIndex),
+});
+
+const verbsFields = object({
+  // Below 8 (1 ms) a scheduling hiccup of the peer looks like its death; above 20 (4.3 s) a lost peer holds its
+  // queue for half a minute.
+  timeout: withDefault(integer({ min: 8, max: 20 }), defaultVerbs.timeout),
+  retry: withDefault(integer({ min: 0, max: 7 }), defaultVerbs.retry),
+  // 7 would be for ever: a stopped process would hold its peers' queues.
+  rnrRetry: withDefault(integer({ min: 0, max: 6 }), defaultVerbs.rnrRetry),
+  // 0 would be the longest, 655 ms.
+  minRnrTimer: withDefault(integer({ min: 1, max: 31 }), defaultVerbs.minRnrTimer),
+  // Completions come once a quarter, and what waits for them (kWordsSlab in peer_link.h) has room for 256.
+  sendQueue: withDefault(integer({ min: 64, max: 512 }), defaultVerbs.sendQueue),
+  inlineBytes: withDefault(integer({ min: 0, max: 1024, unit: 'bytes' }), defaultVerbs.inlineBytes),
+});
+
 const checkNode = object({
   name: nodeName,
   address,
@@ -150,6 +216,7 @@ const checkNode = object({
     null,
   ),
   vm: withDefault(boolean(), true),
+  rdma: withDefault(rdmaFields, defaultRdma),
 });
 
 const timingFields = object({
@@ -174,8 +241,9 @@ const logFields = object({
     defaultLog.memoryBytes,
   ),
   ringBytes: withDefault(integer({ min: 512 * KiB, max: GiB, unit: 'bytes' }), defaultLog.ringBytes),
+  // A segment holds the largest batch of the log writer, 1 MiB, and its own header.
   segmentBytes: withDefault(
-    integer({ min: 1024 * KiB, max: 4 * GiB, unit: 'bytes' }),
+    integer({ min: 2048 * KiB, max: 4 * GiB, unit: 'bytes' }),
     defaultLog.segmentBytes,
   ),
   retainBytes: withDefault(
@@ -218,7 +286,8 @@ const checkVm: Check<VmConfig> = (value, path) => {
 const checkShape = object({
   version: oneOf([1]),
   cluster: checkClusterName,
-  fabric: withDefault(oneOf(['shm', 'tcp']), 'shm'),
+  fabric: withDefault(oneOf(fabrics), 'shm'),
+  verbs: withDefault(verbsFields, defaultVerbs),
   durability: withDefault(oneOf(['disk', 'memory']), 'disk'),
   lan: withDefault(oneOf(['flood', 'learn']), 'flood'),
   firstBoot: withDefault(oneOf(['clone', 'each']), 'each'),

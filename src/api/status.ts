@@ -5,6 +5,17 @@ export type GuestState = 'none' | 'booting' | 'ready' | 'filling' | 'lost';
 export interface PeerStatus {
   readonly name: string;
   readonly connected: boolean;
+  /** `lost`: this primary cannot feed it any more; it needs a state transfer. */
+  readonly state: 'up' | 'down' | 'lost';
+  /** Why it is not up, or was not when it last was not. */
+  readonly trouble: {
+    readonly code: string;
+    readonly detail: string;
+    /** ISO 8601, for people to read. */
+    readonly at: string;
+  } | null;
+  /** How often its connection has broken since this replica started. */
+  readonly breaks: number;
   /** The highest op that the peer has acknowledged as durable; null: not known here. */
   readonly ackedOp: number | null;
   /** Whether the peer has a guest that could take over. */
@@ -64,6 +75,45 @@ export interface SyncStatus {
   readonly last: readonly SyncRecord[];
 }
 
+/** The RDMA port of a replica, and what its queue pairs did. */
+export interface RdmaStatus {
+  readonly device: string;
+  readonly port: number;
+  /** null: none is used, the LID is the address. */
+  readonly gid: string | null;
+  readonly gidIndex: number | null;
+  readonly linkLayer: string;
+  readonly mtuBytes: number;
+  /** What the device granted. */
+  readonly inlineBytes: number;
+  /** Work requests, the fabric's own included, and how many of them asked for a completion. */
+  readonly posted: number;
+  readonly signaled: number;
+  readonly signaledFraction: number;
+  /** Of the writes: copied into the work request; copied into registered memory first. */
+  readonly inlined: number;
+  readonly inlineFraction: number;
+  readonly staged: number;
+  readonly stagedFraction: number;
+  /** Reads of a word, made only to learn of the completion of others. */
+  readonly probes: number;
+  /** The device's own counters of repeats, by its names, for all that use the port; null: it tells none. */
+  readonly retries: Readonly<Record<string, number>> | null;
+}
+
+/** What crossed the fabric since the start. */
+export interface LinkStatus {
+  readonly writes: number;
+  readonly writtenBytes: number;
+  readonly reads: number;
+  readonly wakesSent: number;
+  readonly wakesReceived: number;
+  /** Operations refused or failed. */
+  readonly errors: number;
+  /** null: the fabric is not verbs. */
+  readonly rdma: RdmaStatus | null;
+}
+
 export interface ReplicaStatus {
   readonly node: string;
   readonly index: number;
@@ -94,6 +144,14 @@ export interface ReplicaStatus {
   };
   readonly durability: 'disk' | 'memory';
   readonly fabric: string;
+  readonly link: LinkStatus;
+  /** Who was not let in: wrong secret, wrong version, anything else wrong, gone before a hello was said. */
+  readonly refused: {
+    readonly secret: number;
+    readonly version: number;
+    readonly other: number;
+    readonly unfinished: number;
+  };
   readonly lan: 'flood' | 'learn';
   /** The log lost entries that may have been acknowledged: the replica does not vote until it has caught up. */
   readonly recovering: boolean;

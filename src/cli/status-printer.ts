@@ -1,5 +1,5 @@
 /** The table of `falcon status`. */
-import type { ReplicaStatus, StatusRow, SyncRecord } from '../api/status.js';
+import type { PeerStatus, RdmaStatus, ReplicaStatus, StatusRow, SyncRecord } from '../api/status.js';
 import { answered } from './replicas.js';
 
 const columns: readonly (readonly [title: string, cell: (status: ReplicaStatus) => string])[] = [
@@ -16,7 +16,7 @@ const columns: readonly (readonly [title: string, cell: (status: ReplicaStatus) 
   ['INPUT', (s) => (s.admitted ? 'admitted' : '-')],
   ['GUEST', (s) => s.guest.state],
   ['DURABILITY', (s) => s.durability],
-  ['PEERS', (s) => `${s.peers.filter((peer) => peer.connected).length}/${s.peers.length}`],
+  ['PEERS', (s) => `${s.peers.filter(({ state }) => state === 'up').length}/${s.peers.length}`],
   ['UP', (s) => formatDuration(s.uptimeMs)],
 ];
 
@@ -30,7 +30,7 @@ export function statusTable(rows: readonly StatusRow[]): string[] {
       .join('  ')
       .trimEnd(),
   );
-  return [...headLines(rows), ...table, ...takeoverLines(rows), ...syncLines(rows)];
+  return [...headLines(rows), ...table, ...linkLines(rows), ...takeoverLines(rows), ...syncLines(rows)];
 }
 
 export function formatDuration(milliseconds: number): string {
@@ -39,6 +39,14 @@ export function formatDuration(milliseconds: number): string {
   if (seconds < 3600) return `${Math.floor(seconds / 60)} min`;
   if (seconds < 48 * 3600) return `${Math.floor(seconds / 3600)} h`;
   return `${Math.floor(seconds / 86_400)} d`;
+}
+
+export function formatBytes(bytes: number): string {
+  const units = ['bytes', 'KiB', 'MiB', 'GiB', 'TiB'];
+  let value = bytes;
+  let unit = 0;
+  for (; value >= 1024 && unit < units.length - 1; unit++) value /= 1024;
+  return `${unit === 0 ? value : value.toFixed(1)} ${units[unit]}`;
 }
 
 function headLines(rows: readonly StatusRow[]): string[] {
@@ -56,6 +64,61 @@ function rowCells(row: StatusRow): string[] {
 function leaseCell(status: ReplicaStatus): string {
   if (!status.lease.held) return '-';
   return status.lease.remainingMs === null ? 'held' : `${Math.round(status.lease.remainingMs)} ms`;
+}
+
+/** What crossed the fabric, and what is wrong with it. */
+function linkLines(rows: readonly StatusRow[]): string[] {
+  const lines = answered(rows).flatMap((row) => [
+    trafficLine(row),
+    ...row.peers.flatMap(peerLine(row)),
+    ...refusedLine(row),
+  ]);
+  return lines.length === 0 ? [] : ['', ...lines];
+}
+
+function trafficLine({ node, fabric, link }: ReplicaStatus): string {
+  const { rdma } = link;
+  const percent = (fraction: number): string => `${Math.round(fraction * 1000) / 10} %`;
+  const parts = [
+    `${link.writes} writes`,
+    formatBytes(link.writtenBytes),
+    ...(rdma === null
+      ? []
+      : [
+          `${percent(rdma.signaledFraction)} signaled`,
+          `${percent(rdma.inlineFraction)} inline`,
+          `${percent(rdma.stagedFraction)} staged`,
+          rdma.retries === null
+            ? 'retries not told'
+            : `${Object.values(rdma.retries).reduce((sum, count) => sum + count, 0)} retries on the port`,
+        ]),
+    `${link.errors} errors`,
+  ];
+  return `${node} ${fabric}${rdma === null ? '' : ` on ${portName(rdma)}`}: ${parts.join(', ')}`;
+}
+
+function portName({ device, port, gid, gidIndex, linkLayer, mtuBytes }: RdmaStatus): string {
+  const address = gid === null ? 'by LID' : `GID ${gid} (index ${gidIndex ?? '-'})`;
+  return `${device} port ${port}, ${address}, ${linkLayer}, MTU ${mtuBytes}`;
+}
+
+function peerLine(row: ReplicaStatus): (peer: PeerStatus) => string[] {
+  return ({ name, state, trouble, breaks }) => {
+    const why = trouble === null ? '' : `: ${trouble.code}: ${trouble.detail} (${trouble.at})`;
+    if (state === 'lost') return [`${row.node} sees ${name} lost, it needs a state transfer${why}`];
+    if (state === 'down') return [`${row.node} sees ${name} down${why}`];
+    const times = breaks === 1 ? 'once' : `${breaks} times`;
+    return breaks === 0 ? [] : [`${row.node} sees ${name} up; its connection broke ${times}, last${why}`];
+  };
+}
+
+function refusedLine({ node, refused }: ReplicaStatus): string[] {
+  const { secret, version, other, unfinished } = refused;
+  const total = secret + version + other + unfinished;
+  if (total === 0) return [];
+  return [
+    `${node} let ${total} connections in no further: secret ${secret}, version ${version}, other ${other}, unfinished ${unfinished}`,
+  ];
 }
 
 function takeoverLines(rows: readonly StatusRow[]): string[] {

@@ -16,6 +16,7 @@ import { onTimeoutNow, standIfLogReaches } from './recv-timeout-now.js';
 import {
   feedKnown,
   noteAcked,
+  onFeedLost,
   onLeading,
   onPeerFollowing,
   onStaleView,
@@ -23,6 +24,7 @@ import {
 } from './recv-view-state.js';
 import { onVote, onVoteReply } from './recv-vote.js';
 import { State, trace } from './state.js';
+import type { Peer } from './state.js';
 import {
   considerHandOver,
   onInputHeld,
@@ -58,6 +60,8 @@ export interface CoreStatus {
   } | null;
   /** Peers that take this primary's entries; empty on others. */
   readonly followers: readonly NodeId[];
+  /** Peers that this primary cannot bring into its view: they need a state transfer. */
+  readonly apart: readonly NodeId[];
 }
 
 export class Core {
@@ -98,9 +102,14 @@ export class Core {
       phase: phaseOf(s),
       recovering: s.hard.recovering,
       transfer: s.transfer === null ? null : { to: s.transfer.to, phase: s.transfer.phase },
-      followers: s.role === 'primary' ? s.peerIds.filter((node) => s.peer(node).stage === 'following') : [],
+      followers: peersAt(s, 'following'),
+      apart: peersAt(s, 'apart'),
     };
   }
+}
+
+function peersAt(s: State, stage: Peer['stage']): NodeId[] {
+  return s.role === 'primary' ? s.peerIds.filter((node) => s.peer(node).stage === stage) : [];
 }
 
 function phaseOf(s: State): Phase {
@@ -133,6 +142,8 @@ function dispatch(s: State, event: Event): void {
       return s.peers.has(event.node) ? onPeerUp(s, event.node) : undefined;
     case 'peer-down':
       return s.peers.has(event.node) ? onPeerDown(s, event.node) : undefined;
+    case 'feed-lost':
+      return onFeedLost(s, event);
     case 'guest':
       return onGuest(s, event.whole);
     case 'peer-guest':

@@ -8,6 +8,7 @@ import type { Op } from '../wire/viewstamp.js';
 import { agreeWith } from './agreement.js';
 import { resetReplication, resign, send, trace } from './state.js';
 import type { MessageOf, Peer, State } from './state.js';
+import { targetLost } from './transfer.js';
 import type { Event, NodeId } from './types.js';
 
 function sameTail(a: LogTail, b: LogTail): boolean {
@@ -88,6 +89,8 @@ export function onViewState(s: State, from: NodeId, message: MessageOf<'view-sta
     sayFollow(s, from, peer);
     return;
   }
+  // A log that has not moved is no nearer than it was.
+  if (peer.stage === 'apart' && peer.tail !== null && sameTail(peer.tail, message.tail)) return;
   resetReplication(peer);
   peer.stage = 'known';
   peer.tail = message.tail;
@@ -102,6 +105,19 @@ export function onViewState(s: State, from: NodeId, message: MessageOf<'view-sta
 export function feedKnown(s: State): void {
   if (s.role !== 'primary' || s.ownTail === null) return;
   for (const [node, peer] of s.peers) if (peer.stage === 'known') feed(s, node, peer);
+}
+
+/**
+ * Its log ends before what can be read here. Whoever leads next may have it, and a new connection is a new try;
+ * until then it counts for nothing.
+ */
+export function onFeedLost(s: State, event: Extract<Event, { type: 'feed-lost' }>): void {
+  const peer = s.peers.get(event.node);
+  if (peer === undefined || s.role !== 'primary' || event.view !== s.hard.view) return;
+  peer.stage = 'apart';
+  peer.ackedOp = 0;
+  trace(s, `replica ${event.node}: the entries it needs cannot be read, it needs a state transfer`);
+  targetLost(s, event.node, `replica ${event.node} cannot be fed any more`);
 }
 
 export function onPeerFollowing(s: State, from: NodeId, message: MessageOf<'following'>): void {

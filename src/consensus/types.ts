@@ -87,6 +87,8 @@ export type Event =
   /** A connection to the peer is up (a new incarnation each time) or gone. A peer that goes down is suspected at once. */
   | { readonly type: 'peer-up'; readonly now: Milliseconds; readonly node: NodeId }
   | { readonly type: 'peer-down'; readonly now: Milliseconds; readonly node: NodeId }
+  /** The data plane of this primary cannot give the peer the entries that it needs. */
+  | { readonly type: 'feed-lost'; readonly now: Milliseconds; readonly view: View; readonly node: NodeId }
   /** This replica's guest is a whole copy (or no longer). Members without one stand last and hand over when they win. */
   | { readonly type: 'guest'; readonly now: Milliseconds; readonly whole: boolean }
   /** Peers' guests, as their status mail says. */

@@ -6,13 +6,13 @@ import { dirname, join } from 'node:path';
 
 import type { Logger } from 'pino';
 
-import { Bootstrap } from '../adapters/bootstrap.js';
+import { Bootstrap, noRefusals } from '../adapters/bootstrap.js';
 import { BuiltinGuest } from '../adapters/builtin-guest.js';
 import { realFileSystem } from '../adapters/file-system.js';
 import { openHardState } from '../adapters/hard-state.js';
 import { convertEvent, NativePlane } from '../adapters/native-plane.js';
-import { loadNative } from '../adapters/native.js';
-import type { NativeReplica, NativeReplicaOptions } from '../adapters/native.js';
+import { loadNative, openReplica } from '../adapters/native.js';
+import type { NativeReplica, NativeReplicaOptions, NativeVerbsOptions } from '../adapters/native.js';
 import { QemuGuest } from '../adapters/qemu.js';
 import { nodePaths, shmDirectory } from '../api/cluster.js';
 import type { Cluster } from '../api/cluster.js';
@@ -59,7 +59,7 @@ export async function startDaemon(cluster: Cluster, node: NodeConfig, logger: Lo
   const native = loadNative();
   if (realtime(config) && !native.makeRealtime())
     logger.warn('no realtime scheduling: not permitted; a busy host can cost this replica its leadership');
-  const replica = new native.Replica(nativeOptions(cluster, node, self, store.state.view));
+  const replica = openReplica(native, nativeOptions(cluster, node, self, store.state.view));
   const recovered = replica.recovered();
   logger.info({ ...recovered, table: undefined }, 'log recovered');
   const identity = logIdentity(paths.directory, paths.wal, store.state.view > 0);
@@ -78,6 +78,8 @@ export async function startDaemon(cluster: Cluster, node: NodeConfig, logger: Lo
 
   const guest = node.vm ? makeGuest(cluster, node, replica) : null;
   const plane = new NativePlane(replica);
+  const link = replica.link();
+  if (link !== null) logger.info(link, 'RDMA port opened');
   let bootstrap: Bootstrap | null = null;
   const random = new Random(randomInt(2 ** 47));
   const engine = new ReplicaEngine(
@@ -130,7 +132,18 @@ export async function startDaemon(cluster: Cluster, node: NodeConfig, logger: Lo
   let admin: AdminServer | null = null;
   try {
     admin = await startAdminServer(paths.adminSocket, {
-      status: () => replicaStatus({ cluster, node, self, engine, plane, guest, startedAt }),
+      status: () =>
+        replicaStatus({
+          cluster,
+          node,
+          self,
+          engine,
+          plane,
+          link,
+          guest,
+          startedAt,
+          refused: bootstrap?.refused ?? noRefusals,
+        }),
       shutdown: () => {
         setImmediate(() => end(null));
         return { stopping: true };
@@ -232,6 +245,7 @@ function nativeOptions(
     retainBytes: log.retainBytes,
     fabric: config.fabric,
     fabricAddress: config.nodes[self]?.address ?? '',
+    verbs: config.fabric === 'verbs' ? verbsOptions(config, node) : null,
     shmDirectory: shmDirectory(config.cluster),
     shmName: node.name,
     vm: node.vm,
@@ -242,6 +256,10 @@ function nativeOptions(
     spinNs: poll.spinUs * 1000,
     realtime: realtime(config),
   };
+}
+
+function verbsOptions(config: ClusterConfig, { rdma }: NodeConfig): NativeVerbsOptions {
+  return { ...config.verbs, device: rdma.device ?? '', port: rdma.port, gidIndex: rdma.gidIndex ?? -1 };
 }
 
 function makeGuest(cluster: Cluster, node: NodeConfig, replica: NativeReplica): GuestRunner {

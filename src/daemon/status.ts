@@ -1,8 +1,19 @@
 /** What a replica tells about itself. */
 import { bounds } from '../lib/bounds.js';
+import type { Refusals } from '../adapters/bootstrap.js';
+import type { NativeLink } from '../adapters/native.js';
+import { readRdmaRetries } from '../adapters/rdma-retries.js';
 import type { Cluster } from '../api/cluster.js';
 import type { NodeConfig } from '../api/config.js';
-import type { ReplicaStatus, SyncRecord, SyncStatus, TakeoverStatus } from '../api/status.js';
+import type {
+  LinkStatus,
+  PeerStatus,
+  RdmaStatus,
+  ReplicaStatus,
+  SyncRecord,
+  SyncStatus,
+  TakeoverStatus,
+} from '../api/status.js';
 import type { ReplicaEngine } from '../engine/replica.js';
 import type { StateTransfer } from '../engine/state-transfer.js';
 import type { Takeover } from '../engine/takeover-clock.js';
@@ -18,9 +29,11 @@ export interface StatusSources {
   readonly self: number;
   readonly engine: ReplicaEngine;
   readonly plane: DataPlane;
+  readonly link: NativeLink | null;
   readonly guest: GuestRunner | null;
   /** performance.now() at the start. */
   readonly startedAt: number;
+  readonly refused: Refusals;
 }
 
 export function replicaStatus(sources: StatusSources): ReplicaStatus {
@@ -32,6 +45,7 @@ export function replicaStatus(sources: StatusSources): ReplicaStatus {
     progress.leaseEndsAt === null ? null : Math.max(0, Math.round(progress.leaseEndsAt - now));
   const primary = engine.primary === null ? null : (config.nodes[engine.primary]?.name ?? null);
   const takeover = engine.lastTakeover;
+  const counters = plane.counters();
   return {
     node: node.name,
     index: self,
@@ -53,22 +67,15 @@ export function replicaStatus(sources: StatusSources): ReplicaStatus {
     guest: { state: engine.guest.state, epoch: engine.guest.boots, pid: guest?.pid ?? null },
     durability: config.durability,
     fabric: config.fabric,
+    link: linkStatus(counters, sources.link),
+    refused: { ...sources.refused },
     lan: config.lan,
     recovering: engine.core.status.recovering,
     peers: config.nodes.flatMap((peer, index) =>
-      index === self
-        ? []
-        : [
-            {
-              name: peer.name,
-              connected: engine.connectedPeers.has(index),
-              ackedOp: progress.acked[index] ?? null,
-              guest: engine.reportOf(index).ready,
-            },
-          ],
+      index === self ? [] : [peerStatus(engine, peer.name, index, progress.acked[index] ?? null, now)],
     ),
     sync: syncStatus(engine.stateTransfer, (index) => config.nodes[index]?.name ?? String(index)),
-    counters: plane.counters(),
+    counters,
     ...(takeover === null ? {} : { lastTakeover: takeoverStatus(takeover, now) }),
   };
 }
@@ -102,13 +109,74 @@ export function syncRecord(record: TransferRecord, name: (index: number) => stri
   };
 }
 
+function peerStatus(
+  engine: ReplicaEngine,
+  name: string,
+  index: number,
+  ackedOp: number | null,
+  now: number,
+): PeerStatus {
+  const { trouble, breaks } = engine.linkOf(index);
+  return {
+    name,
+    connected: engine.connectedPeers.has(index),
+    state: engine.peerState(index),
+    trouble:
+      trouble === null ? null : { code: trouble.code, detail: trouble.detail, at: wallTime(trouble.at, now) },
+    breaks,
+    ackedOp,
+    guest: engine.reportOf(index).ready,
+  };
+}
+
+function linkStatus(counters: Record<string, number>, link: NativeLink | null): LinkStatus {
+  const of = (name: string): number => counters[`fabric.${name}`] ?? 0;
+  return {
+    writes: of('writes'),
+    writtenBytes: of('writtenBytes'),
+    reads: of('reads'),
+    wakesSent: of('wakesSent'),
+    wakesReceived: of('wakesReceived'),
+    errors: of('errors'),
+    rdma: link === null ? null : rdmaStatus(of, link),
+  };
+}
+
+function rdmaStatus(of: (name: string) => number, link: NativeLink): RdmaStatus {
+  const part = (count: number, all: number): number =>
+    all === 0 ? 0 : Math.round((count / all) * 1000) / 1000;
+  const operations = of('writes') + of('reads');
+  return {
+    device: link.device,
+    port: link.port,
+    gid: link.gid === '' ? null : link.gid,
+    gidIndex: link.gidIndex < 0 ? null : link.gidIndex,
+    linkLayer: link.linkLayer,
+    mtuBytes: link.mtuBytes,
+    inlineBytes: link.inlineBytes,
+    posted: of('posted'),
+    signaled: of('signaled'),
+    signaledFraction: part(of('signaled'), of('posted')),
+    inlined: of('inlined'),
+    inlineFraction: part(of('inlined'), operations),
+    staged: of('staged'),
+    stagedFraction: part(of('staged'), operations),
+    probes: of('probes'),
+    retries: readRdmaRetries(link.device, link.port),
+  };
+}
+
+/** A time on the monotonic clock as people read it. */
+function wallTime(at: number, now: number): string {
+  return new Date(Date.now() - (now - at)).toISOString();
+}
+
 function takeoverStatus(takeover: Takeover, now: number): TakeoverStatus {
   const { view, detectMs, electMs, catchUpMs, gateMs } = takeover;
-  const at = new Date(Date.now() - (now - takeover.openedAt)).toISOString();
   const rounded = (ms: number): number => Math.round(ms * 10) / 10;
   return {
     view,
-    at,
+    at: wallTime(takeover.openedAt, now),
     detectMs: rounded(detectMs),
     electMs: rounded(electMs),
     catchUpMs: rounded(catchUpMs),

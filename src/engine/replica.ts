@@ -61,6 +61,18 @@ export interface TransferOutcome {
   readonly code: 'TRANSFER_REFUSED' | 'TRANSFER_ABANDONED' | null;
 }
 
+/** Why a peer's connection, or its feed, came to an end. */
+export interface PeerTrouble {
+  readonly code: string;
+  readonly detail: string;
+  readonly at: number;
+}
+
+interface PeerLinkState {
+  trouble: PeerTrouble | null;
+  breaks: number;
+}
+
 interface TransferWaiter {
   readonly resolve: (outcome: TransferOutcome) => void;
   begun: boolean;
@@ -81,6 +93,7 @@ export class ReplicaEngine {
   private readonly connected = new Set<NodeId>();
   /** Connections made to each peer, counted as the data plane counts them. */
   private readonly generations = new Map<NodeId, number>();
+  private readonly peerLinks = new Map<NodeId, PeerLinkState>();
   private leadingView = 0;
   private leadingSince = 0;
   private viewStartOp = 0;
@@ -115,6 +128,15 @@ export class ReplicaEngine {
     return this.connected;
   }
 
+  linkOf(peer: NodeId): Readonly<PeerLinkState> {
+    return this.peerLinks.get(peer) ?? { trouble: null, breaks: 0 };
+  }
+
+  peerState(peer: NodeId): 'up' | 'down' | 'lost' {
+    if (!this.connected.has(peer)) return 'down';
+    return this.core.status.apart.includes(peer) ? 'lost' : 'up';
+  }
+
   reportOf(peer: NodeId): GuestReport {
     return this.reports.get(peer) ?? noGuest;
   }
@@ -140,8 +162,12 @@ export class ReplicaEngine {
     this.nextReportAt = 0;
   }
 
-  onPeerDown(peer: NodeId): void {
-    this.connected.delete(peer);
+  onPeerDown(
+    peer: NodeId,
+    code: PeerTrouble['code'] = 'FABRIC_DOWN',
+    detail = 'the bootstrap connection ended',
+  ): void {
+    if (this.connected.delete(peer)) this.noteTrouble(peer, code, detail, true);
     this.reports.delete(peer);
     const now = this.ports.clock.now();
     this.takeovers.suspect(peer === this.primary, now);
@@ -238,13 +264,17 @@ export class ReplicaEngine {
         return this.step({ ...event, now });
       case 'stream-broken':
         if (event.generation !== this.generations.get(event.peer)) return;
-        this.ports.log('warn', 'connection dropped', { peer: event.peer, why: event.why });
-        this.onPeerDown(event.peer);
+        this.ports.log('warn', `${event.code}: connection dropped`, { peer: event.peer, why: event.why });
+        this.onPeerDown(event.peer, event.code, event.why);
         return this.ports.reconnect(event.peer, event.why);
       case 'feed-lost':
-        return this.ports.log('error', 'WAL_RELEASED: the peer needs entries that are not kept any more', {
+        if (event.generation !== this.generations.get(event.peer)) return;
+        this.ports.log('error', `${event.code}: the peer cannot be fed any more`, {
           peer: event.peer,
+          why: event.why,
         });
+        this.noteTrouble(event.peer, event.code, event.why, false);
+        return this.step({ type: 'feed-lost', now, view: event.view, node: event.peer });
       case 'failed':
         return this.fail(event.why);
       case 'guest-attached':
@@ -256,6 +286,12 @@ export class ReplicaEngine {
       default:
         return this.stateTransfer.onPlaneEvent(event);
     }
+  }
+
+  private noteTrouble(peer: NodeId, code: string, detail: string, broke: boolean): void {
+    const { breaks } = this.linkOf(peer);
+    const at = this.ports.clock.now();
+    this.peerLinks.set(peer, { trouble: { code, detail, at }, breaks: breaks + (broke ? 1 : 0) });
   }
 
   private onMail(from: NodeId, bytes: Uint8Array, now: number): void {

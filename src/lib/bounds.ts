@@ -17,6 +17,8 @@ export const bounds = {
   socketPathMaxBytes: 107,
   /** IFNAMSIZ of Linux is 16 with its terminating zero. */
   interfaceNameMaxChars: 15,
+  /** IB_DEVICE_NAME_MAX of Linux is 64 with its terminating zero. */
+  rdmaDeviceMaxChars: 63,
   /** A kernel command line of x86-64. */
   kernelAppendMaxChars: 1024,
 
@@ -42,6 +44,8 @@ export const bounds = {
   bootstrapKeepAliveMs: 1_000,
   bootstrapRedialMinMs: 20,
   bootstrapRedialMaxMs: 1_000,
+  /** A connection that lasted so long is dialled anew at once; others by and by. */
+  bootstrapSettledMs: 2_000,
   bootstrapWarningEveryMs: 10_000,
 
   // the engine
@@ -114,6 +118,7 @@ assert(bounds.adminSlowMs < bounds.adminIdleMs);
 assert(bounds.statusWatchMs < bounds.adminIdleMs, 'a watching client is not idle');
 assert(bounds.pollMs < bounds.progressMs);
 assert(bounds.descriptorMaxBytes < bounds.bootstrapHelloMaxBytes, 'a descriptor fits a hello');
+assert(bounds.bootstrapRedialMaxMs < bounds.bootstrapSettledMs, 'waiting for a redial is no settling');
 assert(bounds.tickMs < bounds.guestReportMs);
 assert(bounds.ramTrailerBytes % bounds.guestPageBytes === 0, 'the trailer is whole pages');
 assert(bounds.inflightEntriesMax < bounds.logEntriesMax, 'what is in flight fits the log in memory');

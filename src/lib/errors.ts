@@ -92,6 +92,7 @@ export const errorTable = {
 
   // the fabric and the peers
   FABRIC_UNKNOWN: { severity: 'fatal', exit: x.configuration, text: 'there is no such fabric' },
+  VERBS_OPEN: { severity: 'fatal', exit: x.configuration, text: 'the RDMA device cannot be used' },
   FABRIC_CONNECT: { severity: 'error', exit: x.failure, text: 'the fabric cannot reach a peer' },
   FABRIC_BUSY: { severity: 'warning', exit: x.failure, text: 'the fabric takes no more work now' },
   FABRIC_DOWN: { severity: 'warning', exit: x.failure, text: 'the connection to a peer is down' },
@@ -100,6 +101,7 @@ export const errorTable = {
   FABRIC_GRANT: { severity: 'error', exit: x.failure, text: 'memory of a peer cannot be attached' },
   SHM_OPEN: { severity: 'fatal', exit: x.failure, text: 'the shared memory cannot be opened' },
   SHM_BUSY: { severity: 'error', exit: x.alreadyRunning, text: 'the shared memory is in use' },
+  PEER_STREAM: { severity: 'warning', exit: x.failure, text: 'what a peer writes does not fit' },
   PEER_REFUSED: { severity: 'warning', exit: x.failure, text: 'a peer was refused' },
   VERSION_MISMATCH: { severity: 'error', exit: x.configuration, text: 'the versions do not match' },
 

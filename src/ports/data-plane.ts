@@ -140,10 +140,18 @@ export type PlaneEvent =
       readonly type: 'stream-broken';
       readonly peer: NodeId;
       readonly generation: number;
+      readonly code: string;
       readonly why: string;
     }
-  /** The peer needs entries that are not kept any more. */
-  | { readonly type: 'feed-lost'; readonly peer: NodeId }
+  /** This primary cannot read the entries that the peer needs, or does not keep them any more: `code` tells. */
+  | {
+      readonly type: 'feed-lost';
+      readonly peer: NodeId;
+      readonly view: View;
+      readonly generation: number;
+      readonly code: string;
+      readonly why: string;
+    }
   /** The replica must stop. `why` begins with a code. */
   | { readonly type: 'failed'; readonly why: string }
   | {

@@ -114,6 +114,10 @@ void t.test('transcripts', { timeout: 120_000 }, (t) => {
     h3: { failWith: { code: 'WAL_FAILED', msg: 'disk gone' }, failAfterMs: 300 },
   });
   record('status demo');
+  record('init rdma --hosts local --fabric verbs --name rdma');
+  record('up rdma', { h1: { losesPeer: 'h3' } });
+  record('status rdma');
+  record('down rdma');
   const file = join(base, 'demo/falcon.json');
   const good = readFileSync(file, 'utf8');
   writeFileSync(file, good.replace('"port": 7402', '"port": 0'));

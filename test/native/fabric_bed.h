@@ -40,6 +40,8 @@ class FabricBed {
   virtual void DeliverLate(PeerId from, PeerId to) = 0;
 
   [[nodiscard]] virtual bool concurrent() const = 0;  // members may live on threads of their own
+  // An emulated machine does less in the same time.
+  [[nodiscard]] virtual size_t Scaled(size_t rounds) const { return rounds; }
   // Members may sleep, each on a thread of its own that polls it.
   [[nodiscard]] virtual bool sleeps() const { return concurrent(); }
   // Sleepers are rung by the writer, and not woken by their sockets.

@@ -178,7 +178,7 @@ inline void AlignedWordsNeverTear(FabricBed& bed) {
   std::vector<Bytes> sources;
   for (unsigned i = 0; i < 256; ++i) sources.emplace_back(256, static_cast<std::byte>(i));
   const Pinned pinned(0);
-  const size_t rounds = bed.concurrent() ? 300000 : 100;
+  const size_t rounds = bed.concurrent() ? bed.Scaled(300000) : 100;
   for (size_t i = 0; i < rounds; ++i) {
     const Span whole = i % 8 == 0 ? Span(sources[i % 256]) : Span(sources[i % 256]).first(8);
     const size_t cut = whole.size() == 8 ? 1 + i % 5 : 1 + i % 97;

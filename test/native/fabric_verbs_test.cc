@@ -130,6 +130,7 @@ class VerbsBed final : public falcon::test::FabricBed {
   void KeepLate(PeerId /*from*/, PeerId /*to*/) override {}
   void DeliverLate(PeerId /*from*/, PeerId /*to*/) override {}
   [[nodiscard]] bool concurrent() const override { return true; }
+  [[nodiscard]] size_t Scaled(size_t rounds) const override { return rounds / 10; }
   [[nodiscard]] size_t queue_bound() const override { return options[0].send_queue; }
   [[nodiscard]] size_t Leftovers() const override {
     const size_t now = KernelObjects();
@@ -180,22 +181,59 @@ TEST(sequence_numbers_belong_to_an_incarnation_and_a_direction) {
 }
 
 // Both sides up, but of different incarnations: nothing gets through, and the writer learns of it.
+// The packets of one are early or late to the other, and what a late one is answered must not pass
+// for the acknowledgement of anything (rxe of Linux 6.1 takes it for that: see
+// verbs_completions.cc).
 TEST(ends_of_different_connections_do_not_talk) {
   VerbsBed bed;
+  for (VerbsOptions& each : bed.options) each.timeout = 11;
   bed.Start(0);
   bed.Start(1);
-  CHECK(bed.at(1).Connect(0, 6, bed.at(0).Descriptor()).ok());
-  CHECK(bed.at(0).Connect(1, 5, bed.at(1).Descriptor()).ok());
   const Bytes data = Pattern(1, 64);
-  CHECK(WriteOne(bed.at(0), 1, {0, 0}, data).ok());
-  CHECK(bed.AwaitBroken(0, 1));
-  CHECK(IsZero(bed.at(1).region(0)));
-  CHECK(Is(WriteOne(bed.at(0), 1, {0, 0}, data), "FABRIC_DOWN"));
-  std::printf("# %s\n", bed.verbs(0).BrokenBecause(1).c_str());
+  int late = 0;
+  for (uint64_t round = 0; round < 24; ++round) {
+    const uint64_t ours = 100 + 2 * round;
+    CHECK(bed.at(1).Connect(0, ours + 1, bed.at(0).Descriptor()).ok());
+    CHECK(bed.at(0).Connect(1, ours, bed.at(1).Descriptor()).ok());
+    CHECK(WriteOne(bed.at(0), 1, {0, 0}, data).ok());
+    CHECK(bed.AwaitBroken(0, 1));
+    CHECK(IsZero(bed.at(1).region(0)));
+    CHECK(Is(WriteOne(bed.at(0), 1, {0, 0}, data), "FABRIC_DOWN"));
+    late += ((VerbsPsn(ours, 0, 1) - VerbsPsn(ours + 1, 0, 1)) & 0x800000) != 0 ? 1 : 0;
+  }
+  CHECK(late > 4 && late < 20);
+  std::printf("# %d of 24 late; %s\n", late, bed.verbs(0).BrokenBecause(1).c_str());
   CHECK(bed.Connect(0, 1, 7).ok());
   CHECK(WriteOne(bed.at(0), 1, {0, 0}, data).ok());
   bed.Drive();
   CHECK(Holds(bed.at(1), 0, 0, data));
+}
+
+// A device may take its time, or forget: the fabric has a bound of its own.
+TEST(a_queue_that_stands_still_breaks) {
+  VerbsBed bed;
+  bed.options[0].timeout = 20;
+  bed.options[0].stall_us = 50000;
+  bed.StartAll(3);
+  bed.at(1).Disconnect(0);
+  const Bytes data = Pattern(9, 64);
+  const falcon::Nanoseconds start = falcon::MonotonicNow();
+  CHECK(WriteOne(bed.at(0), 1, {0, 0}, data).ok());
+  CHECK(WriteOne(bed.at(0), 2, {0, 0}, data).ok());
+  CHECK(bed.AwaitBroken(0, 1));
+  CHECK(falcon::MonotonicNow() - start >= 50 * falcon::kSecond / 1000);
+  CHECK(falcon::MonotonicNow() - start < 5 * falcon::kSecond);
+  CHECK(bed.verbs(0).BrokenBecause(1).starts_with("stalled: "));
+  std::printf("# %s\n", bed.verbs(0).BrokenBecause(1).c_str());
+  CHECK(bed.at(0).State(2) == PeerState::kUp);
+  CHECK(bed.Connect(0, 1).ok());
+  CHECK(WriteOne(bed.at(0), 1, {0, 0}, data).ok());
+  bed.Drive();
+  CHECK(Holds(bed.at(1), 0, 0, data) && Holds(bed.at(2), 0, 0, data));
+  const VerbsOptions usual;
+  std::printf("# by default after %lld ms\n",
+              static_cast<long long>(VerbsStallBound(usual) / 1'000'000));
+  CHECK(VerbsStallBound(usual) > falcon::kSecond && VerbsStallBound(usual) < 2 * falcon::kSecond);
 }
 
 // The old connection's packets are still being sent again when the other side is up anew, with the
@@ -271,7 +309,7 @@ TEST(two_hundred_connections_leak_nothing) {
   CHECK(OpenDescriptors() == descriptors);
 }
 
-// Polled now and then, as a busy replica does: one write in 64 asks for a completion.
+// Polled now and then, as a busy replica does: one write in 128 asks for a completion.
 TEST(few_writes_ask_for_a_completion) {
   VerbsBed bed;
   bed.options[0].quiet_us = 1000000;
@@ -288,14 +326,16 @@ TEST(few_writes_ask_for_a_completion) {
   }
   const falcon::VerbsCounters after = bed.verbs(0).verbs_counters();
   const uint64_t requests = after.posted - before.posted;
-  std::printf("# %llu requests, %llu signaled, %llu inline, %llu flushes\n",
+  std::printf("# %llu requests, %llu signaled, %llu inline, %llu probes\n",
               static_cast<unsigned long long>(requests),
               static_cast<unsigned long long>(after.signaled - before.signaled),
               static_cast<unsigned long long>(after.inlined - before.inlined),
-              static_cast<unsigned long long>(after.flushes - before.flushes));
-  CHECK(requests == 20000 && after.inlined - before.inlined == 20000);
+              static_cast<unsigned long long>(after.probes - before.probes));
+  CHECK(after.inlined - before.inlined == 20000);
+  CHECK(requests == 20000 + (after.probes - before.probes));
   CHECK((after.signaled - before.signaled) * 50 <= requests);
-  CHECK(after.signaled - before.signaled >= requests / 64);
+  CHECK(after.probes - before.probes > 0);
+  CHECK(after.signaled - before.signaled >= requests / 128);
 }
 
 TEST(registered_memory_is_sent_from_where_it_is) {
@@ -372,13 +412,13 @@ TEST(devices_and_options_are_checked) {
   std::unique_ptr<Fabric> fabric;
   VerbsOptions options = OptionsFor(0);
   options.device = "no_such_device";
-  CHECK(Is(MakeVerbsFabric(options, 0, &fabric), "START_FAILED"));
+  CHECK(Is(MakeVerbsFabric(options, 0, &fabric), "VERBS_OPEN"));
   options = OptionsFor(0);
   options.port = 7;
-  CHECK(Is(MakeVerbsFabric(options, 0, &fabric), "START_FAILED"));
+  CHECK(Is(MakeVerbsFabric(options, 0, &fabric), "VERBS_OPEN"));
   options = OptionsFor(0);
   options.rnr_retry = 7;  // for ever
-  CHECK(Is(MakeVerbsFabric(options, 0, &fabric), "START_FAILED"));
+  CHECK(Is(MakeVerbsFabric(options, 0, &fabric), "VERBS_OPEN"));
   CHECK(fabric == nullptr);
   CHECK(MakeVerbsFabric(OptionsFor(0), 0, &fabric).ok());
   const falcon::VerbsLink link = static_cast<VerbsFabric&>(*fabric).link();

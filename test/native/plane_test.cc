@@ -1,5 +1,6 @@
 // Two data planes on the simulated fabric, step by step: what the cluster simulation meets only by
 // luck.
+#include <cerrno>
 #include <memory>
 #include <string>
 #include <vector>
@@ -243,6 +244,60 @@ TEST(FedAgainInOneViewNeedsANewConnection) {
     pair.Settle();
   }
   CHECK(pair.member[1].plane->last_op() == pair.member[0].plane->last_op());
+}
+
+std::string TextOf(const PlaneEvent& event) {
+  const auto* begin = reinterpret_cast<const char*>(event.bytes.data());
+  return {begin, begin + event.bytes.size()};
+}
+
+const PlaneEvent* Find(Pair& pair, PeerId i, PlaneEvent::Kind kind) {
+  for (const PlaneEvent& event : pair.member[i].plane->events()) {
+    if (event.kind == kind) return &event;
+  }
+  return nullptr;
+}
+
+// What the primary's own disk cannot give is told as that, not as something that was released.
+TEST(AFeedThatCannotBeReadSaysWhy) {
+  Pair pair(64 << 10);
+  REQUIRE(pair.Lead());
+  const std::vector<std::byte> large(4000, std::byte{9});
+  for (int i = 0; i < 600; ++i) {  // more than twice log_bytes
+    REQUIRE(pair.member[0].plane->Propose(EntryKind::kNoop, large));
+    pair.Settle();
+  }
+  REQUIRE(pair.member[0].plane->EntryInMemory(2).empty());
+  REQUIRE(pair.member[0].plane->Connect(1, 80, pair.member[1].fabric->Descriptor()).ok());
+  REQUIRE(pair.member[1].plane->Connect(0, 80, pair.member[0].fabric->Descriptor()).ok());
+  pair.member[0].storage.FailReads(EIO);
+  pair.member[0].plane->Feed(1, 1, 0);
+  pair.Settle();
+  REQUIRE(pair.Count(0, PlaneEvent::Kind::kFeedLost) == 1);
+  const PlaneEvent* lost = Find(pair, 0, PlaneEvent::Kind::kFeedLost);
+  CHECK(lost->peer == 1 && lost->view == 1 && lost->op == 2);
+  CHECK(TextOf(*lost).starts_with("WAL_READ "));
+  PlaneSnapshot snapshot;
+  pair.member[0].plane->FillSnapshot(&snapshot);
+  CHECK(!snapshot.acks[1]);
+}
+
+// A connection that came to nothing before it reached the plane counts like any other, so that both
+// sides number their connections alike.
+TEST(AConnectionThatCameToNothingCounts) {
+  Pair pair(8 << 10);
+  pair.member[0].plane->NotConnected(1, {"FABRIC_CONNECT", "nobody answers"});
+  const PlaneEvent* broken = Find(pair, 0, PlaneEvent::Kind::kStreamBroken);
+  REQUIRE(broken != nullptr);
+  CHECK(broken->op == 2 && TextOf(*broken) == "FABRIC_CONNECT nobody answers");
+  CHECK(!pair.member[0].plane->SendMail(1, payload));
+  REQUIRE(pair.member[0].plane->Connect(1, 78, pair.member[1].fabric->Descriptor()).ok());
+  REQUIRE(pair.member[1].plane->Connect(0, 78, pair.member[0].fabric->Descriptor()).ok());
+  CHECK(pair.member[1].plane->SendMail(0, payload));
+  pair.Settle();
+  const PlaneEvent* mail = Find(pair, 0, PlaneEvent::Kind::kMail);
+  REQUIRE(mail != nullptr);
+  CHECK(mail->op == 3);
 }
 
 }  // namespace

@@ -7,7 +7,7 @@ import { parseArgs } from 'node:util';
 
 import { loadCluster, nodePaths } from '../../src/api/cluster.js';
 import { startAdminServer } from '../../src/api/server.js';
-import type { ReplicaStatus } from '../../src/api/status.js';
+import type { RdmaStatus, ReplicaStatus } from '../../src/api/status.js';
 import { formatError } from '../../src/lib/errors.js';
 
 export interface FakeBehaviour {
@@ -17,9 +17,30 @@ export interface FakeBehaviour {
   readonly failAfterMs?: number;
   /** Is never primary, and its gate stays closed. */
   readonly passive?: boolean;
+  /** As primary, this peer cannot be fed any more. */
+  readonly losesPeer?: string;
   /** Takes no notice of `shutdown` and SIGTERM. */
   readonly stubborn?: boolean;
 }
+
+const fakeRdma: RdmaStatus = {
+  device: 'mlx5_0',
+  port: 1,
+  gid: '::ffff:10.77.0.1',
+  gidIndex: 3,
+  linkLayer: 'ethernet',
+  mtuBytes: 4096,
+  inlineBytes: 256,
+  posted: 2500,
+  signaled: 100,
+  signaledFraction: 0.04,
+  inlined: 2304,
+  inlineFraction: 0.96,
+  staged: 96,
+  stagedFraction: 0.04,
+  probes: 7,
+  retries: { local_ack_timeout_err: 2, packet_seq_err: 1 },
+};
 
 function fail(behaviour: FakeBehaviour): never {
   process.stdout.write(`${JSON.stringify({ level: 60, ...behaviour.failWith })}\n`);
@@ -63,8 +84,29 @@ async function main(): Promise<void> {
     recovering: false,
     peers: config.nodes
       .filter((node) => node.name !== name)
-      .map((node) => ({ name: node.name, connected: true, ackedOp: 119, guest: true })),
+      .map((node) => ({
+        name: node.name,
+        connected: true,
+        state: primary && node.name === behaviour.losesPeer ? 'lost' : 'up',
+        trouble:
+          primary && node.name === behaviour.losesPeer
+            ? { code: 'WAL_RELEASED', detail: 'op 5 is older than op 17', at: '2026-01-02T03:04:05.678Z' }
+            : null,
+        breaks: 0,
+        ackedOp: 119,
+        guest: true,
+      })),
     sync: { active: null, last: [] },
+    link: {
+      writes: 2400,
+      writtenBytes: 307_200,
+      reads: 0,
+      wakesSent: 12,
+      wakesReceived: 11,
+      errors: 0,
+      rdma: config.fabric === 'verbs' ? fakeRdma : null,
+    },
+    refused: { secret: index, version: 0, other: 0, unfinished: 2 * index },
     counters: { frames: 7 },
   });
   const server = await startAdminServer(paths.adminSocket, {

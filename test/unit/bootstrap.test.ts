@@ -32,6 +32,7 @@ interface Changes {
 }
 
 const secret = randomBytes(bounds.secretBytes);
+t.setTimeout(180_000);
 const soon = { timeoutMs: 10_000, everyMs: 5 };
 
 async function freePorts(count: number): Promise<number[]> {
@@ -208,28 +209,141 @@ t.test('garbage, silence and floods are bounded, and members still meet', async 
   await Promise.all([ended(silent), ended(mute)]);
   t.ok(performance.now() - start < bounds.bootstrapHandshakeMs * 3, 'who says nothing is sent away');
 
-  // More connections than the bound at once, again and again; each is ended by the bound or left half open.
+  // More connections than the bound at once, again and again: all but as many as the bound are ended from here.
   let refusedByBound = 0;
+  let mostWaiting = 0;
+  let sampling = true;
+  const sample = (): void => {
+    mostWaiting = Math.max(mostWaiting, node.bootstrap.strangersNow);
+    if (sampling) setImmediate(sample);
+  };
+  sample();
+  const before = node.bootstrap.refused.unfinished;
+  const warnings = node.refused.length;
   for (let round = 0; round < 20; round++) {
     const sockets = Array.from({ length: 500 }, () => connect(node.port, '127.0.0.1'));
-    await Promise.all(
-      sockets.map(
-        (socket) =>
-          new Promise<void>((resolve) => {
-            socket.on('error', () => undefined);
-            socket.once('close', () => {
-              refusedByBound++;
-              resolve();
-            });
-            setTimeout(resolve, 150).unref();
-          }),
-      ),
-    );
+    let turnedAway = 0;
+    for (const socket of sockets) {
+      socket.on('error', () => undefined);
+      socket.once('close', () => turnedAway++);
+    }
+    const most = sockets.length - bounds.bootstrapConnectionsMax;
+    await waitUntil(() => turnedAway >= most, { timeoutMs: 20_000, everyMs: 5 });
+    refusedByBound += turnedAway;
     for (const socket of sockets) socket.destroy();
   }
-  t.ok(refusedByBound > 5000, `${refusedByBound} of 10000 were turned away at the door`);
+  sampling = false;
+  t.ok(
+    refusedByBound >= 20 * (500 - bounds.bootstrapConnectionsMax),
+    `${refusedByBound} of 10000 were turned away at the door`,
+  );
+  t.ok(
+    mostWaiting > 10 && mostWaiting <= bounds.bootstrapConnectionsMax,
+    `${mostWaiting} were waited for at once`,
+  );
+  const all = await waitUntil(() => node.bootstrap.refused.unfinished - before >= 10_000, soon);
+  t.ok(all, `${node.bootstrap.refused.unfinished - before} of 10000 counted`);
+  t.equal(node.refused.length, warnings, 'and none of them logged');
   await sleep(50);
   const peer = await startNode(t, 1, ports);
   t.ok(await waitUntil(() => peer.up.length > 0 && node.up.length > 0, soon));
   t.equal(peer.up.at(-1)?.peer, 0);
+});
+
+t.test('who drips a hello is sent away in time', async (t) => {
+  const ports = await freePorts(2);
+  const node = await startNode(t, 0, ports);
+  const start = performance.now();
+  const drip = (socket: Socket, bytes: Uint8Array): Promise<void> => {
+    let sent = 0;
+    const timer = setInterval(() => socket.write(bytes.subarray(sent, ++sent)), 50);
+    return ended(socket).finally(() => clearInterval(timer));
+  };
+  const hello = framed(
+    pack([bootstrapVersion, 'test-00000001', 1, 'shm', randomBytes(16), randomBytes(2000)]),
+  );
+  // A TLS record that announces 16 KiB of a handshake and never brings them; and an insider's hello.
+  const outsider = connect(node.port, '127.0.0.1');
+  const record = Buffer.concat([Buffer.from('1603014000010000', 'hex'), Buffer.alloc(16_384, 1)]);
+  const [inside] = [await insider(node.port)];
+  await Promise.all([drip(outsider, record), drip(inside, hello)]);
+  t.ok(performance.now() - start < bounds.bootstrapHandshakeMs * 3, 'each byte gives it no more time');
+  t.ok(await waitUntil(() => node.bootstrap.refused.unfinished === 2, soon), 'counted');
+  t.same([node.up, node.refused], [[], []]);
+  t.equal(node.bootstrap.strangersNow, 0);
+});
+
+/** Stands between a member and the node on `port`, and keeps what the member sent. */
+async function recorder(
+  t: { teardown(handler: () => void): void },
+  port: number,
+): Promise<{ port: number; sent: Buffer[] }> {
+  const sent: Buffer[] = [];
+  const sockets: Socket[] = [];
+  const server = createServer((near) => {
+    const far = connect(port, '127.0.0.1');
+    sockets.push(near, far);
+    for (const socket of [near, far]) socket.on('error', () => undefined);
+    near.on('data', (chunk: Buffer) => {
+      sent.push(chunk);
+      far.write(chunk);
+    });
+    far.on('data', (chunk: Buffer) => void near.write(chunk));
+    near.on('close', () => far.destroy());
+    far.on('close', () => near.destroy());
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', () => resolve()));
+  t.teardown(() => {
+    server.close();
+    for (const socket of sockets) socket.destroy();
+  });
+  return { port: (server.address() as AddressInfo).port, sent };
+}
+
+t.test('what was said before is of no use to who says it again', async (t) => {
+  const ports = await freePorts(2);
+  const node = await startNode(t, 0, ports);
+  // Member 1 reaches the node through somebody who writes down every byte.
+  const tap = await recorder(t, node.port);
+  const peer = await startNode(t, 1, [tap.port, ports[1]!]);
+  t.ok(await waitUntil(() => node.up.length === 1 && peer.up.length === 1, soon));
+  const recorded = Buffer.concat(tap.sent);
+  t.ok(recorded.length > 200);
+  const replay = connect(node.port, '127.0.0.1');
+  replay.write(recorded);
+  await ended(replay);
+  const { secret, version, other, unfinished } = node.bootstrap.refused;
+  t.equal(secret + version + other + unfinished, 1, 'refused and counted');
+  t.equal(node.up.length, 1, 'a recorded conversation lets nobody in');
+  t.same(node.down, [], 'nor does it send away who is in');
+
+  // An insider that repeats a member's hello, nonce and all, gets a connection of another name: the other half
+  // of the name is the node's own.
+  const hello = framed(pack([bootstrapVersion, 'test-00000001', 1, 'shm', randomBytes(16), randomBytes(8)]));
+  for (const count of [2, 3]) {
+    const socket = await insider(node.port);
+    socket.write(hello);
+    t.ok(await waitUntil(() => node.up.length >= count, soon));
+  }
+  const names = node.up.map(({ connection }) => connection);
+  t.equal(new Set(names).size, names.length, 'no name twice');
+});
+
+t.test('a connection that breaks as soon as it is made is not made without end', async (t) => {
+  const ports = await freePorts(2);
+  const [a, b] = [await startNode(t, 0, ports), await startNode(t, 1, ports)];
+  t.ok(await waitUntil(() => a.up.length === 1 && b.up.length === 1, soon));
+  const stop = performance.now() + 3000;
+  while (performance.now() < stop) {
+    const meetings = b.up.length;
+    b.bootstrap.reset(0);
+    await waitUntil(() => b.up.length > meetings, { timeoutMs: 3000, everyMs: 1 });
+  }
+  t.ok(b.up.length > 4 && b.up.length < 15, `${b.up.length} meetings in 3 s`);
+  await sleep(bounds.bootstrapSettledMs + 100);
+  const start = performance.now();
+  const meetings = b.up.length;
+  b.bootstrap.reset(0);
+  t.ok(await waitUntil(() => b.up.length > meetings, soon));
+  t.ok(performance.now() - start < bounds.bootstrapRedialMaxMs, 'one that lasted is made anew at once');
 });

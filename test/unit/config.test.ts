@@ -1,12 +1,13 @@
 /** Every field of the configuration, wrong in every way that it can be. */
-import { chmodSync, symlinkSync, writeFileSync } from 'node:fs';
+import { chmodSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import type { Test } from 'tap';
 
 import { loadCluster } from '../../src/api/cluster.js';
-import { defaultLog, defaultTiming, parseConfig } from '../../src/api/config.js';
+import { defaultLog, defaultTiming, defaultVerbs, parseConfig } from '../../src/api/config.js';
 import { FalconError } from '../../src/lib/errors.js';
+import { repositoryRoot } from '../../src/lib/root.js';
 import { temporaryDirectory } from '../support/directory.js';
 
 function nodes(count: number): Record<string, unknown>[] {
@@ -52,7 +53,15 @@ void t.test('a short file is filled in', (t) => {
   });
   t.same(config.timing, defaultTiming);
   t.same(config.log, defaultLog);
-  t.same(config.nodes[1], { name: 'h2', address: '10.77.0.2', port: 7400, netns: null, vm: true });
+  t.same(config.nodes[1], {
+    name: 'h2',
+    address: '10.77.0.2',
+    port: 7400,
+    netns: null,
+    vm: true,
+    rdma: { device: null, port: 1, gidIndex: null },
+  });
+  t.same(config.verbs, defaultVerbs);
   t.match(config.vm, { kind: 'qemu', tap: 'vm0', memoryMiB: 256, prefix: 24, readyTimeoutMs: 120_000 });
   t.match(parseConfig(withValue('vm', undefined)).vm, { kind: 'none', tap: null });
   t.same(parseConfig(config), config, 'what was filled in is accepted as it is');
@@ -71,8 +80,15 @@ void t.test('a value of the wrong kind or out of range is refused with its path'
     ['timing.stallMs', 9, 60_001],
     ['log.memoryBytes', 4096, 2 ** 40],
     ['log.ringBytes', 4096, 2 ** 40],
-    ['log.segmentBytes', 4096, 2 ** 40],
+    ['log.segmentBytes', 1024 * 1024, 2 ** 40],
     ['log.retainBytes', 4096, 2 ** 50],
+    ['verbs.timeout', 7, 21],
+    ['verbs.retry', -1, 8],
+    ['verbs.rnrRetry', -1, 7],
+    ['verbs.minRnrTimer', 0, 32],
+    ['verbs.sendQueue', 63, 513],
+    ['verbs.inlineBytes', -1, 1025],
+    ['nodes.0.rdma.port', 0, 255],
     ['nodes.0.port', 0, 65_536],
     ['vm.memoryMiB', 31, 2 ** 30],
     ['vm.prefix', 0, 31],
@@ -99,7 +115,11 @@ void t.test('a value of the wrong kind or out of range is refused with its path'
         5,
       ],
     ],
-    ['fabric', ['verbs', '', null, 1]],
+    ['fabric', ['rdma', '', null, 1]],
+    ['verbs', [[], 7, null]],
+    ['nodes.1.rdma', [[], 'mlx5_0', null]],
+    ['nodes.1.rdma.device', ['', '-x', 'a/b', '..', 'a b', 'x'.repeat(64), 5]],
+    ['nodes.1.rdma.gidIndex', [-1, 256, 0.5, '1', true]],
     ['durability', ['none', null]],
     ['lan', ['hub', null]],
     ['poll', [[], 'busy', null]],
@@ -133,10 +153,28 @@ function expectRefused(t: Test, path: string, value: unknown): void {
   t.same([error.code, error.path], ['CONFIG_INVALID', expected], `${expected} = ${JSON.stringify(value)}`);
 }
 
+void t.test('the defaults of queue pairs are those of the native code', (t) => {
+  const header = readFileSync(join(repositoryRoot, 'native/fabric/verbs.h'), 'utf8');
+  for (const [name, value] of Object.entries(defaultVerbs) as [string, number][]) {
+    const native = name.replaceAll(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
+    t.equal(new RegExp(`\\b${native} = (\\d+);`).exec(header)?.[1], String(value), name);
+  }
+  t.end();
+});
+
 void t.test('what is missing and what is unknown', (t) => {
   for (const path of ['version', 'cluster', 'nodes']) expectRefused(t, path, undefined);
   for (const path of ['nodes.1.name', 'nodes.1.address', 'vm.kind']) expectRefused(t, path, undefined);
-  for (const path of ['colour', 'poll.colour', 'timing.colour', 'log.colour', 'nodes.2.colour', 'vm.colour'])
+  for (const path of [
+    'colour',
+    'poll.colour',
+    'timing.colour',
+    'log.colour',
+    'nodes.2.colour',
+    'nodes.2.rdma.colour',
+    'verbs.colour',
+    'vm.colour',
+  ])
     expectRefused(t, path, 1);
   t.equal(errorOf(withValue('odd key', 1)).path, '"odd key"');
   for (const top of [null, [], 'x', 5, undefined]) t.equal(errorOf(top).path, 'top level');

@@ -277,3 +277,23 @@ t.test('a cluster of one', async (t) => {
     ['role', 'promise', 'persist', 'role', 'lead'],
   );
 });
+
+t.test('a follower that cannot be fed counts for nothing, until it comes anew', async (t) => {
+  const bench = new Bench().lead();
+  t.same(bench.core.status.followers, [1]);
+  t.same(bench.step({ type: 'feed-lost', view: 7, node: 1 }), [], 'of another view');
+  t.same(bench.step({ type: 'feed-lost', view: 1, node: 5 }), [], 'no member');
+  t.same(bench.core.status.followers, [1]);
+  bench.step({ type: 'transfer', to: 1 });
+  t.same(bench.step({ type: 'feed-lost', view: 1, node: 1 }), ['trace', 'transfer-result', 'release-input']);
+  t.same([bench.core.status.followers, bench.core.status.apart], [[], [1]]);
+  t.match(bench.step({ type: 'transfer', to: 1 }), ['transfer-result'], 'no target any more');
+  bench.now += options.retryMs;
+  t.notOk(bench.step({ type: 'tick' }).includes('follow>1'), 'it is left alone');
+  t.same(bench.mail(1, { type: 'view-state', view: 1, tail: emptyTail }), [], 'the same log is no news');
+  t.same(bench.core.status.apart, [1]);
+  bench.step({ type: 'peer-up', node: 1 });
+  t.same(bench.core.status.apart, [], 'a new connection is a new try');
+  bench.mail(1, { type: 'view-state', view: 1, tail: emptyTail });
+  t.ok(bench.progress(1, 0).includes('feed'));
+});

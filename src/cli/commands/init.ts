@@ -15,7 +15,7 @@ import { join, resolve } from 'node:path';
 import { realFileSystem } from '../../adapters/file-system.js';
 import { createHardState } from '../../adapters/hard-state.js';
 import { loadCluster, nodePaths } from '../../api/cluster.js';
-import { clusterSizes, parseConfig } from '../../api/config.js';
+import { clusterSizes, fabrics, parseConfig } from '../../api/config.js';
 import type { ClusterConfig } from '../../api/config.js';
 import { bounds } from '../../lib/bounds.js';
 import { asFalconError, errnoOf, exitCodes, FalconError, messageOf } from '../../lib/errors.js';
@@ -39,7 +39,7 @@ export const init: Command = {
     },
     fabric: {
       type: 'string',
-      choices: ['shm', 'tcp'],
+      choices: fabrics,
       fallback: 'shm',
       help: 'what carries the log between replicas',
     },

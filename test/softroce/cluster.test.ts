@@ -1,0 +1,49 @@
+/** A cluster of three over verbs, in the soft-RoCE bed; the steps are those of test/e2e/fabrics. */
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import t from 'tap';
+
+import { repositoryRoot } from '../../src/lib/root.js';
+import { runBed, TapReader } from './bed.js';
+
+const limitSeconds = 900;
+t.setTimeout((limitSeconds + 300) * 1000);
+const inside = join(repositoryRoot, 'dist/test/softroce/cluster-inside.js');
+
+await t.test('a cluster over verbs', { timeout: (limitSeconds + 60) * 1000 }, async (t) => {
+  const out = mkdtempSync(join(tmpdir(), 'falcon-verbs-'));
+  t.teardown(() => rmSync(out, { recursive: true }));
+  const reader = new TapReader();
+  const run = await runBed(['--limit', String(limitSeconds), '--out', out, '--', process.execPath, inside], {
+    timeoutMs: (limitSeconds + 30) * 1000,
+    onLine: (line) => {
+      const point = reader.take(line);
+      if (point === null) return;
+      void t.test(point.name, (t) => {
+        for (const comment of point.comments) t.comment(comment);
+        t.ok(point.ok && point.skipped === '', point.skipped || point.comments.join('; '));
+        t.end();
+      });
+    },
+  });
+  t.ok(reader.points.length >= 7, `${reader.points.length} steps\n${run.stdout.slice(-4000)}`);
+  t.equal(reader.planned, reader.points.length, run.stderr.slice(-4000));
+  t.equal(run.ended, reader.points.every(({ ok }) => ok) ? 0 : 1, run.stderr.slice(-4000));
+});
+
+// What its name says needs an address that the kernel looks for in vain, which only a device has.
+await t.test('reactor_verbs_test', { timeout: 120_000 }, async (t) => {
+  const directory = process.env['FALCON_NATIVE'] ?? join(repositoryRoot, 'build/native');
+  const reader = new TapReader();
+  const run = await runBed(['--limit', '100', '--', join(directory, 'reactor_verbs_test')], {
+    timeoutMs: 110_000,
+    onLine: (line) => void reader.take(line),
+  });
+  for (const { name, ok, skipped, comments } of reader.points) {
+    for (const comment of comments) t.comment(comment);
+    t.ok(ok && skipped === '', `${name} ${skipped}`);
+  }
+  t.equal(reader.points.length, reader.planned, run.stderr);
+  t.equal(run.ended, 0, run.stderr);
+});
