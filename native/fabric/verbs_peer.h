@@ -72,6 +72,9 @@ class VerbsPeer {
 
   [[nodiscard]] PeerState state() const { return state_; }
   [[nodiscard]] const std::string& because() const { return because_; }
+  [[nodiscard]] bool owns(const ibv_cq* queue) const {
+    return queue == sends_.get() || queue == receives_.get();
+  }
   [[nodiscard]] ibv_qp* pair() const { return pair_.get(); }
   [[nodiscard]] uint64_t posted() const { return posted_; }
   [[nodiscard]] uint64_t completed() const { return completed_; }
@@ -143,8 +146,8 @@ class VerbsPeer {
   Nanoseconds waiting_since_ = 0;  // a completion is due, and none has come; 0: not looked yet
   VerbsProbe probe_;
   bool probing_ = false;
-  uint64_t proving_ = 0;  // of the user's posts, these are before the probe on its way
-  uint64_t proved_ = 0;   // and these before the last that was answered
+  uint64_t proving_ = 0;            // of the user's posts, these are before the probe on its way
+  uint64_t proved_ = 0;             // and these before the last that was answered
   Nanoseconds unproved_since_ = 0;  // 0: not looked yet
 
   // The staging ring: positions without end.
