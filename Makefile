@@ -8,7 +8,7 @@ export SOFTROCE_COMMAND
 export FALCON_CACHE ?= $(HOME)/.cache/falcon
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build images check format test test-softroce softroce demo sim bench-log bench-vm clean
+.PHONY: help setup build images check format test test-softroce softroce demo sim bench-fabric bench-log bench-vm clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -48,6 +48,10 @@ demo: build images ## kill the primary under a client: SEED= IDLE= KILLS= HOSTS=
 
 sim: build ## simulate whole clusters: SEEDS=1000 or SEED=17
 	@node dist/test/sim/main.js
+
+bench-fabric: build ## one-sided writes of each fabric, beside floors: FABRICS="shm tcp verbs"
+	@cluster/setup bench/packages cluster/softroce/test-packages
+	@node dist/bench/fabric.js
 
 bench-log: build ## latency and throughput of the log, beside floors
 	@node dist/bench/log.js
