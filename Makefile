@@ -2,10 +2,13 @@
 # made from, in $FALCON_CACHE (~/.cache/falcon), so a second run is quick.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
+# As it was typed: no dollar of it is for make.
+SOFTROCE_COMMAND := $(value CMD)
+export SOFTROCE_COMMAND
 export FALCON_CACHE ?= $(HOME)/.cache/falcon
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build images check format test test-softroce demo sim bench-log bench-vm clean
+.PHONY: help setup build images check format test test-softroce softroce demo sim bench-fabric bench-log bench-vm clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -29,17 +32,26 @@ format: setup ## rewrite all sources in the project's format
 	@find native test/native -not -path 'native/qemu/*' \( -name '*.h' -o -name '*.cc' -o -name '*.c' \) -print0 | xargs -0 -r clang-format -i --style=file:native/.clang-format
 
 test: check images ## run all tests: TYPES="unit golden" for some of them
+	@if [[ -z '$(TYPES)' || ' $(TYPES) ' == *' softroce '* ]]; then cluster/setup cluster/softroce/test-packages || echo 'softroce: not all packages; its tests are skipped' >&2; fi
 	@cluster/build/run-tests $(TYPES)
 
-test-softroce: build ## run the verbs fabric on soft-RoCE, in a machine of its own
+test-softroce: build ## run only the tests on soft-RoCE, and skip none
 	@cluster/setup cluster/softroce/test-packages
-	@cluster/build/run-tests softroce
+	@FALCON_SOFTROCE=required cluster/build/run-tests softroce
+
+softroce: ## run CMD='...' on a machine with RDMA devices (soft-RoCE): OUT=folder that it may write
+	@cluster/setup cluster/softroce/test-packages
+	@cluster/softroce/run $(if $(OUT),--out '$(OUT)') $(if $(SOFTROCE_COMMAND),-- "$$SOFTROCE_COMMAND",--help)
 
 demo: build images ## kill the primary under a client: SEED= IDLE= KILLS= HOSTS= JSON=1
 	@cluster/demo/run
 
 sim: build ## simulate whole clusters: SEEDS=1000 or SEED=17
 	@node dist/test/sim/main.js
+
+bench-fabric: build ## one-sided writes of each fabric, beside floors: FABRICS="shm tcp verbs"
+	@cluster/setup bench/packages cluster/softroce/test-packages
+	@node dist/bench/fabric.js
 
 bench-log: build ## latency and throughput of the log, beside floors
 	@node dist/bench/log.js

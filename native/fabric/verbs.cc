@@ -389,6 +389,9 @@ void VerbsFabricImpl::TakeDeviceEvents() {
         case IBV_EVENT_QP_ACCESS_ERR:
           if (event.element.qp == peer.pair()) peer.Break(ibv_event_type_str(event.event_type));
           break;
+        case IBV_EVENT_CQ_ERR:
+          if (peer.owns(event.element.cq)) peer.Break(ibv_event_type_str(event.event_type));
+          break;
         case IBV_EVENT_DEVICE_FATAL:
           peer.Break(ibv_event_type_str(event.event_type));
           break;
@@ -520,9 +523,9 @@ Nanoseconds VerbsStallBound(const VerbsOptions& options) {
 
 Status MakeVerbsFabric(const VerbsOptions& options, PeerId self, std::unique_ptr<Fabric>* fabric) {
   FALCON_CHECK(self < kMaxMembers);
-  if (options.send_queue < 16 || options.probe_us == 0 || options.send_queue > 8192 ||
-      options.staging_bytes < 4096 || options.port == 0 || options.timeout == 0 ||
-      options.timeout > 31 || options.retry > 7 || options.rnr_retry > 6 ||
+  if (options.send_queue < 16 || options.probe_us == 0 || options.receives > kVerbsReceives ||
+      options.send_queue > 8192 || options.staging_bytes < 4096 || options.port == 0 ||
+      options.timeout == 0 || options.timeout > 31 || options.retry > 7 || options.rnr_retry > 6 ||
       options.min_rnr_timer > 31 || options.gid_index > 255)
     return {"VERBS_OPEN", "an option is out of range"};
   auto made = std::make_unique<VerbsFabricImpl>(options, self);

@@ -53,6 +53,7 @@ struct VerbsOptions {
   uint32_t send_queue = 512;          // operations posted and not completed, per peer
   uint32_t inline_bytes = 256;        // asked of the device, which may grant less
   uint32_t staging_bytes = 1u << 20;  // per connected peer
+  uint32_t receives = 64;             // posted ahead; fewer only in tests
   uint32_t quiet_us = 200;
   uint32_t probe_us = 20000;
   uint32_t stall_us = 0;  // 0: see VerbsStallBound

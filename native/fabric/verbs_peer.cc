@@ -58,7 +58,7 @@ Status VerbsPeer::Connect(const VerbsMember& peer, const VerbsRoute& route,
   member_ = peer;
   probe_ = probe;
   Status status = InitPair(pair_.get(), *options_);
-  for (uint32_t i = 0; status.ok() && i < kVerbsReceives; ++i) {
+  for (uint32_t i = 0; status.ok() && i < options_->receives; ++i) {
     if (!PostReceive()) status = {"FABRIC_CONNECT", "the receive queue takes nothing"};
   }
   if (status.ok()) status = PairReadyToReceive(pair_.get(), *options_, *device_, peer, route);

@@ -74,6 +74,9 @@ class VerbsPeer {
 
   [[nodiscard]] PeerState state() const { return state_; }
   [[nodiscard]] const std::string& because() const { return because_; }
+  [[nodiscard]] bool owns(const ibv_cq* queue) const {
+    return queue == sends_.get() || queue == receives_.get();
+  }
   [[nodiscard]] ibv_qp* pair() const { return pair_.get(); }
   [[nodiscard]] uint64_t posted() const { return posted_; }
   [[nodiscard]] uint64_t completed() const { return completed_; }

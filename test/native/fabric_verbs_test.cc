@@ -1,7 +1,6 @@
 // The verbs fabric: the conformance suite with all members in this process, each on its own RDMA
 // device where there are several; then what only real queue pairs show. Where there is no RDMA
 // device every case is skipped: cluster/softroce/run makes some.
-#include <dirent.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -16,6 +15,7 @@
 #include "check.h"
 #include "fabric/verbs.h"
 #include "fabric_conformance.h"
+#include "fabric_verbs_bed.h"
 #include "os/clock.h"
 
 namespace {
@@ -27,6 +27,9 @@ using falcon::Status;
 using falcon::VerbsFabric;
 using falcon::VerbsOptions;
 using falcon::VerbsPsn;
+using falcon::test::KernelObjects;
+using falcon::test::OptionsFor;
+using falcon::test::VerbsBed;
 using falcon::test::conformance::Bytes;
 using falcon::test::conformance::Holds;
 using falcon::test::conformance::Is;
@@ -35,138 +38,6 @@ using falcon::test::conformance::OpenDescriptors;
 using falcon::test::conformance::Pattern;
 using falcon::test::conformance::Span;
 using falcon::test::conformance::WriteOne;
-
-constexpr falcon::Nanoseconds kPatience = 20 * falcon::kSecond;
-
-std::vector<std::string> Devices() {
-  std::vector<std::string> names;
-  DIR* listing = opendir("/sys/class/infiniband");
-  if (listing == nullptr) return names;
-  while (const dirent* entry = readdir(listing)) {
-    if (entry->d_name[0] != '.') names.emplace_back(entry->d_name);
-  }
-  closedir(listing);
-  std::sort(names.begin(), names.end());
-  return names;
-}
-
-// Objects that the kernel knows of, over all devices: completion queues, queue pairs, memory
-// regions.
-size_t KernelObjects() {
-  FILE* report = popen("rdma resource show 2>/dev/null", "r");
-  if (report == nullptr) return 0;
-  size_t total = 0;
-  char word[64];
-  unsigned long count = 0;
-  while (fscanf(report, "%63s", word) == 1) {
-    const std::string kind(word);
-    if ((kind == "cq" || kind == "qp" || kind == "mr" || kind == "pd" || kind == "ctx") &&
-        fscanf(report, "%lu", &count) == 1)
-      total += count;
-  }
-  pclose(report);
-  return total;
-}
-
-VerbsOptions OptionsFor(PeerId member) {
-  static const std::vector<std::string> devices = Devices();
-  VerbsOptions options;
-  if (!devices.empty()) options.device = devices[member % devices.size()];
-  options.timeout = 13;
-  options.retry = 4;  // the dead are noticed after 170 ms
-  options.quiet_us = 0;
-  return options;
-}
-
-class VerbsBed final : public falcon::test::FabricBed {
- public:
-  [[nodiscard]] const char* name() const override { return "verbs"; }
-  void Start(PeerId member) override {
-    fabrics_[member].reset();
-    const Status status = MakeVerbsFabric(options[member], member, &fabrics_[member]);
-    if (!status.ok()) std::printf("# %s: %s\n", status.code(), status.detail().c_str());
-    if (!status.ok()) std::abort();  // the cases would follow a null pointer
-    CHECK(fabrics_[member]->AddRegion(0, falcon::test::kRegion0Bytes).ok());
-    CHECK(fabrics_[member]->AddRegion(1, falcon::test::kRegion1Bytes).ok());
-  }
-  [[nodiscard]] Fabric& at(PeerId member) override { return *fabrics_[member]; }
-  [[nodiscard]] VerbsFabric& verbs(PeerId member) {
-    return static_cast<VerbsFabric&>(*fabrics_[member]);
-  }
-  void Close(PeerId member) override { fabrics_[member].reset(); }
-  void Kill(PeerId member) override { Close(member); }
-  Status Connect(PeerId from, PeerId to) override { return Connect(from, to, ++connections_); }
-  Status Connect(PeerId from, PeerId to, uint64_t connection) {
-    Status status = at(to).Connect(from, connection, at(from).Descriptor());
-    return status.ok() ? at(from).Connect(to, connection, at(to).Descriptor()) : status;
-  }
-  void Drive() override {
-    const falcon::Nanoseconds give_up = falcon::MonotonicNow() + kPatience;
-    while (!PollAll()) {
-      if (falcon::MonotonicNow() > give_up) {
-        CHECK(!"something posted never completed");
-        return;
-      }
-    }
-    // Sleep words and wakes, too.
-    for (int i = 0; i < 4; ++i) {
-      usleep(500);
-      PollAll();
-    }
-  }
-  bool Step() override {
-    PollAll();
-    return false;
-  }
-  void Settle(PeerId writer, PeerId sleeper) override {
-    at(sleeper).ArmWake();
-    Drive();
-    at(writer).Ring(sleeper);
-    Drive();
-    at(sleeper).DisarmWake();
-    Drive();
-  }
-  [[nodiscard]] bool knows_the_dead() const override { return false; }
-  void KeepLate(PeerId /*from*/, PeerId /*to*/) override {}
-  void DeliverLate(PeerId /*from*/, PeerId /*to*/) override {}
-  [[nodiscard]] bool concurrent() const override { return true; }
-  [[nodiscard]] size_t Scaled(size_t rounds) const override { return rounds / 10; }
-  [[nodiscard]] size_t queue_bound() const override { return options[0].send_queue; }
-  [[nodiscard]] size_t Leftovers() const override {
-    const size_t now = KernelObjects();
-    return now > before_ ? now - before_ : 0;
-  }
-
-  // True once nothing is on its way.
-  bool PollAll() {
-    bool done = true;
-    for (const auto& fabric : fabrics_) {
-      if (fabric == nullptr) continue;
-      fabric->Poll();
-      for (PeerId peer = 0; peer < falcon::kMaxMembers; ++peer)
-        done = done && (fabric->State(peer) != PeerState::kUp ||
-                        fabric->Completed(peer) == fabric->Posted(peer));
-    }
-    if (!done) sched_yield();
-    return done;
-  }
-  bool AwaitBroken(PeerId member, PeerId peer) {
-    const falcon::Nanoseconds give_up = falcon::MonotonicNow() + kPatience;
-    while (at(member).State(peer) != PeerState::kBroken && falcon::MonotonicNow() < give_up)
-      PollAll();
-    return at(member).State(peer) == PeerState::kBroken;
-  }
-
-  std::array<VerbsOptions, falcon::kMaxMembers> options = [] {
-    std::array<VerbsOptions, falcon::kMaxMembers> each;
-    for (PeerId member = 0; member < each.size(); ++member) each[member] = OptionsFor(member);
-    return each;
-  }();
-
- private:
-  const size_t before_ = KernelObjects();
-  std::array<std::unique_ptr<Fabric>, falcon::kMaxMembers> fabrics_;
-};
 
 TEST(sequence_numbers_belong_to_an_incarnation_and_a_direction) {
   std::set<uint32_t> seen;
@@ -432,9 +303,6 @@ TEST(devices_and_options_are_checked) {
 
 int main(int argc, char** argv) {
   falcon::test::AddConformanceCases<VerbsBed>();
-  if (!falcon::VerbsMissing().empty()) {
-    for (falcon::test::Case& each : falcon::test::Cases())
-      each.run = [] { falcon::test::SkipReason() = falcon::VerbsMissing(); };
-  }
+  falcon::test::SkipWithoutDevices();
   return falcon::test::Main(argc, argv);
 }

@@ -5,12 +5,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
 
-import { bedScript, runBed } from './bed.js';
+import { bedScript, inBed, runBed } from './bed.js';
 
 /** The first run of all downloads a kernel. */
 const timeoutMs = 300_000;
+const bed = inBed(timeoutMs);
 
-await t.test('a command, its output, its exit code and its files', { timeout: timeoutMs }, async (t) => {
+await t.test('a command, its output, its exit code and its files', bed, async (t) => {
   const out = mkdtempSync(join(tmpdir(), 'falcon-bed-'));
   t.teardown(() => {
     rmSync(out, { recursive: true });
@@ -33,7 +34,7 @@ await t.test('a command, its output, its exit code and its files', { timeout: ti
   t.notOk(existsSync(forbidden), 'the file system of the host stays as it is');
 });
 
-await t.test('arguments are passed as they are', { timeout: timeoutMs }, async (t) => {
+await t.test('arguments are passed as they are', bed, async (t) => {
   const run = await runBed(['--devices', '1', '--', 'printf', '%s|', 'a b', '$HOME', "it's", ''], {
     timeoutMs,
   });
@@ -41,14 +42,14 @@ await t.test('arguments are passed as they are', { timeout: timeoutMs }, async (
   t.equal(run.ended, 0, run.stderr);
 });
 
-await t.test('a run that takes too long is ended', { timeout: timeoutMs }, async (t) => {
+await t.test('a run that takes too long is ended', bed, async (t) => {
   const run = await runBed(['--limit', '1', 'sleep 100'], { timeoutMs });
   t.equal(run.ended, 124);
   t.match(run.stderr, /^falcon: START_FAILED: .*out of time after 1 seconds$/m);
 });
 
 for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
-  await t.test(`nothing is left after ${signal}`, { timeout: timeoutMs }, async (t) => {
+  await t.test(`nothing is left after ${signal}`, bed, async (t) => {
     const child = spawn(bedScript, ['--devices', '1', 'echo up; sleep 100'], {
       stdio: ['ignore', 'pipe', 'ignore'],
     });
@@ -68,7 +69,7 @@ for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
   });
 }
 
-await t.test('wrong usage', { timeout: timeoutMs }, async (t) => {
+await t.test('wrong usage', bed, async (t) => {
   for (const args of [[], ['--nothing'], ['--devices', '9', 'true'], ['--devices'], ['--env', '1', 'true']]) {
     const run = await runBed(args, { timeoutMs });
     t.equal(run.ended, 2, args.join(' '));

@@ -1,10 +1,26 @@
 /** Runs commands in the soft-RoCE test bed, and reads the TAP that a native test program prints there. */
-import { spawn } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { join } from 'node:path';
 
 import { repositoryRoot } from '../../src/lib/root.js';
 
 export const bedScript = join(repositoryRoot, 'cluster/softroce/run');
+
+/** How the bed says that it cannot run on this machine at all. */
+const notPossible = 123;
+
+/** Why there can be no bed here; empty: there can. With FALCON_SOFTROCE=required the tests run and fail. */
+export function bedMissing(): string {
+  if (process.env['FALCON_SOFTROCE'] === 'required') return '';
+  const prepared = spawnSync(bedScript, ['--prepare'], { encoding: 'utf8' });
+  return prepared.status === notPossible ? prepared.stderr.trim().split('\n').slice(-1).join() : '';
+}
+
+/** Options of a test that needs the bed. */
+export function inBed(timeout: number): { readonly timeout: number; readonly skip?: string } {
+  const missing = bedMissing();
+  return missing === '' ? { timeout } : { timeout, skip: missing };
+}
 
 export interface BedRun {
   /** Exit code, or the signal that ended it. */

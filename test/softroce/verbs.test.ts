@@ -3,12 +3,13 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 
 import { repositoryRoot } from '../../src/lib/root.js';
-import { runBed, TapReader } from './bed.js';
+import { inBed, runBed, TapReader } from './bed.js';
 
-const limitSeconds = 400;
+const limitSeconds = 240;
 const timeoutMs = (limitSeconds + 60) * 1000;
 const directory = process.env['FALCON_NATIVE'] ?? join(repositoryRoot, 'build/native');
-const program = `'${join(directory, 'fabric_verbs_test')}'`;
+const program = (name: string): string => `'${join(directory, name)}'`;
+const bed = inBed(timeoutMs);
 
 /** Runs `command`, a shell line that prints TAP, and makes each of its cases a test. */
 async function runCases(t: Test, command: string): Promise<void> {
@@ -32,13 +33,18 @@ async function runCases(t: Test, command: string): Promise<void> {
   t.equal(run.ended, reader.points.every(({ ok }) => ok) ? 0 : 1, run.stderr);
 }
 
-await t.test('fabric_verbs_test', { timeout: timeoutMs }, (t) => runCases(t, program));
+await t.test('the suite of all fabrics, and queue pairs', bed, (t) =>
+  runCases(t, program('fabric_verbs_test')),
+);
+
+await t.test('faults', bed, (t) => runCases(t, program('fabric_verbs_faults_test')));
 
 // On one machine, a sleep is known to the peer before the next instruction. Only on a long wire do it and a
 // write pass each other.
-await t.test('half a millisecond apart', { timeout: timeoutMs }, (t) =>
+await t.test('half a millisecond apart, and one packet in a hundred is lost', bed, (t) =>
   runCases(
     t,
-    `for host in h1 h2 h3; do tc qdisc add dev $host root netem delay 500us || exit 9; done; ${program} no_wake`,
+    'for host in h1 h2 h3; do tc qdisc add dev $host root netem delay 500us loss 1% || exit 9; done; ' +
+      `${program('fabric_verbs_test')} no_wake`,
   ),
 );

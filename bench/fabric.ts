@@ -1,0 +1,194 @@
+/**
+ * make bench-fabric: one-sided writes over each fabric, beside the plainest thing that moves the same bytes,
+ * taken in turns in the same run: for `shm` a copy and a spin on shared memory, for `tcp` a socket, for `verbs`
+ * perftest's ib_write_lat and ib_write_bw on the same devices (soft-RoCE in a machine of its own).
+ *
+ * Of REPEATS runs each the one with the least median counts: what else the machine does only adds. FABRICS="shm
+ * tcp" measures some; JSON=1 prints one JSON object on the last line.
+ */
+import { spawn } from 'node:child_process';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+
+import { repositoryRoot } from '../src/lib/root.js';
+
+const sizes = [64, 1024, 4096];
+const fabrics = ['shm', 'tcp', 'verbs'] as const;
+type Fabric = (typeof fabrics)[number];
+
+const repeats = Number(process.env['REPEATS'] ?? 3);
+const devices = ['rxe1', 'rxe2'] as const;
+const bedLimitSeconds = 900;
+/** Of round trips whose system calls are counted; twice as many are the second count. */
+const traced = 200;
+
+interface Latency {
+  readonly p50Ns: number;
+  readonly p99Ns: number;
+}
+interface Rate {
+  readonly perSecond: number;
+  readonly posted?: number;
+  readonly signaled?: number;
+  readonly inlined?: number;
+  readonly probes?: number;
+}
+interface Row {
+  readonly fabric: Fabric;
+  readonly bytes: number;
+  readonly latency: Latency;
+  readonly floor: Latency;
+  readonly rate: Rate;
+  readonly floorPerSecond: number;
+  readonly sendCallsPerWrite: number;
+}
+
+const program = join(process.env['FALCON_NATIVE'] ?? join(repositoryRoot, 'build/native'), 'fabric_bench');
+
+/** A shell line of one of perftest's programs against itself; its table's only row is printed. */
+const perftest = (name: string, bytes: number, count: number): string =>
+  `{ ${name} -d ${devices[1]} -x 1 -s ${bytes} -n ${count} >/dev/null 2>&1 & sleep 1; ` +
+  `${name} -d ${devices[0]} -x 1 -s ${bytes} -n ${count} 127.0.0.1 | grep -E '^ +[0-9]'; wait; }`;
+
+/** Shell lines that measure; what each prints comes behind its label. */
+function script(fabric: Fabric, where: string): string {
+  const counts = { shm: [50_000, 200_000], tcp: [5000, 50_000], verbs: [500, 3000] } as const;
+  const [rounds, writes] = counts[fabric];
+  const lines: string[] = ['set -e'];
+  const measure = (label: string, command: string): void => {
+    lines.push(`text=$(${command})`, `echo "${label} $text"`);
+  };
+  const own = (mode: string, bytes: number, count: number): string =>
+    `'${program}' ${fabric} ${mode} ${bytes} ${count} ${where}`;
+  const floor = (mode: 'lat' | 'rate', bytes: number, count: number): string => {
+    if (fabric !== 'verbs') return `'${program}' floor-${fabric} ${mode} ${bytes} ${count}`;
+    return perftest(mode === 'lat' ? 'ib_write_lat' : 'ib_write_bw', bytes, count);
+  };
+  for (const bytes of sizes) {
+    for (const mode of ['lat', 'rate'] as const) {
+      for (let i = 0; i < repeats; i++) {
+        const count = mode === 'lat' ? rounds : writes;
+        measure(`floor-${mode} ${bytes}`, floor(mode, bytes, count));
+        measure(`${mode} ${bytes}`, own(mode, bytes, count));
+      }
+    }
+    for (const count of [traced, 2 * traced]) {
+      const calls = `strace -f -qq -c -e trace=write,writev,sendto,sendmsg,ioctl -o "$trace" ${own('lat', bytes, count)}`;
+      measure(`calls ${bytes}`, `${calls} >/dev/null; awk '$NF == "total" { print $4 }' "$trace"`);
+    }
+  }
+  return `trace=$(mktemp)\n${lines.join('\n')}\nrm -f "$trace"`;
+}
+
+function run(command: string, args: readonly string[], onLine: () => void): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'inherit'] });
+    let stdout = '';
+    child.stdout.setEncoding('utf8').on('data', (chunk: string) => {
+      stdout += chunk;
+      onLine();
+    });
+    child.once('error', reject);
+    child.once('close', (code, signal) => {
+      if (code === 0) resolve(stdout);
+      else reject(new Error(`${command} ended with ${code ?? signal ?? 'nothing'}`));
+    });
+  });
+}
+
+function parseLatency(text: string): Latency {
+  if (text.startsWith('{')) return JSON.parse(text) as Latency;
+  // bytes, iterations, least, most, typical, mean, deviation, 99 %, 99.9 %; in µs
+  const columns = text.trim().split(/\s+/).map(Number);
+  return { p50Ns: columns[4]! * 1000, p99Ns: columns[7]! * 1000 };
+}
+
+function parseRate(text: string): Rate {
+  if (text.startsWith('{')) return JSON.parse(text) as Rate;
+  // bytes, iterations, peak, mean, million messages per second
+  return { perSecond: Number(text.trim().split(/\s+/)[4]) * 1e6 };
+}
+
+const least = (all: readonly Latency[]): Latency => all.reduce((a, b) => (b.p50Ns < a.p50Ns ? b : a));
+const most = (all: readonly Rate[]): Rate => all.reduce((a, b) => (b.perSecond > a.perSecond ? b : a));
+
+function rows(fabric: Fabric, output: string): Row[] {
+  const found = new Map<string, string[]>();
+  for (const line of output.trim().split('\n')) {
+    const match = /^(\S+ \d+) (.*)$/.exec(line);
+    if (match === null) throw new Error(`${fabric}: cannot read: ${line}`);
+    found.set(match[1]!, [...(found.get(match[1]!) ?? []), match[2]!]);
+  }
+  return sizes.map((bytes) => {
+    const of = (label: string): string[] => {
+      const texts = found.get(`${label} ${bytes}`);
+      if (texts === undefined) throw new Error(`${fabric}: nothing for ${label} of ${bytes} bytes`);
+      return texts;
+    };
+    const [once, twice] = of('calls').map(Number);
+    return {
+      fabric,
+      bytes,
+      latency: least(of('lat').map(parseLatency)),
+      floor: least(of('floor-lat').map(parseLatency)),
+      rate: most(of('rate').map(parseRate)),
+      floorPerSecond: most(of('floor-rate').map(parseRate)).perSecond,
+      // Both sides are counted, and both write in every round.
+      sendCallsPerWrite: (twice! - once!) / (2 * traced),
+    };
+  });
+}
+
+async function measure(fabric: Fabric): Promise<Row[]> {
+  const total = sizes.length * (4 * repeats + 2);
+  let told = 0;
+  const onLine = (): void => {
+    process.stderr.write(`${fabric}: ${Math.min(++told, total)} of ${total}\n`);
+  };
+  if (fabric === 'verbs') {
+    const bed = join(repositoryRoot, 'cluster/softroce/run');
+    const limit = ['--limit', String(bedLimitSeconds), '--devices', '2'];
+    return rows(fabric, await run(bed, [...limit, '--', script(fabric, devices.join(','))], onLine));
+  }
+  const directory = mkdtempSync('/dev/shm/falcon-bench-');
+  try {
+    return rows(fabric, await run('bash', ['-c', script(fabric, directory)], onLine));
+  } finally {
+    rmSync(directory, { recursive: true, force: true });
+  }
+}
+
+const us = (nanoseconds: number): string => (nanoseconds / 1000).toFixed(2).padStart(9);
+const percent = (part: number, whole: number): string => `${((100 * part) / whole).toFixed(1)} %`.padStart(9);
+
+function print(all: readonly Row[]): void {
+  console.log('one-sided writes, one way                floor               ratio           writes/s');
+  console.log(
+    '              p50 (µs)      p99      p50      p99     p50   of fabric   of floor  signaled   inline  calls/write',
+  );
+  for (const { fabric, bytes, latency, floor, rate, floorPerSecond, sendCallsPerWrite } of all) {
+    const share = (part: number | undefined): string =>
+      rate.posted === undefined ? '-'.padStart(9) : percent(part ?? 0, rate.posted);
+    console.log(
+      `  ${fabric.padEnd(5)} ${String(bytes).padStart(4)} B${us(latency.p50Ns)}${us(latency.p99Ns)}${us(floor.p50Ns)}${us(floor.p99Ns)}` +
+        `  ${(latency.p50Ns / floor.p50Ns).toFixed(2).padStart(6)}  ${rate.perSecond.toFixed(0).padStart(10)} ${floorPerSecond.toFixed(0).padStart(10)}` +
+        ` ${share(rate.signaled)}${share(rate.inlined)}  ${sendCallsPerWrite.toFixed(2).padStart(11)}`,
+    );
+  }
+}
+
+async function main(): Promise<void> {
+  const wanted = (process.env['FABRICS'] ?? fabrics.join(' ')).split(/\s+/);
+  const unknown = wanted.filter((name) => !fabrics.some((fabric) => fabric === name));
+  if (unknown.length > 0 || !(repeats >= 1)) {
+    process.stderr.write('falcon: USAGE: wrong usage: FABRICS are of "shm tcp verbs", REPEATS is a number\n');
+    process.exitCode = 2;
+    return;
+  }
+  const all: Row[] = [];
+  for (const fabric of fabrics) if (wanted.includes(fabric)) all.push(...(await measure(fabric)));
+  print(all);
+  if (process.env['JSON'] === '1') console.log(JSON.stringify({ rows: all }));
+}
+
+await main();
