@@ -467,8 +467,6 @@ bool falcon_is_attached(NetClientState *nc)
     return falcon_find(nc) != NULL;
 }
 
-/* Monitor */
-
 static FalconRingInfo *falcon_ring_info(const FalconRingEnd *end)
 {
     FalconRingInfo *info = g_new0(FalconRingInfo, 1);
