@@ -14,13 +14,13 @@ import { join } from 'node:path';
 import { Duplex } from 'node:stream';
 
 import { bounds } from '../lib/bounds.js';
-import { FalconError, messageOf } from '../lib/errors.js';
+import { asFalconError, FalconError, messageOf } from '../lib/errors.js';
 import { BoundedLog } from '../lib/log-file.js';
 import type { GuestCallbacks, GuestRunner } from '../ports/guest.js';
 import { qemuArguments } from './qemu-arguments.js';
 import type { QemuMachine } from './qemu-arguments.js';
 import { QmpClient } from './qmp.js';
-import { makeRamFile, removeRamFiles } from './ram-file.js';
+import { clearRamFile, makeRamFile, removeRamFiles } from './ram-file.js';
 
 export interface QemuOptions extends Omit<QemuMachine, 'netdev' | 'ramPath' | 'console'> {
   readonly tapFd: number;
@@ -74,6 +74,10 @@ export class QemuGuest implements GuestRunner {
     return this.options.memoryMiB * 1024 * 1024;
   }
 
+  private get logPath(): string {
+    return join(this.options.directory, 'qemu.log');
+  }
+
   start(callbacks: GuestCallbacks): Promise<void> {
     return this.afterLast(async () => {
       const machine = await this.launch(callbacks, []);
@@ -91,11 +95,17 @@ export class QemuGuest implements GuestRunner {
       try {
         const info = (await machine.qmp.execute('query-falcon')) as { attached?: unknown; status?: unknown };
         if (info.attached !== true || info.status !== 'prelaunch')
-          throw new FalconError('QEMU_FAILED', `it is ${String(info.status)}, attached: ${String(info.attached)}`);
+          throw new FalconError(
+            'QEMU_FAILED',
+            `it is ${String(info.status)}, attached: ${String(info.attached)}`,
+          );
       } catch (error) {
         if (this.machine === machine) await this.stop();
-        throw new FalconError('QEMU_FAILED', machine.ended ?? messageOf(error), { cause: error });
+        const why = machine.ended ?? asFalconError(error).detail;
+        throw new FalconError('QEMU_FAILED', `${why}; see ${this.logPath}`, { cause: error });
       }
+      // QEMU has put the kernel there for a guest that boots. No processor and no device has been started.
+      clearRamFile(machine.ramPath);
       machine.announced = true;
     });
   }
@@ -116,9 +126,23 @@ export class QemuGuest implements GuestRunner {
       machine.readyTimer = null;
       callbacks.onReady();
     });
-    const child = this.spawnQemu(ramPath, more);
+    let child: ChildProcess;
+    try {
+      child = this.spawnQemu(ramPath, more);
+    } catch (error) {
+      readiness.close();
+      throw new FalconError('QEMU_FAILED', messageOf(error), { cause: error });
+    }
     const qmp = new QmpClient(streamOf(child, childFd.monitor));
-    const machine: Machine = { child, qmp, ramPath, readiness, readyTimer: null, announced: false, ended: null };
+    const machine: Machine = {
+      child,
+      qmp,
+      ramPath,
+      readiness,
+      readyTimer: null,
+      announced: false,
+      ended: null,
+    };
     this.machine = machine;
     keepConsole(streamOf(child, childFd.console), join(directory, 'console.log'));
     const ended = (reason: string): void => {
@@ -131,7 +155,7 @@ export class QemuGuest implements GuestRunner {
     child.once('error', (error) => ended(`QEMU_FAILED ${messageOf(error)}`));
     child.once('exit', (code, signal) => {
       const how = code ?? signal ?? 'nothing';
-      ended(`QEMU_LOST it ended with ${how}; see ${join(directory, 'qemu.log')}`);
+      ended(`QEMU_LOST it ended with ${how}; see ${this.logPath}`);
     });
     return machine;
   }
@@ -145,7 +169,7 @@ export class QemuGuest implements GuestRunner {
     });
     const monitor = ['-chardev', `socket,id=monitor,fd=${childFd.monitor}`];
     const control = ['-mon', 'chardev=monitor,mode=control'];
-    const output = openSync(join(this.options.directory, 'qemu.log'), 'w', 0o600);
+    const output = openSync(this.logPath, 'w', 0o600);
     try {
       return spawn(this.options.binary, [...args, ...monitor, ...control, ...more], {
         stdio: ['ignore', output, output, this.options.tapFd, 'pipe', 'pipe'],
@@ -248,7 +272,8 @@ export class QemuGuest implements GuestRunner {
 
 function streamOf(child: ChildProcess, fd: number): Duplex {
   const stream = child.stdio[fd];
-  if (!(stream instanceof Duplex)) throw new FalconError('INTERNAL', `descriptor ${fd} is no pair of sockets`);
+  if (!(stream instanceof Duplex))
+    throw new FalconError('INTERNAL', `descriptor ${fd} is no pair of sockets`);
   return stream;
 }
 

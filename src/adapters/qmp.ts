@@ -77,7 +77,8 @@ export class QmpClient {
       );
     const id = this.nextId++;
     const answer = this.wait(id, command, this.requestMs);
-    if (this.ended === null) this.stream.write(`${JSON.stringify({ execute: command, arguments: args, id })}\n`);
+    if (this.ended === null)
+      this.stream.write(`${JSON.stringify({ execute: command, arguments: args, id })}\n`);
     return answer;
   }
 
@@ -141,7 +142,7 @@ export class QmpClient {
   }
 }
 
-/** Our own commands begin their messages with `falcon: CODE: `. */
+/** Our own commands begin their messages with falcon, a code and the reason. */
 function refusal(command: string, description: unknown): FalconError {
   const text = typeof description === 'string' ? description : 'no reason given';
   const [, code, detail] = /^falcon: ([A-Z_]+): ([^]*)$/.exec(text) ?? [];

@@ -3,7 +3,17 @@
  * one under a new name, so that nobody who still maps an old one sees the new guest.
  */
 import { randomBytes } from 'node:crypto';
-import { closeSync, ftruncateSync, mkdirSync, openSync, readdirSync, rmSync, statfsSync } from 'node:fs';
+import {
+  closeSync,
+  ftruncateSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  statfsSync,
+  truncateSync,
+} from 'node:fs';
 import { join } from 'node:path';
 
 import { bounds } from '../lib/bounds.js';
@@ -28,7 +38,10 @@ export function makeRamFile({ directory, name, bytes }: RamFileOptions): string 
     const { bavail, bsize } = statfsSync(directory);
     // A page that finds no room later would end QEMU with SIGBUS.
     if (bavail * bsize < size)
-      throw new FalconError('QEMU_FAILED', `${directory} has ${bavail * bsize} bytes free, ${size} are needed`);
+      throw new FalconError(
+        'QEMU_FAILED',
+        `${directory} has ${bavail * bsize} bytes free, ${size} are needed`,
+      );
     const path = join(directory, `${name}-${randomBytes(8).toString('hex')}.ram`);
     const file = openSync(path, 'wx+', 0o600);
     try {
@@ -41,6 +54,16 @@ export function makeRamFile({ directory, name, bytes }: RamFileOptions): string 
     if (error instanceof FalconError) throw error;
     throw new FalconError('QEMU_FAILED', messageOf(error), { cause: error });
   }
+}
+
+/**
+ * Makes all of it zero again, and as sparse as it was. Nobody may touch the memory meanwhile: for a moment the file is
+ * empty.
+ */
+export function clearRamFile(path: string): void {
+  const { size } = statSync(path);
+  truncateSync(path, 0);
+  truncateSync(path, size);
 }
 
 export function removeRamFiles(directory: string, name: string): void {

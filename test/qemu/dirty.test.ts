@@ -31,14 +31,20 @@ for (const accelerator of accelerators) {
     // The guest goes over to other pages: its last writes to the old ones may be in the round of the change.
     tiny.writePages([20, 40]);
     await tiny.rounds(20);
-    t.match((await tiny.collect()).filter((page) => !PAGES.includes(page)), [20, 40]);
+    t.match(
+      (await tiny.collect()).filter((page) => !PAGES.includes(page)),
+      [20, 40],
+    );
     for (let round = 0; round < 3; round++) {
       await tiny.rounds(20);
       t.same(await tiny.collect(), [20, 40], `other pages, round ${round}`);
     }
 
     await tiny.qmp.execute('stop');
-    t.ok((await tiny.collect()).every((page) => [20, 40].includes(page)), 'what was written before the stop');
+    t.ok(
+      (await tiny.collect()).every((page) => [20, 40].includes(page)),
+      'what was written before the stop',
+    );
     t.same(await tiny.collect(), [], 'a guest that stands writes nothing');
     await tiny.qmp.execute('cont');
     await tiny.rounds(20);

@@ -17,7 +17,8 @@ function compare(
     if (left.equals(right)) continue;
     for (let offset = 0; offset < CHUNK_BYTES && at + offset < bytes; offset += PAGE_BYTES) {
       const page = left.subarray(offset, offset + PAGE_BYTES);
-      if (!page.equals(right.subarray(offset, offset + PAGE_BYTES))) differs((at + offset) / PAGE_BYTES, page);
+      if (!page.equals(right.subarray(offset, offset + PAGE_BYTES)))
+        differs((at + offset) / PAGE_BYTES, page);
     }
   }
 }
@@ -31,7 +32,8 @@ function chunk(file: number, at: number): Buffer {
 export function copyOf(path: string, bytes: number): Buffer {
   const file = openSync(path, 'r');
   const buffer = Buffer.alloc(bytes);
-  for (let at = 0; at < bytes; at += CHUNK_BYTES) readSync(file, buffer, at, Math.min(CHUNK_BYTES, bytes - at), at);
+  for (let at = 0; at < bytes; at += CHUNK_BYTES)
+    readSync(file, buffer, at, Math.min(CHUNK_BYTES, bytes - at), at);
   closeSync(file);
   return buffer;
 }

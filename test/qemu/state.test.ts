@@ -75,7 +75,10 @@ for (const accelerator of ['tcg,thread=multi', 'kvm'] as const) {
       await target.rounds(16);
       await target.qmp.execute('stop');
       const went = counters(target).map((count, i) => count - (counters(source)[i] ?? NaN));
-      t.ok(Math.min(...went) > 0 && Math.max(...went) - Math.min(...went) <= 1, `${went.join(' ')} rounds more`);
+      t.ok(
+        Math.min(...went) > 0 && Math.max(...went) - Math.min(...went) <= 1,
+        `${went.join(' ')} rounds more`,
+      );
     }
   });
 }
@@ -110,7 +113,10 @@ void t.test('pages that are zero in the file become zero', async (t) => {
   vga.pages = [];
   writeFileSync(path, composeState(state));
   await load(target, path);
-  t.same(parseState(readFileSync(await save(target))).blocks.find(({ idstr }) => idstr === vga.idstr)?.pages, []);
+  t.same(
+    parseState(readFileSync(await save(target))).blocks.find(({ idstr }) => idstr === vga.idstr)?.pages,
+    [],
+  );
 });
 
 const composed = (change: (state: StateFile) => void) => {
@@ -162,12 +168,24 @@ const wrongFiles: readonly (readonly [what: string, says: RegExp, make: (file: B
     composed((state) => (first(state.sections).version = 99)),
   ],
   ['a device twice', /twice/, composed((state) => state.sections.push(first(state.sections)))],
-  ['a device too few', /the file has no device/, composed((state) => (state.sections = state.sections.slice(0, -3)))],
+  [
+    'a device too few',
+    /the file has no device/,
+    composed((state) => (state.sections = state.sections.slice(0, -3))),
+  ],
   ['a block twice', /memory '.+' twice/, composed((state) => state.blocks.push(first(state.blocks)))],
-  ['a block too few', /the file has \d+ memory blocks, this machine \d+/, composed((state) => state.blocks.pop())],
+  [
+    'a block too few',
+    /the file has \d+ memory blocks, this machine \d+/,
+    composed((state) => state.blocks.pop()),
+  ],
   ['an unknown block', /has memory 'lost'/, composed((state) => (first(state.blocks).idstr = 'lost'))],
   ['the main RAM', /has memory 'ram'/, composed((state) => (first(state.blocks).idstr = 'ram'))],
-  ['a block of another size', /bytes in the file and/, composed((state) => (first(state.blocks).bytes = 8192n * 64n))],
+  [
+    'a block of another size',
+    /bytes in the file and/,
+    composed((state) => (first(state.blocks).bytes = 8192n * 64n)),
+  ],
   [
     'a page behind the block',
     /has no page \d+ at that place/,
@@ -219,7 +237,10 @@ void t.test('wrong files are refused, and the guest is as it was', async (t) => 
 
   t.match(await refusal(load(target, '/nowhere/state')), /^QMP_FAILED .*No such file/);
   mkdirSync(join(target.directory, 'folder'));
-  t.match(await refusal(load(target, join(target.directory, 'folder'))), /^GUEST_STATE_INVALID .* is no file/);
+  t.match(
+    await refusal(load(target, join(target.directory, 'folder'))),
+    /^GUEST_STATE_INVALID .* is no file/,
+  );
   t.match(await refusal(target.qmp.execute('falcon-save-state', { path: '/nowhere/state' })), /^QMP_FAILED/);
 
   const count = target.counter(16);
@@ -251,7 +272,8 @@ void t.test('the state of another machine is refused', async (t) => {
 void t.test('commands in the wrong state are refused', async (t) => {
   const tiny = new Tiny(t);
   const path = join(tiny.directory, 'x');
-  const dirty = (what: string, args = {}): Promise<string> => refusal(tiny.qmp.execute(`falcon-dirty-${what}`, args));
+  const dirty = (what: string, args = {}): Promise<string> =>
+    refusal(tiny.qmp.execute(`falcon-dirty-${what}`, args));
   t.match(await dirty('stop'), /^GUEST_WRONG_STATE the dirty log is off/);
   t.match(await dirty('collect', { path }), /^GUEST_WRONG_STATE the dirty log is off/);
   t.equal(await dirty('start'), 'no error');
@@ -292,7 +314,9 @@ void t.test('a hundred saves and loads leave nothing behind', async (t) => {
     await target.collect();
   };
   const held = (tiny: Tiny): { kib: number; files: number } => ({
-    kib: Number(/^RssAnon:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${tiny.process.pid}/status`, 'latin1'))?.[1]),
+    kib: Number(
+      /^RssAnon:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${tiny.process.pid}/status`, 'latin1'))?.[1],
+    ),
     files: readdirSync(`/proc/${tiny.process.pid}/fd`).length,
   });
   for (let i = 0; i < 20; i++) await round();

@@ -107,11 +107,16 @@ export class Tiny {
   /** The pages of the bitmap that QEMU has written. */
   async collect(): Promise<number[]> {
     const path = join(this.directory, 'dirty');
-    const answer = (await this.qmp.execute('falcon-dirty-collect', { path })) as { pages: number; total: number };
+    const answer = (await this.qmp.execute('falcon-dirty-collect', { path })) as {
+      pages: number;
+      total: number;
+    };
     const bitmap = readFileSync(path);
     const pages = setBits(bitmap);
     if (answer.pages !== pages.length || answer.total !== bitmap.length * 8)
-      throw new Error(`${JSON.stringify(answer)} for a bitmap of ${bitmap.length} bytes, ${pages.length} set`);
+      throw new Error(
+        `${JSON.stringify(answer)} for a bitmap of ${bitmap.length} bytes, ${pages.length} set`,
+      );
     return pages;
   }
 

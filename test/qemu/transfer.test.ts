@@ -14,7 +14,11 @@ t.setTimeout(1_200_000);
 const skip = whyNoNamespaces() ?? false;
 
 /** Milliseconds of one command. */
-async function timed(guest: RedisGuest, command: string, args: Record<string, unknown> = {}): Promise<number> {
+async function timed(
+  guest: RedisGuest,
+  command: string,
+  args: Record<string, unknown> = {},
+): Promise<number> {
   const began = performance.now();
   await guest.qmp.execute(command, args);
   return performance.now() - began;
@@ -52,11 +56,7 @@ void t.test('every page that changes is in the dirty log', { skip }, async (t) =
     for (const page of await collect(guest)) seen.add(page);
     const changed = changedPages(guest.ramPath, before);
     t.ok(changed.length > 20, `round ${round}: ${changed.length} pages changed, ${seen.size} in the log`);
-    t.same(
-      changed.filter((page) => !seen.has(page)).slice(0, 20),
-      [],
-      'none is missing',
-    );
+    t.same(changed.filter((page) => !seen.has(page)).slice(0, 20), [], 'none is missing');
   }
 });
 
@@ -77,7 +77,11 @@ void t.test('a second guest goes on where the first stood', { skip }, async (t) 
   const all = differingPages(source.ramPath, target.ramPath, source.ramBytes);
   copyPages(source.ramPath, target.ramPath, all);
   const load = await timed(target, 'falcon-load-state', { path: source.statePath });
-  t.equal(differingPages(source.ramPath, target.ramPath, source.ramBytes).length, 0, 'a load leaves the main RAM');
+  t.equal(
+    differingPages(source.ramPath, target.ramPath, source.ramBytes).length,
+    0,
+    'a load leaves the main RAM',
+  );
   for (const guest of [source, target]) await guest.qmp.execute('falcon-dirty-start');
   const cont = await timed(target, 'cont');
   const first = target.latencies(300);
@@ -88,9 +92,16 @@ void t.test('a second guest goes on where the first stood', { skip }, async (t) 
   t.ok(target.listening, 'the readiness port stays connected');
   t.equal(target.said, '', 'and the word does not come again');
   t.comment(`${readFileSync(source.statePath).length} bytes of state, ${all.length} pages`);
-  t.comment(`stop ${stop.toFixed(1)}, save ${save.toFixed(1)}, load ${load.toFixed(1)}, cont ${cont.toFixed(1)} ms`);
+  t.comment(
+    `stop ${stop.toFixed(1)}, save ${save.toFixed(1)}, load ${load.toFixed(1)}, cont ${cont.toFixed(1)} ms`,
+  );
   t.comment(`before: ${figure(steady)}; after the load: ${figure(first)}`);
-  t.comment(`the first requests after the load: ${first.slice(0, 8).map((ms) => ms.toFixed(1)).join(' ')} ms`);
+  t.comment(
+    `the first requests after the load: ${first
+      .slice(0, 8)
+      .map((ms) => ms.toFixed(1))
+      .join(' ')} ms`,
+  );
 
   // Both go their own ways; then only what either has written is copied.
   await source.qmp.execute('cont');
@@ -120,7 +131,16 @@ void t.test('a second guest goes on where the first stood', { skip }, async (t) 
   t.equal(target.redis('EXISTS', 'only'), '0');
   t.equal(target.info('run_id'), process);
   t.comment(`stops ${stops.map((ms) => ms.toFixed(1)).join(' ')}, both logs ${collected.toFixed(1)} ms`);
-  t.comment(Object.entries(times).map(([what, ms]) => `${what} ${ms.toFixed(1)}`).join(', ') + ' ms');
+  t.comment(
+    Object.entries(times)
+      .map(([what, ms]) => `${what} ${ms.toFixed(1)}`)
+      .join(', ') + ' ms',
+  );
   t.comment(`after the load: ${figure(after)}`);
-  t.comment(`the first requests: ${after.slice(0, 8).map((ms) => ms.toFixed(1)).join(' ')} ms`);
+  t.comment(
+    `the first requests: ${after
+      .slice(0, 8)
+      .map((ms) => ms.toFixed(1))
+      .join(' ')} ms`,
+  );
 });

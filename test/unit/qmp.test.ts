@@ -97,7 +97,13 @@ t.test('answers find their requests, whatever their order', async (t) => {
   const second = monitor.client.execute('two', { with: 'words' });
   await monitor.greet();
   const [one, two] = [await monitor.next(), await monitor.next()];
-  t.match([one, two], [{ execute: 'one', arguments: {} }, { execute: 'two', arguments: { with: 'words' } }]);
+  t.match(
+    [one, two],
+    [
+      { execute: 'one', arguments: {} },
+      { execute: 'two', arguments: { with: 'words' } },
+    ],
+  );
   monitor.say({ return: 2, id: two.id });
   monitor.say({ event: 'STOP', data: { why: 'x' }, timestamp: {} });
   monitor.say({ return: 1, id: one.id });
@@ -177,7 +183,9 @@ t.test('an end is the end of all requests, and of later ones', async (t) => {
 t.test('too many requests at once are refused', async (t) => {
   const monitor = await Monitor.make(t);
   await monitor.greet();
-  const all = Array.from({ length: bounds.qmpPendingMaxRequests + 1 }, () => refusal(monitor.client.execute('do')));
+  const all = Array.from({ length: bounds.qmpPendingMaxRequests + 1 }, () =>
+    refusal(monitor.client.execute('do')),
+  );
   t.equal(await all.at(-1), `QMP_FAILED do: ${bounds.qmpPendingMaxRequests} requests are waiting`);
   for (let i = 0; i < bounds.qmpPendingMaxRequests; i++)
     monitor.say({ return: i, id: (await monitor.next()).id });

@@ -13,7 +13,7 @@
 
 /*
  * The codes that error messages of Falcon's commands start with, as in
- * "falcon: CODE: what happened".  They are part of the interface.
+ * "falcon: GUEST_WRONG_STATE: why".  They are part of the interface.
  */
 #define FALCON_WRONG_STATE "falcon: GUEST_WRONG_STATE: "
 #define FALCON_STATE_INVALID "falcon: GUEST_STATE_INVALID: "

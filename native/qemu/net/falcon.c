@@ -26,7 +26,6 @@
 
 #include "qemu/osdep.h"
 #include "block/aio.h"
-#include "migration/blocker.h"
 #include "net/eth.h"
 #include "qapi/error.h"
 #include "qemu/error-report.h"
@@ -38,6 +37,7 @@
 #include "sysemu/runstate.h"
 #include "falcon.h"
 #include "falcon-connect.h"
+#include "falcon-guard.h"
 #include "falcon-ring.h"
 #include "trace.h"
 
@@ -67,9 +67,6 @@ struct FalconPort {
 
 static QLIST_HEAD(, FalconPort) falcon_ports =
     QLIST_HEAD_INITIALIZER(falcon_ports);
-
-/* Refuses migration and snapshots while there is a port. */
-static Error *falcon_blocker;
 
 static FalconPort *falcon_find(NetClientState *nc)
 {
@@ -412,54 +409,18 @@ static void falcon_init_ring(FalconPort *port, FalconRingEnd *end, int index,
                      producer);
 }
 
-#define FALCON_PROTECTED "falcon: GUEST_PROTECTED: "
-
-static bool falcon_block_migration(Error **errp)
-{
-    if (falcon_blocker) {
-        return true;
-    }
-    error_setg(&falcon_blocker, FALCON_PROTECTED "the guest is attached to "
-               "falcond, which moves its state by itself");
-    if (migrate_add_blocker(falcon_blocker, errp) < 0) {
-        error_free(falcon_blocker);
-        falcon_blocker = NULL;
-        return false;
-    }
-    return true;
-}
-
-static void falcon_unblock_migration(void)
-{
-    if (falcon_blocker && QLIST_EMPTY(&falcon_ports)) {
-        migrate_del_blocker(falcon_blocker);
-        error_free(falcon_blocker);
-        falcon_blocker = NULL;
-    }
-}
-
-bool falcon_refuses(const char *what, Error **errp)
-{
-    if (QLIST_EMPTY(&falcon_ports)) {
-        return false;
-    }
-    error_setg(errp, FALCON_PROTECTED "no %s while the guest is attached to "
-               "falcond", what);
-    return true;
-}
-
 FalconPort *falcon_attach(NetClientState *nc, const char *path,
                           FalconTapPoll *tap_poll, Error **errp)
 {
     FalconPort *port;
 
-    if (!falcon_block_migration(errp)) {
+    if (!falcon_guard_add(errp)) {
         return NULL;
     }
     port = g_new0(FalconPort, 1);
     if (falcon_connect(&port->conn, path, errp) < 0) {
         g_free(port);
-        falcon_unblock_migration();
+        falcon_guard_remove();
         return NULL;
     }
     port->nc = nc;
@@ -498,7 +459,7 @@ void falcon_detach(FalconPort *port)
     QLIST_REMOVE(port, next);
     falcon_disconnect(&port->conn);
     g_free(port);
-    falcon_unblock_migration();
+    falcon_guard_remove();
 }
 
 static void falcon_restart_ring(FalconRingEnd *end, bool producer)
@@ -527,8 +488,6 @@ bool falcon_is_attached(NetClientState *nc)
 {
     return falcon_find(nc) != NULL;
 }
-
-/* Monitor */
 
 static FalconRingInfo *falcon_ring_info(const FalconRingEnd *end)
 {
