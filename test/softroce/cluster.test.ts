@@ -7,8 +7,8 @@ import t from 'tap';
 import { repositoryRoot } from '../../src/lib/root.js';
 import { runBed, TapReader } from './bed.js';
 
-const limitSeconds = 900;
-t.setTimeout((limitSeconds + 300) * 1000);
+const limitSeconds = 540;
+t.setTimeout((limitSeconds + 50) * 1000);
 const inside = join(repositoryRoot, 'dist/test/softroce/cluster-inside.js');
 
 await t.test('a cluster over verbs', { timeout: (limitSeconds + 60) * 1000 }, async (t) => {
