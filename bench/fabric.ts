@@ -8,6 +8,7 @@
  */
 import { spawn } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
+import { availableParallelism, loadavg } from 'node:os';
 import { join } from 'node:path';
 
 import { repositoryRoot } from '../src/lib/root.js';
@@ -16,7 +17,7 @@ const sizes = [64, 1024, 4096];
 const fabrics = ['shm', 'tcp', 'verbs'] as const;
 type Fabric = (typeof fabrics)[number];
 
-const repeats = Number(process.env['REPEATS'] ?? 3);
+const repeats = Number(process.env['REPEATS'] ?? 5);
 const devices = ['rxe1', 'rxe2'] as const;
 const bedLimitSeconds = 900;
 /** Of round trips whose system calls are counted; twice as many are the second count. */
@@ -52,7 +53,7 @@ const perftest = (name: string, bytes: number, count: number): string =>
 
 /** Shell lines that measure; what each prints comes behind its label. */
 function script(fabric: Fabric, where: string): string {
-  const counts = { shm: [50_000, 200_000], tcp: [5000, 50_000], verbs: [500, 3000] } as const;
+  const counts = { shm: [50_000, 200_000], tcp: [5000, 50_000], verbs: [300, 3000] } as const;
   const [rounds, writes] = counts[fabric];
   const lines: string[] = ['set -e'];
   const measure = (label: string, command: string): void => {
@@ -99,7 +100,11 @@ function run(command: string, args: readonly string[], onLine: () => void): Prom
 function parseLatency(text: string): Latency {
   if (text.startsWith('{')) return JSON.parse(text) as Latency;
   // bytes, iterations, least, most, typical, mean, deviation, 99 %, 99.9 %; in µs
-  const columns = text.trim().split(/\s+/).map(Number);
+  // Where its clock was disturbed perftest prints "inf".
+  const columns = text
+    .trim()
+    .split(/\s+/)
+    .map((each) => (Number.isNaN(Number(each)) ? Infinity : Number(each)));
   return { p50Ns: columns[4]! * 1000, p99Ns: columns[7]! * 1000 };
 }
 
@@ -188,6 +193,9 @@ async function main(): Promise<void> {
   const all: Row[] = [];
   for (const fabric of fabrics) if (wanted.includes(fabric)) all.push(...(await measure(fabric)));
   print(all);
+  const load = loadavg()[0] ?? 0;
+  if (load > 2 * availableParallelism())
+    console.log(`not to be believed: the machine was busy with something else (load ${load.toFixed(1)})`);
   if (process.env['JSON'] === '1') console.log(JSON.stringify({ rows: all }));
 }
 
