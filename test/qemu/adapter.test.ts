@@ -1,11 +1,10 @@
 // The adapter that falcond uses: real QEMUs on real rings, one that boots and one that is filled from it.
 import { randomInt } from 'node:crypto';
-import { existsSync, mkdirSync, readdirSync, readFileSync, statSync } from 'node:fs';
+import { mkdirSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 
 import t from 'tap';
 
-import { builtinGuest } from '../../src/adapters/builtin-guest.js';
 import { loadNative } from '../../src/adapters/native.js';
 import { QemuGuest } from '../../src/adapters/qemu.js';
 import { bounds } from '../../src/lib/bounds.js';
@@ -78,6 +77,7 @@ class Host implements GuestCallbacks {
       busy: false,
       spinNs: 0,
       realtime: false,
+    verbs: null,
     });
     this.replica.start(() => undefined);
     this.guest = new QemuGuest({
@@ -228,15 +228,4 @@ void t.test('a QEMU that ends before it can be filled', { skip }, async (t) => {
   t.same(host.happened, ['empty'], 'only the caller is told');
   t.same(host.memories(), []);
   t.equal(host.guest.pid, null);
-});
-
-void t.test('the built-in guest has no memory', async (t) => {
-  const guest = builtinGuest();
-  const nothing = { onEmpty: () => undefined, onReady: () => undefined, onExit: () => undefined };
-  const calls = [
-    ...[guest.prepare(nothing), guest.pause(), guest.resume(), guest.dirtyStart(), guest.dirtyStop()],
-    ...[guest.dirtyCollect('x'), guest.saveState('x'), guest.loadState('x')],
-  ];
-  for (const call of calls) t.match(await refusal(call), /^GUEST_NO_MEMORY /);
-  t.same([guest.ramPath, guest.ramBytes, existsSync('x')], [null, 0, false]);
 });
