@@ -74,9 +74,7 @@ class FabricEnd final : public End {
   FabricEnd(const Task& task, PeerId self, int from, int to)
       : peer_(self == 0 ? 1 : 0), data_(task.bytes) {
     if (task.fabric == "shm") {
-      Must(MakeShmFabric(
-          {"/dev/shm/falcon-bench-" + std::to_string(getpgrp()), "m" + std::to_string(self), self},
-          &fabric_));
+      Must(MakeShmFabric({task.where, "m" + std::to_string(self), self}, &fabric_));
     } else if (task.fabric == "tcp") {
       falcon::TcpFabricOptions options;
       options.address = "127.0.0.1";
