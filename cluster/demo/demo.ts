@@ -62,7 +62,9 @@ class Demo {
     this.options = options;
     this.random = new Random(options.seed);
     const perKillMs =
-      (options.idleS + 2 * options.writeS) * second + limits.takeoverMs + (options.revive ? limits.reviveMs : 0);
+      (options.idleS + 2 * options.writeS) * second +
+      limits.takeoverMs +
+      (options.revive ? limits.reviveMs : 0);
     this.deadline = monotonicMs() + limits.startMs + options.kills * perKillMs + limits.verifyMs;
   }
 

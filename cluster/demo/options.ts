@@ -46,7 +46,8 @@ export function demoOptions(env: Environment, randomSeed: number): DemoOptions {
   if (hosts % 2 === 0) wrong('HOSTS', 'must be 3, 5 or 7');
   const survives = (hosts - 1) / 2;
   const revive = choice(env, 'REVIVE', kills > survives ? ['1', '0'] : ['0', '1']) === '1';
-  if (kills > survives && !revive) wrong('KILLS', `${hosts} hosts survive ${survives} at most, without REVIVE=1`);
+  if (kills > survives && !revive)
+    wrong('KILLS', `${hosts} hosts survive ${survives} at most, without REVIVE=1`);
   return {
     hosts,
     kills,

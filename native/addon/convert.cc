@@ -25,12 +25,26 @@ Napi::Array TableArray(Napi::Env env, const std::vector<ViewTableRow>& table) {
   return rows;
 }
 
-constexpr const char* kEventNames[] = {"promised",    "following",     "leading",     "mail",
-                                       "control",     "caught-up",     "gate-opened", "input-held",
-                                       "surrendered", "stream-broken", "feed-lost",   "failed",
-                                       "transfer-opened", "transfer-round", "transfer-held",
-                                       "transfer-sent", "transfer-progress", "transfer-arrived",
-                                       "transfer-installed", "transfer-failed"};
+constexpr const char* kEventNames[] = {"promised",
+                                       "following",
+                                       "leading",
+                                       "mail",
+                                       "control",
+                                       "caught-up",
+                                       "gate-opened",
+                                       "input-held",
+                                       "surrendered",
+                                       "stream-broken",
+                                       "feed-lost",
+                                       "failed",
+                                       "transfer-opened",
+                                       "transfer-round",
+                                       "transfer-held",
+                                       "transfer-sent",
+                                       "transfer-progress",
+                                       "transfer-arrived",
+                                       "transfer-installed",
+                                       "transfer-failed"};
 
 template <typename T>
 void Put(Napi::Object& into, const char* key, T value) {

@@ -80,14 +80,14 @@ struct PlaneEvent {
                     // cannot be read, or are not kept any more
     kFailed,        // the replica must stop: bytes = "CODE detail"
     // State transfer; op = session.
-    kTransferOpened,     // bytes = length of the first grant (u16), inbox grant, memory grant
-    kTransferRound,      // numbers = figures
-    kTransferHeld,       // numbers[0] = op of the vm-sync that delivery stands behind
-    kTransferSent,       // numbers[0] = bytes
+    kTransferOpened,  // bytes = length of the first grant (u16), inbox grant, memory grant
+    kTransferRound,   // numbers = figures
+    kTransferHeld,    // numbers[0] = op of the vm-sync that delivery stands behind
+    kTransferSent,    // numbers[0] = bytes
     kTransferProgress,
-    kTransferArrived,    // numbers = op, boot op
+    kTransferArrived,  // numbers = op, boot op
     kTransferInstalled,
-    kTransferFailed,     // bytes = "CODE detail"
+    kTransferFailed,  // bytes = "CODE detail"
   };
   Kind kind;
   PeerId peer = 0;

@@ -118,7 +118,8 @@ int DataPlane::PollDelivery(Nanoseconds now) {
     if (header.kind == EntryKind::kVmSync) HoldBehind(op, payload);
     if (held_op_ != 0) break;
   }
-  if (guest_ == GuestMode::kRunning && held_op_ == 0 && now >= next_flow_tick_) next_flow_tick_ = flows_->Tick(now);
+  if (guest_ == GuestMode::kRunning && held_op_ == 0 && now >= next_flow_tick_)
+    next_flow_tick_ = flows_->Tick(now);
   if (rings_ != nullptr) deliver_.Ring();
   return taken;
 }

@@ -70,7 +70,7 @@ void InboxWriter::Start(uint64_t session, InboxKind kind, uint32_t round,
                         std::vector<std::byte> payload) {
   FALCON_CHECK(idle());
   payload_ = std::move(payload);
-  header_ = {kInboxMagic, session,         static_cast<uint32_t>(kind), round, payload_.size(),
+  header_ = {kInboxMagic,      session, static_cast<uint32_t>(kind), round, payload_.size(),
              Crc32c(payload_), 0};
   header_.header_checksum = HeaderChecksum(header_);
   at_ = 0;
@@ -80,8 +80,8 @@ void InboxWriter::Start(uint64_t session, InboxKind kind, uint32_t round,
 Status InboxWriter::Step(size_t max_bytes, int* done) {
   size_t posted = 0;
   while (at_ < payload_.size() && posted < max_bytes) {
-    const auto piece =
-        std::span<const std::byte>(payload_).subspan(at_, std::min(kWriteBytes, payload_.size() - at_));
+    const auto piece = std::span<const std::byte>(payload_).subspan(
+        at_, std::min(kWriteBytes, payload_.size() - at_));
     const Status s = fabric_->Write(peer_, {region_, kInboxPayloadAt + at_}, std::span(&piece, 1));
     if (!s.ok()) return std::strcmp(s.code(), "FABRIC_BUSY") == 0 ? Ok() : s;
     at_ += piece.size();

@@ -70,9 +70,7 @@ class InboxWriter {
   // Everything is posted: what is posted behind it becomes visible behind it.
   [[nodiscard]] bool posted() const { return header_posted_; }
   // The buffers are free.
-  [[nodiscard]] bool idle() const {
-    return header_posted_ && fabric_->Completed(peer_) >= ticket_;
-  }
+  [[nodiscard]] bool idle() const { return header_posted_ && fabric_->Completed(peer_) >= ticket_; }
 
  private:
   Fabric* fabric_;

@@ -1,5 +1,5 @@
-// State transfer at the data plane: delivery at rest behind a vm-sync entry, and what travels with a
-// guest beside its memory and its devices: flows, and frames that wait in the rings.
+// State transfer at the data plane: delivery at rest behind a vm-sync entry, and what travels with
+// a guest beside its memory and its devices: flows, and frames that wait in the rings.
 #include <algorithm>
 #include <cstring>
 
@@ -28,7 +28,9 @@ void Append(std::vector<std::byte>* to, std::span<const std::byte> bytes) {
   to->insert(to->end(), bytes.begin(), bytes.end());
 }
 
-std::string Coded(const Status& status) { return std::string(status.code()) + " " + status.detail(); }
+std::string Coded(const Status& status) {
+  return std::string(status.code()) + " " + status.detail();
+}
 
 }  // namespace
 
@@ -60,8 +62,7 @@ void DataPlane::TransferOpen(TransferOptions options) {
     transfer_ = std::move(target);
   }
   std::string inbox, ram;
-  if (Status s = transfer_->Open(&inbox, &ram); !s.ok())
-    return TransferFailed(session, Coded(s));
+  if (Status s = transfer_->Open(&inbox, &ram); !s.ok()) return TransferFailed(session, Coded(s));
   PlaneEvent& event = EmitTransfer(PlaneEvent::Kind::kTransferOpened, session);
   event.bytes = {static_cast<std::byte>(inbox.size() & 0xFF),
                  static_cast<std::byte>(inbox.size() >> 8)};

@@ -1,5 +1,5 @@
-// State transfer, as the data plane sees it: one session at a time in which a source brings a target
-// to a full copy of its guest (DESIGN section 9).
+// State transfer, as the data plane sees it: one session at a time in which a source brings a
+// target to a full copy of its guest (DESIGN section 9).
 //
 // The source says which pages to look at, the target digests them and says which others it has
 // changed itself, the source compares and writes the pages that differ straight into the target's
@@ -86,13 +86,13 @@ class TransferSession {
   TransferSession& operator=(const TransferSession&) = delete;
 
   [[nodiscard]] const TransferOptions& options() const { return options_; }
-  // Maps the memory, opens it (target) and an inbox to the peer. What the peer is to be given goes into
-  // *inbox and *ram. Errors: SYNC_MEMORY and those of Expose.
+  // Maps the memory, opens it (target) and an inbox to the peer. What the peer is to be given goes
+  // into *inbox and *ram. Errors: SYNC_MEMORY and those of Expose.
   virtual Status Open(std::string* inbox, std::string* ram) = 0;
   // Does some work. Returns how much was done.
   virtual int Poll(Nanoseconds now, std::vector<TransferNews>* news) = 0;
-  // Nothing is begun any more, and the peer reaches nothing here. What was posted may still leave: the
-  // session is destroyed when all of it is Completed, or the connection has ended.
+  // Nothing is begun any more, and the peer reaches nothing here. What was posted may still leave:
+  // the session is destroyed when all of it is Completed, or the connection has ended.
   virtual void End() = 0;
   // Something is expected that rings no doorbell.
   [[nodiscard]] virtual bool busy() const = 0;

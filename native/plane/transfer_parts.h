@@ -46,7 +46,7 @@ struct StateRecord {
 
 // At the start of a kPages record; the set follows.
 struct PagesRecord {
-  uint64_t first;  // 1: the target adds what it has changed itself
+  uint64_t first;     // 1: the target adds what it has changed itself
   uint64_t resident;  // 1: and that is all its pages that are not empty
 };
 

@@ -230,7 +230,8 @@ class Source final : public TransferSource {
     figures_.bytes = figures_.sent * kPageBytes;
     figures_.digest = now - began_ - figures_.wait;
     moving_since_ = now;
-    mover_ = std::make_unique<PageMover>(fabric_, options_.peer, kRamRegion, memory_.ram(), differing);
+    mover_ =
+        std::make_unique<PageMover>(fabric_, options_.peer, kRamRegion, memory_.ram(), differing);
     step_ = Step::kMove;
     return Ok();
   }

@@ -85,8 +85,7 @@ class Target final : public TransferTarget {
     // one of the past.
     if (round_ > 0 && !RoundArrived()) return Ok();
     std::optional<std::span<const std::byte>> payload;
-    if (Status s = inbox_.Take(options_.session, InboxKind::kState, kStateRound, &payload);
-        !s.ok())
+    if (Status s = inbox_.Take(options_.session, InboxKind::kState, kStateRound, &payload); !s.ok())
       return s;
     if (payload.has_value()) {
       ++*done;

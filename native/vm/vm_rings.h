@@ -30,8 +30,8 @@ class RingProducer {
   void Ring();
   // True when the consumer has taken everything.
   [[nodiscard]] bool Empty() const;
-  // Appends the frames that the consumer has not taken, each behind its length (uint32). The consumer
-  // must stand still. False: its position is impossible.
+  // Appends the frames that the consumer has not taken, each behind its length (uint32). The
+  // consumer must stand still. False: its position is impossible.
   [[nodiscard]] bool CopyWaiting(std::vector<std::byte>* frames) const;
   [[nodiscard]] uint64_t doorbells() const { return doorbells_; }
 

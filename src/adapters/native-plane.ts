@@ -248,7 +248,8 @@ export function convertEvent(event: NativeEvent): PlaneEvent {
       return { type: 'transfer-opened', session: op, inbox, ram };
     }
     case 'transfer-round': {
-      const [pages = 0, equal = 0, sent = 0, moved = 0, digestNs = 0, waitNs = 0, moveNs = 0] = event.numbers ?? [];
+      const [pages = 0, equal = 0, sent = 0, moved = 0, digestNs = 0, waitNs = 0, moveNs = 0] =
+        event.numbers ?? [];
       return {
         type: 'transfer-round',
         session: op,
@@ -263,7 +264,12 @@ export function convertEvent(event: NativeEvent): PlaneEvent {
     case 'transfer-installed':
       return { type: event.type, session: op };
     case 'transfer-arrived':
-      return { type: 'transfer-arrived', session: op, op: event.numbers?.[0] ?? 0, bootOp: event.numbers?.[1] ?? 0 };
+      return {
+        type: 'transfer-arrived',
+        session: op,
+        op: event.numbers?.[0] ?? 0,
+        bootOp: event.numbers?.[1] ?? 0,
+      };
     case 'transfer-failed':
       return { type: 'transfer-failed', session: op, why: text() };
     case 'vm-attached':

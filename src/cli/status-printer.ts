@@ -136,7 +136,9 @@ function syncLines(rows: readonly StatusRow[]): string[] {
     const { active, last } = sync;
     const now =
       active?.role === 'source'
-        ? [`${node} makes ${active.peer} a copy: ${active.phase}, round ${active.rounds}, ${active.sent} of ${active.pages} pages sent`]
+        ? [
+            `${node} makes ${active.peer} a copy: ${active.phase}, round ${active.rounds}, ${active.sent} of ${active.pages} pages sent`,
+          ]
         : [];
     const lines = [...last.map((record) => syncLine(node, record)), ...now];
     return lines.length === 0 ? [] : ['', ...lines];

@@ -203,7 +203,10 @@ function machineOf({ vm }: ClusterConfig): string {
 }
 
 /** In shared memory: they live for one session, and a disk would make guests wait. */
-function sessionFiles(config: ClusterConfig, node: NodeConfig): { inbox: string; dirty: string; state: string } {
+function sessionFiles(
+  config: ClusterConfig,
+  node: NodeConfig,
+): { inbox: string; dirty: string; state: string } {
   const file = (kind: string): string => join(shmDirectory(config.cluster), `${node.name}.${kind}`);
   return { inbox: file('inbox'), dirty: file('dirty'), state: file('state') };
 }

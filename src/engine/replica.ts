@@ -121,7 +121,13 @@ export class ReplicaEngine {
     });
     const keeper = this.guest;
     const now = (): number => ports.clock.now();
-    this.stateTransfer = new StateTransfer(options.transfer, { plane, guest: options.canRunGuest ? guest : null, keeper, now, log });
+    this.stateTransfer = new StateTransfer(options.transfer, {
+      plane,
+      guest: options.canRunGuest ? guest : null,
+      keeper,
+      now,
+      log,
+    });
   }
 
   get connectedPeers(): ReadonlySet<NodeId> {
@@ -400,7 +406,10 @@ export class ReplicaEngine {
     if (decision.boot) {
       this.bootProposed = true;
       this.ports.log('info', 'guests are booted', { reason: decision.reason });
-      this.ports.plane.propose(entryKinds.vmBoot, Uint8Array.of(bootModes[this.options.boot.mode], 0, 0, 0, 0, 0, 0, 0));
+      this.ports.plane.propose(
+        entryKinds.vmBoot,
+        Uint8Array.of(bootModes[this.options.boot.mode], 0, 0, 0, 0, 0, 0, 0),
+      );
     }
     if (decision.admit) this.admit();
   }

@@ -72,7 +72,8 @@ export class StateTransfer {
   private queue: Promise<void> = Promise.resolve();
   private queued = 0;
   private bootOp: Op = 0;
-  private readonly waiters: { readonly peer: NodeId; readonly resolve: (record: TransferRecord) => void }[] = [];
+  private readonly waiters: { readonly peer: NodeId; readonly resolve: (record: TransferRecord) => void }[] =
+    [];
   private stopped = false;
 
   constructor(options: StateTransferOptions, ports: StateTransferPorts) {
@@ -251,7 +252,17 @@ export class StateTransfer {
     }
     const { peer, reason, rounds, pages, equal, sent, op } = record;
     const ms = (value: number): number => Math.round(value * 10) / 10;
-    const fields = { peer, reason, rounds, pages, equal, sent, op, ms: ms(record.durationMs), pause: ms(record.pauseMs) };
+    const fields = {
+      peer,
+      reason,
+      rounds,
+      pages,
+      equal,
+      sent,
+      op,
+      ms: ms(record.durationMs),
+      pause: ms(record.pauseMs),
+    };
     if (record.ok) return this.ports.log('info', 'the peer is a whole copy', fields);
     this.bases.delete(peer);
     this.ports.plane.transferForget(peer);

@@ -13,13 +13,7 @@ import type { RoundFigures, RoundPages } from '../ports/data-plane.js';
 import type { Op, View } from '../wire/viewstamp.js';
 import { sessionId, sessionsPerView } from '../wire/transfer-messages.js';
 import type { SessionId, TransferMessage } from '../wire/transfer-messages.js';
-import type {
-  PeerFacts,
-  SourceEffect,
-  SourceEvent,
-  TransferOptions,
-  TransferReason,
-} from './types.js';
+import type { PeerFacts, SourceEffect, SourceEvent, TransferOptions, TransferReason } from './types.js';
 
 type Phase =
   | 'opening'
@@ -103,7 +97,16 @@ export class TransferSource {
     const s = this.session;
     if (s === null) return null;
     const { id: session, peer, phase, reason, rounds, pendingPages } = s;
-    return { session, peer, phase, reason, rounds, pages: s.figures.pages, sent: s.figures.sent, pendingPages };
+    return {
+      session,
+      peer,
+      phase,
+      reason,
+      rounds,
+      pages: s.figures.pages,
+      sent: s.figures.sent,
+      pendingPages,
+    };
   }
 
   /** Members that a request waits for. */
@@ -190,7 +193,8 @@ export class TransferSource {
 
   private watch(s: Session, now: Milliseconds): void {
     const peer = this.peers.find((facts) => facts.node === s.peer);
-    if (!this.able && s.phase !== 'confirming') return this.lose(s, now, 'this replica is the source no more');
+    if (!this.able && s.phase !== 'confirming')
+      return this.lose(s, now, 'this replica is the source no more');
     if (peer === undefined || !peer.reachable) return this.lose(s, now, 'the target is out of reach');
     if (s.phase === 'confirming' && peer.whole && peer.syncOp === s.op) return this.finish(s, now, null);
     if (now >= s.deadline) return this.lose(s, now, `nothing happened while ${s.phase}`);
@@ -213,7 +217,10 @@ export class TransferSource {
     this.out.push({ type: 'collect', session: s.id });
   }
 
-  private progress(s: Session, event: Exclude<SourceEvent, { type: 'tick' | 'request' | 'mail' | 'peer-down' }>): void {
+  private progress(
+    s: Session,
+    event: Exclude<SourceEvent, { type: 'tick' | 'request' | 'mail' | 'peer-down' }>,
+  ): void {
     const { now } = event;
     switch (event.type) {
       case 'opened':
@@ -286,7 +293,8 @@ export class TransferSource {
     if (s.rounds === 0) return this.round(s, s.based ? 'since-base' : 'resident', false);
     const { settledPages, roundsMax } = this.options;
     // A round that leaves almost as much as it took will not be the last of its kind.
-    const settled = s.pendingPages <= settledPages || s.rounds >= roundsMax || s.pendingPages * 10 > s.roundPages * 8;
+    const settled =
+      s.pendingPages <= settledPages || s.rounds >= roundsMax || s.pendingPages * 10 > s.roundPages * 8;
     if (!settled) return this.round(s, 'pending', false);
     s.phase = 'syncing';
     this.out.push({ type: 'propose', session: s.id, peer: s.peer });

@@ -85,7 +85,8 @@ export class TransferTarget {
   private mail(now: Milliseconds, from: NodeId, message: TransferMessage): void {
     const s = this.session;
     if (s !== null && message.session === s.id && from === s.peer) {
-      if (message.type === 'offer' && s.accept !== null) this.out.push({ type: 'send', to: from, message: s.accept });
+      if (message.type === 'offer' && s.accept !== null)
+        this.out.push({ type: 'send', to: from, message: s.accept });
       if (message.type === 'abandon' && s.phase !== 'loading')
         this.lose(s, `the source gave it up: ${message.reason}`);
       return;
@@ -129,7 +130,14 @@ export class TransferTarget {
         s.phase = 'opening';
         s.based = event.based;
         this.advance(s, event.now);
-        this.out.push({ type: 'open', session: s.id, peer: s.peer, key: s.key, based: s.based, grant: s.grant });
+        this.out.push({
+          type: 'open',
+          session: s.id,
+          peer: s.peer,
+          key: s.key,
+          based: s.based,
+          grant: s.grant,
+        });
         return;
       case 'opened':
         if (s.phase !== 'opening') return;

@@ -87,11 +87,26 @@ export type SourceEvent =
       readonly peer: NodeId;
       readonly reason: TransferReason;
     }
-  | { readonly type: 'mail'; readonly now: Milliseconds; readonly from: NodeId; readonly message: TransferMessage }
+  | {
+      readonly type: 'mail';
+      readonly now: Milliseconds;
+      readonly from: NodeId;
+      readonly message: TransferMessage;
+    }
   /** The connection to the peer broke: what was posted on it is lost. */
   | { readonly type: 'peer-down'; readonly now: Milliseconds; readonly peer: NodeId }
-  | { readonly type: 'opened'; readonly now: Milliseconds; readonly session: SessionId; readonly inbox: Uint8Array }
-  | { readonly type: 'collected'; readonly now: Milliseconds; readonly session: SessionId; readonly pages: number }
+  | {
+      readonly type: 'opened';
+      readonly now: Milliseconds;
+      readonly session: SessionId;
+      readonly inbox: Uint8Array;
+    }
+  | {
+      readonly type: 'collected';
+      readonly now: Milliseconds;
+      readonly session: SessionId;
+      readonly pages: number;
+    }
   | {
       readonly type: 'round-done';
       readonly now: Milliseconds;
@@ -104,7 +119,12 @@ export type SourceEvent =
   | { readonly type: 'saved'; readonly now: Milliseconds; readonly session: SessionId }
   | { readonly type: 'sent'; readonly now: Milliseconds; readonly session: SessionId; readonly bytes: number }
   | { readonly type: 'resumed'; readonly now: Milliseconds; readonly session: SessionId }
-  | { readonly type: 'failed'; readonly now: Milliseconds; readonly session: SessionId; readonly why: string };
+  | {
+      readonly type: 'failed';
+      readonly now: Milliseconds;
+      readonly session: SessionId;
+      readonly why: string;
+    };
 
 export type SourceEffect =
   | { readonly type: 'send'; readonly to: NodeId; readonly message: TransferMessage }
@@ -154,10 +174,20 @@ export type TargetEvent =
       /** Of this replica: it runs or is whole, or could be filled in place. */
       readonly guest: 'none' | 'busy' | 'live';
     }
-  | { readonly type: 'mail'; readonly now: Milliseconds; readonly from: NodeId; readonly message: TransferMessage }
+  | {
+      readonly type: 'mail';
+      readonly now: Milliseconds;
+      readonly from: NodeId;
+      readonly message: TransferMessage;
+    }
   | { readonly type: 'peer-down'; readonly now: Milliseconds; readonly peer: NodeId }
   /** The guest stands still, or a fresh one waits to be filled. */
-  | { readonly type: 'prepared'; readonly now: Milliseconds; readonly session: SessionId; readonly based: boolean }
+  | {
+      readonly type: 'prepared';
+      readonly now: Milliseconds;
+      readonly session: SessionId;
+      readonly based: boolean;
+    }
   | {
       readonly type: 'opened';
       readonly now: Milliseconds;
@@ -170,7 +200,12 @@ export type TargetEvent =
   /** The whole state is here, and delivery stands behind its vm-sync. */
   | { readonly type: 'arrived'; readonly now: Milliseconds; readonly session: SessionId; readonly op: Op }
   | { readonly type: 'loaded'; readonly now: Milliseconds; readonly session: SessionId }
-  | { readonly type: 'failed'; readonly now: Milliseconds; readonly session: SessionId; readonly why: string };
+  | {
+      readonly type: 'failed';
+      readonly now: Milliseconds;
+      readonly session: SessionId;
+      readonly why: string;
+    };
 
 export type TargetEffect =
   | { readonly type: 'send'; readonly to: NodeId; readonly message: TransferMessage }

@@ -111,7 +111,10 @@ t.test('a life with troubles', skip, async (t) => {
     const record = JSON.parse(ran.out) as SyncRecord;
     t.match(record, { target: other, reason: 'asked', ok: true });
     t.equal(record.equal + record.sent, record.pages);
-    t.match(await falcon('sync', cluster.directory, '--node', primary.node), { status: 8, err: /SYNC_REFUSED/ });
+    t.match(await falcon('sync', cluster.directory, '--node', primary.node), {
+      status: 8,
+      err: /SYNC_REFUSED/,
+    });
     t.match(await falcon('sync', cluster.directory, '--node', 'h9'), { status: 2, err: /USAGE/ });
     await goesOn(t);
   });

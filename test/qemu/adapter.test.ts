@@ -77,7 +77,7 @@ class Host implements GuestCallbacks {
       busy: false,
       spinNs: 0,
       realtime: false,
-    verbs: null,
+      verbs: null,
     });
     this.replica.start(() => undefined);
     this.guest = new QemuGuest({

@@ -189,7 +189,10 @@ async function awaitCopies(world: World, checkers: Checkers): Promise<void> {
     checkers.check();
   }
   const missing = without().map((node) => node.id);
-  assert(lost || missing.length === 0, `no copy of the guest on ${missing.join(', ')} after ${boundMs} ms of peace`);
+  assert(
+    lost || missing.length === 0,
+    `no copy of the guest on ${missing.join(', ')} after ${boundMs} ms of peace`,
+  );
 }
 
 /** A request that is repeated as a client would must be answered in bounded time. */
@@ -215,7 +218,10 @@ async function awaitService(
       return Math.max(...world.nodes.map((node) => node.hard.view));
     }
   }
-  for (const node of world.nodes) world.log(`${node.id} ${JSON.stringify(world.progress(node))} ${JSON.stringify(node.engine?.guest.own)} ${node.engine?.guest.state} ${node.engine?.guest.admitted} ${JSON.stringify(world.sim.counters(node.id))}`);
+  for (const node of world.nodes)
+    world.log(
+      `${node.id} ${JSON.stringify(world.progress(node))} ${JSON.stringify(node.engine?.guest.own)} ${node.engine?.guest.state} ${node.engine?.guest.admitted} ${JSON.stringify(world.sim.counters(node.id))}`,
+    );
   assert(lost, `no answer within ${boundMs} ms of peace`);
   return Math.max(...world.nodes.map((node) => node.hard.view));
 }

@@ -10,11 +10,18 @@ const options: BootPolicyOptions = {
   mode: 'each',
   firstBootWaitMs: 300,
   fillWaitMs: 5000,
-  rebootWaitMs: 600, quorumReadyWaitMs: 100 };
+  rebootWaitMs: 600,
+  quorumReadyWaitMs: 100,
+};
 const none: GuestReport = { bootOp: 0, ready: false, admittedBootOp: 0, syncOp: 0 };
 const booting = (bootOp: number): GuestReport => ({ bootOp, ready: false, admittedBootOp: 0, syncOp: 0 });
 const ready = (bootOp: number): GuestReport => ({ bootOp, ready: true, admittedBootOp: 0, syncOp: 0 });
-const admitted = (bootOp: number): GuestReport => ({ bootOp, ready: true, admittedBootOp: bootOp, syncOp: 0 });
+const admitted = (bootOp: number): GuestReport => ({
+  bootOp,
+  ready: true,
+  admittedBootOp: bootOp,
+  syncOp: 0,
+});
 
 function facts(changes: Partial<BootFacts>): BootFacts {
   return {
@@ -109,7 +116,12 @@ void t.test('whatever the others report, a primary ends up with a boot or with i
     const report = (): GuestReport => {
       const bootOp = random.chance(0.4) ? 0 : lastBootOp;
       const isReady = bootOp > 0 && random.chance(0.7);
-      return { bootOp, ready: isReady, admittedBootOp: isReady && random.chance(0.3) ? bootOp : 0, syncOp: 0 };
+      return {
+        bootOp,
+        ready: isReady,
+        admittedBootOp: isReady && random.chance(0.3) ? bootOp : 0,
+        syncOp: 0,
+      };
     };
     const own = report();
     const peers = [report(), report()].slice(0, random.below(3));

@@ -10,7 +10,13 @@ import { Random } from '../../src/lib/random.js';
 import { TransferSource } from '../../src/transfer/source.js';
 import { TransferTarget } from '../../src/transfer/target.js';
 import { transferOptions } from '../../src/transfer/defaults.js';
-import type { SourceEffect, SourceEvent, TargetEffect, TargetEvent, TransferRecord } from '../../src/transfer/types.js';
+import type {
+  SourceEffect,
+  SourceEvent,
+  TargetEffect,
+  TargetEvent,
+  TransferRecord,
+} from '../../src/transfer/types.js';
 import { decodeTransfer, encodeTransfer } from '../../src/wire/transfer-messages.js';
 import type { SessionId, TransferMessage } from '../../src/wire/transfer-messages.js';
 
@@ -229,7 +235,8 @@ void t.test('with failures everywhere', (t) => {
       if (pair.random.chance(0.002)) pair.disconnect();
       if (pair.random.chance(0.002)) pair.ask();
       if (pair.random.chance(0.001)) pair.view++;
-      if (pair.whole !== 0) assert(pair.sent.get(pair.whole) === pair.wholeOp, `seed ${seed}: whole with the state of a session`);
+      if (pair.whole !== 0)
+        assert(pair.sent.get(pair.whole) === pair.wholeOp, `seed ${seed}: whole with the state of a session`);
     }
     pair.failing = pair.losing = 0;
     for (let i = 0; i < 20_000 && !(pair.idle && pair.whole !== 0); i++) pair.step(5);

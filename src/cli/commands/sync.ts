@@ -22,7 +22,8 @@ export const sync: Command = {
   async run(directory, options, output) {
     const place = { config: loadConfig(directory), directory: realpathSync(directory) };
     const node = options.value('node');
-    if (node === null) throw new FalconError('USAGE', '--node is missing (falcon sync --help lists what there is)');
+    if (node === null)
+      throw new FalconError('USAGE', '--node is missing (falcon sync --help lists what there is)');
     nodeNamed(place.config, node);
     const rows = await fetchAll(place);
     if (answered(rows).length === 0)
