@@ -1,6 +1,7 @@
 #include "plane/transfer_parts.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -49,17 +50,18 @@ const PageSet* TransferBases::Since(PeerId peer) const { return changed_[peer].g
 Status ReadFile(const std::string& path, size_t most, std::vector<std::byte>* into) {
   const UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd.valid()) return {"SYNC_MEMORY", ErrnoText("open " + path, errno)};
-  into->resize(most + 1);
-  size_t got = 0;
-  while (got < into->size()) {
+  struct stat status{};
+  if (fstat(fd.get(), &status) != 0) return {"SYNC_MEMORY", ErrnoText("stat " + path, errno)};
+  // Room for what is there, and no more: the guest stands still meanwhile.
+  if (status.st_size < 0 || static_cast<uint64_t>(status.st_size) > most)
+    return {"SYNC_MEMORY", path + " is too long"};
+  into->resize(static_cast<size_t>(status.st_size));
+  for (size_t got = 0; got < into->size();) {
     const ssize_t n = read(fd.get(), into->data() + got, into->size() - got);
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return {"SYNC_MEMORY", ErrnoText("read " + path, errno)};
-    if (n == 0) break;
+    if (n <= 0) return {"SYNC_MEMORY", ErrnoText("read " + path, n < 0 ? errno : EIO)};
     got += static_cast<size_t>(n);
   }
-  if (got > most) return {"SYNC_MEMORY", path + " is too long"};
-  into->resize(got);
   return Ok();
 }
 
