@@ -28,6 +28,7 @@
 #include "plane/peer_link.h"
 #include "vm/flow_table.h"
 #include "vm/ingress_pool.h"
+#include "vm/output_check.h"
 #include "vm/vm_rings.h"
 
 namespace falcon {
@@ -48,6 +49,9 @@ struct PlaneOptions {
   FlowOptions flows;
   IngressPoolOptions pool;
   bool keep_unproposed = true;  // lan: flood
+  // For tests: in frames for this guest the first text is replaced by the second, as long. Its
+  // guest then answers otherwise.
+  std::vector<std::byte> fault_from, fault_to;
   uint32_t vm_address =
       0;  // IPv4 of the guest in network order, for the announcement; 0: RARP only
 };
@@ -74,6 +78,9 @@ struct PlaneEvent {
     kStreamBroken,  // peer, op = generation: what it writes cannot be (bytes: why); reconnect
     kFeedLost,      // peer: needs entries that are not kept any more
     kFailed,        // the replica must stop: bytes = "CODE detail"
+    kCheckDue,      // leader: bytes = length of the payload (4 bytes), payload of an output-check,
+                    // what was said before each of its positions
+    kVerdicts,      // bytes = VerdictRecords (vm/output_check.h)
   };
   Kind kind;
   PeerId peer = 0;
@@ -103,6 +110,7 @@ struct PlaneSnapshot {
   GuestMode guest = GuestMode::kNone;
   size_t pool_frames = 0;
   FlowCounters flows;
+  std::vector<OutputApplication> outputs;
   FabricCounters fabric;
   Wal::Counters wal;
   uint64_t entries_proposed = 0, frames_in = 0, frames_out = 0, frames_gated = 0, wire_errors = 0;
@@ -234,6 +242,8 @@ class DataPlane final : private FlowSink {
   void ProposeUnproposed(Nanoseconds now);
   bool ProposePooled(Frame frame, Nanoseconds now);
   void PollGate(Nanoseconds now);
+  void PollOutputs(Nanoseconds now);
+  [[nodiscard]] Frame WithFault(Frame frame);
   void Announce();
 
   PlaneEvent& Emit(PlaneEvent::Kind kind);
@@ -305,6 +315,8 @@ class DataPlane final : private FlowSink {
   Op recovered_op_ = 0;
   Op delivered_op_ = 0;
   Nanoseconds next_flow_tick_ = 0;
+  Nanoseconds next_check_ = 0;
+  std::vector<std::byte> check_payload_, check_tails_;
   bool deliver_blocked_ = false;
   bool ingress_blocked_ = false;  // for want of room, or on purpose
   Op boot_op_ = 0;                // newest vm-boot that was delivered

@@ -1,7 +1,14 @@
 /** The data plane port over the addon: units and names change here, nothing else. */
 import type { NodeId } from '../consensus/types.js';
 import { assert } from '../lib/assert.js';
-import type { DataPlane, EntryKind, GuestMode, PlaneEvent, PlaneProgress } from '../ports/data-plane.js';
+import type {
+  DataPlane,
+  EntryKind,
+  GuestMode,
+  OutputApplication,
+  PlaneEvent,
+  PlaneProgress,
+} from '../ports/data-plane.js';
 import type { NativeCounters, NativeEvent } from './native.js';
 
 const nsPerMs = 1e6;
@@ -14,6 +21,7 @@ export interface NativeTarget {
   tick(): void;
   progress(into: Float64Array): void;
   counters(): NativeCounters;
+  outputs(): OutputApplication[];
   expectVm(): void;
 }
 
@@ -89,6 +97,9 @@ export class NativePlane implements DataPlane {
   }
   counters(): Record<string, number> {
     return flatten(this.target.counters());
+  }
+  outputs(): readonly OutputApplication[] {
+    return this.target.outputs();
   }
 }
 
@@ -188,6 +199,10 @@ export function convertEvent(event: NativeEvent): PlaneEvent {
       return { type: 'feed-lost', peer };
     case 'failed':
       return { type: 'failed', why: text() };
+    case 'check-due':
+      return { type: 'check-due', view, bytes: event.bytes ?? new Uint8Array() };
+    case 'verdicts':
+      return { type: 'verdicts', bytes: event.bytes ?? new Uint8Array() };
     case 'vm-attached':
       return { type: 'guest-attached' };
     case 'vm-detached':

@@ -29,7 +29,7 @@ import { repositoryRoot } from '../lib/root.js';
 import type { GuestRunner } from '../ports/guest.js';
 import { noteCleanStop, takeCleanStop } from './clean-stop.js';
 import { logIdentity } from './log-identity.js';
-import { replicaStatus } from './status.js';
+import { divergenceReport, replicaStatus } from './status.js';
 
 const nsPerMs = 1e6;
 
@@ -100,6 +100,7 @@ export async function startDaemon(cluster: Cluster, node: NodeConfig, logger: Lo
       },
       canRunGuest: node.vm,
       reportIntervalMs: bounds.guestReportMs,
+      outputs: { waitMs: config.output.waitMs, primaryDiverged: config.output.primaryDiverged },
     },
     {
       plane,
@@ -124,6 +125,7 @@ export async function startDaemon(cluster: Cluster, node: NodeConfig, logger: Lo
         setImmediate(() => end(null));
         return { stopping: true };
       },
+      divergence: () => divergenceReport({ cluster, node, self, engine, plane, guest, startedAt }),
       'transfer-leader': (params) => transferLeader(cluster, engine, params),
     });
     replica.start((events) => engine.onPlaneEvents(events.map(convertEvent)));
@@ -200,6 +202,14 @@ function nativeOptions(
     deciderStallNs: timing.stallMs * nsPerMs,
     keepUnproposed: config.lan === 'flood',
     hashSeed: randomInt(1, 2 ** 48 - 1),
+    outputQueueBytes: config.output.queueBytes,
+    outputCompareEvery: config.output.compareEvery,
+    outputCheckNs: config.output.checkMs * nsPerMs,
+    outputWaitNs: config.output.waitMs * nsPerMs,
+    outputMasks: config.output.masks.flatMap(({ port, mask }) =>
+      mask.map(({ start, bytes }) => ({ port, start: Buffer.from(start), bytes })),
+    ),
+    ...testFault(node.name),
     vmMac: Uint8Array.from(vm.mac.split(':').map((part) => parseInt(part, 16))),
     vmAddress: Uint8Array.from(vm.address.split('.').map(Number)),
     cluster: config.cluster,
@@ -219,6 +229,17 @@ function nativeOptions(
     spinNs: poll.spinUs * 1000,
     realtime: realtime(config),
   };
+}
+
+/**
+ * For tests: FALCON_TEST_FAULT = {"node": "h2", "from": "...", "to": "..."} replaces a text in the input of one
+ * node's guest by another of the same length, so that this guest, and no other, answers otherwise.
+ */
+function testFault(node: string): { faultFrom?: Uint8Array; faultTo?: Uint8Array } {
+  const given = process.env['FALCON_TEST_FAULT'];
+  if (given === undefined) return {};
+  const fault = JSON.parse(given) as { node: string; from: string; to: string };
+  return fault.node === node ? { faultFrom: Buffer.from(fault.from), faultTo: Buffer.from(fault.to) } : {};
 }
 
 function makeGuest(cluster: Cluster, node: NodeConfig, replica: NativeReplica): GuestRunner {

@@ -1,7 +1,7 @@
 /** What a replica tells about itself. */
 import type { Cluster } from '../api/cluster.js';
 import type { NodeConfig } from '../api/config.js';
-import type { ReplicaStatus, TakeoverStatus } from '../api/status.js';
+import type { DivergenceReport, ReplicaStatus, TakeoverStatus } from '../api/status.js';
 import type { ReplicaEngine } from '../engine/replica.js';
 import type { Takeover } from '../engine/takeover-clock.js';
 import type { DataPlane } from '../ports/data-plane.js';
@@ -64,8 +64,28 @@ export function replicaStatus(sources: StatusSources): ReplicaStatus {
             },
           ],
     ),
+    outputs: plane.outputs(),
     counters: plane.counters(),
     ...(takeover === null ? {} : { lastTakeover: takeoverStatus(takeover, now) }),
+  };
+}
+
+export function divergenceReport(sources: StatusSources): DivergenceReport {
+  const { cluster, node, engine, plane } = sources;
+  const { ledger, healsWanted } = engine.outputs;
+  const nameOf = (member: number): string => cluster.config.nodes[member]?.name ?? String(member);
+  return {
+    node: node.name,
+    role: engine.role === 'backup' && !node.vm ? 'witness' : engine.role,
+    checks: ledger.checks,
+    applications: plane.outputs(),
+    members: [...ledger.members].map(([member, { agree, ...counts }]) => ({
+      node: nameOf(member),
+      agreed: agree,
+      ...counts,
+    })),
+    healsWanted,
+    divergences: ledger.divergences.map((one) => ({ ...one, member: nameOf(one.member) })),
   };
 }
 

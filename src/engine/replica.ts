@@ -18,10 +18,12 @@ import type { GuestRunner } from '../ports/guest.js';
 import type { HardStateStore } from '../ports/hard-state-store.js';
 import { decodeGuestReport, encodeGuestReport, mailTags } from '../wire/engine-mail.js';
 import type { GuestReport } from '../wire/engine-mail.js';
+import type { LedgerOptions } from '../output/types.js';
 import type { LogTail } from '../wire/view-table.js';
 import { decodeMessage, encodeMessage } from '../wire/messages.js';
 import { decideBoot } from './boot-policy.js';
 import type { BootPolicyOptions } from './boot-policy.js';
+import { OutputChecks } from './outputs.js';
 import { TakeoverClock } from './takeover-clock.js';
 import type { Takeover } from './takeover-clock.js';
 
@@ -34,6 +36,7 @@ export interface EngineOptions {
   /** This member runs a guest. */
   readonly canRunGuest: boolean;
   readonly reportIntervalMs: number;
+  readonly outputs: Omit<LedgerOptions, 'self'>;
 }
 
 export interface EnginePorts {
@@ -46,6 +49,8 @@ export interface EnginePorts {
   /** The replica must stop: `why` begins with a code. */
   fail(why: string): void;
   log(level: 'debug' | 'info' | 'warn' | 'error', text: string, fields?: Record<string, unknown>): void;
+  /** This primary's outputs show that a member's guest is not a copy any more. */
+  heal?(member: NodeId, reason: string): void;
 }
 
 export type GuestState = 'none' | 'booting' | 'ready' | 'lost';
@@ -68,6 +73,7 @@ const noGuest: GuestReport = { bootOp: 0, ready: false, admittedBootOp: 0 };
 export class ReplicaEngine {
   readonly core: Core;
   readonly takeovers = new TakeoverClock();
+  readonly outputs: OutputChecks;
   guestState: GuestState = 'none';
   boots = 0;
   /** Frames from the network are proposed when this replica leads. */
@@ -100,6 +106,17 @@ export class ReplicaEngine {
     this.options = options;
     this.ports = ports;
     this.core = new Core(options.core, options.hardState, ports.clock.now(), options.tail);
+    this.outputs = new OutputChecks(
+      { ...options.outputs, self: options.core.self },
+      {
+        plane: ports.plane,
+        clock: ports.clock,
+        log: (level, text, fields) => ports.log(level, text, fields),
+        fail: (why) => this.fail(why),
+        heal: (member, reason) => ports.heal?.(member, reason),
+        transferTo: (member) => void this.transfer(member),
+      },
+    );
   }
 
   get connectedPeers(): ReadonlySet<NodeId> {
@@ -156,6 +173,7 @@ export class ReplicaEngine {
     this.step({ type: 'tick', now });
     this.decide();
     if (now >= this.nextReportAt) this.report(now);
+    this.outputs.tick(this.guestMembers());
   }
 
   /** Asks for a leadership transfer and waits for its outcome. */
@@ -207,7 +225,13 @@ export class ReplicaEngine {
         if (event.generation !== this.generations.get(event.from)) return;
         return this.onMail(event.from, event.bytes, now);
       case 'control':
+        if (event.kind === entryKinds.outputCheck)
+          return this.outputs.onCheck(event.view, event.op, event.payload);
         return this.onControl(event.kind, event.op);
+      case 'check-due':
+        return this.outputs.onDue(event.bytes);
+      case 'verdicts':
+        return this.outputs.onVerdicts(event.bytes);
       case 'caught-up':
         this.takeovers.caughtUp(event.at);
         return this.ports.plane.openGate(event.view);
@@ -251,6 +275,7 @@ export class ReplicaEngine {
       }
       return this.step({ type: 'mail', now, from, message });
     }
+    if (bytes[0] === mailTags.output) return this.outputs.onMail(from, bytes);
     const report = decodeGuestReport(bytes);
     if (report === null) {
       this.ports.log('warn', 'malformed mail', { from });
@@ -348,6 +373,12 @@ export class ReplicaEngine {
     if (decision.admit) this.admit();
   }
 
+  private guestMembers(): NodeId[] {
+    const peers = [...this.reports].filter(([peer, report]) => report.ready && this.connected.has(peer));
+    const own = this.own.ready ? [this.options.core.self] : [];
+    return [...own, ...peers.map(([peer]) => peer)];
+  }
+
   private report(now: number): void {
     this.nextReportAt = now + this.options.reportIntervalMs;
     const bytes = encodeGuestReport(this.own);
@@ -431,6 +462,7 @@ export class ReplicaEngine {
       this.ports.log('info', `role ${role}`, { view, primary, reason });
     this.role = role;
     this.primary = primary;
+    this.outputs.setPrimary(view, role === 'primary' ? this.options.core.self : primary);
   }
 
   private settleTransfer({ ok, to, reason }: Omit<TransferOutcome, 'code'>): void {

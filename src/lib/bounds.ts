@@ -53,6 +53,21 @@ export const bounds = {
   rebootWaitMs: 10_000,
   guestStopMs: 2_000,
 
+  // comparing outputs
+  /** Checks whose verdicts a replica keeps, and checks that it has proposed and not seen come back. */
+  outputChecksKept: 256,
+  outputProposedMax: 64,
+  /** The first half of them are the first that were seen. */
+  outputDivergencesKept: 32,
+  outputShownBytes: 64,
+  outputReportMs: 20,
+  /** A report that was not acknowledged is sent again. */
+  outputReportRetryMs: 500,
+  outputReportsPerTick: 8,
+  outputMasksMax: 4,
+  outputMaskStartMaxBytes: 64,
+  outputMaskMaxBytes: 4096,
+
   // the data plane
   logEntriesMax: 256 * 1024,
   inflightEntriesMax: 16 * 1024,
@@ -83,6 +98,8 @@ assert(bounds.pollMs < bounds.progressMs);
 assert(bounds.descriptorMaxBytes < bounds.bootstrapHelloMaxBytes, 'a descriptor fits a hello');
 assert(bounds.tickMs < bounds.guestReportMs);
 assert(bounds.inflightEntriesMax < bounds.logEntriesMax, 'what is in flight fits the log in memory');
+assert(bounds.outputDivergencesKept % 2 === 0);
+assert(bounds.outputReportMs < bounds.outputReportRetryMs);
 assert(bounds.terminateWaitMs <= bounds.shutdownWaitMs);
 assert(bounds.logLineMaxChars < bounds.logTailMaxBytes);
 assert(bounds.configMaxBytes <= bounds.adminLineMaxBytes, 'a configuration fits an admin message');

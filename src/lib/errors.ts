@@ -110,6 +110,14 @@ export const errorTable = {
   TAP_OPEN: { severity: 'fatal', exit: x.failure, text: 'the tap cannot be opened' },
   GUEST_NOT_READY: { severity: 'fatal', exit: x.timeout, text: 'the guest is not ready' },
 
+  // the outputs
+  OUTPUT_DIVERGED: { severity: 'warning', exit: x.failure, text: 'a guest said something else' },
+  PRIMARY_DIVERGED: {
+    severity: 'error',
+    exit: x.failure,
+    text: 'a majority of guests says something else than the primary',
+  },
+
   // leadership
   NOT_PRIMARY: { severity: 'error', exit: x.refused, text: 'this replica is not the primary' },
   LEADERSHIP_LOST: { severity: 'warning', exit: x.failure, text: 'leadership was lost' },

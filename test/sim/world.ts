@@ -7,7 +7,7 @@
  * torn. The world itself injects no faults (nemesis.ts does) and judges nothing (checkers.ts does).
  */
 import { convertEvent, NativePlane, progressBuffer, readProgress } from '../../src/adapters/native-plane.js';
-import { loadNative } from '../../src/adapters/native.js';
+import { loadNative, uncomparedOutput } from '../../src/adapters/native.js';
 import type {
   NativeCounters,
   NativeEvent,
@@ -183,6 +183,7 @@ export class World {
       deciderStallNs: 250 * nsPerMs,
       keepUnproposed: true,
       hashSeed: 1 + this.options.seed,
+      ...uncomparedOutput,
       vmMac,
       vmAddress: new Uint8Array(),
       segmentBytes: 4 << 20,
@@ -235,6 +236,7 @@ export class World {
       tick: () => sim.tick(id, this.localNs(node)),
       progress: (into) => sim.progress(id, into),
       counters: () => sim.counters(id),
+      outputs: () => [],
       expectVm: () => sim.expectVm(id),
     });
     const random = this.random.fork();
@@ -261,6 +263,7 @@ export class World {
         boot: { firstBootWaitMs: 300, rebootWaitMs: 600, quorumReadyWaitMs: 50 },
         canRunGuest: this.runsGuest(id),
         reportIntervalMs: 20,
+        outputs: { waitMs: 500, primaryDiverged: 'heal-backups' },
       },
       {
         plane,

@@ -7,7 +7,7 @@ import { parseArgs } from 'node:util';
 
 import { loadCluster, nodePaths } from '../../src/api/cluster.js';
 import { startAdminServer } from '../../src/api/server.js';
-import type { ReplicaStatus } from '../../src/api/status.js';
+import type { DivergenceReport, ReplicaStatus } from '../../src/api/status.js';
 import { formatError } from '../../src/lib/errors.js';
 
 export interface FakeBehaviour {
@@ -19,6 +19,37 @@ export interface FakeBehaviour {
   readonly passive?: boolean;
   /** Takes no notice of `shutdown` and SIGTERM. */
   readonly stubborn?: boolean;
+}
+
+function fakeDivergence(name: string, status: ReplicaStatus): DivergenceReport {
+  return {
+    node: name,
+    role: status.role,
+    checks: 33,
+    applications: status.outputs,
+    members: status.role === 'primary' ? [{ node: 'h3', agreed: 31, late: 2, diverged: 1, skipped: 0 }] : [],
+    healsWanted: status.role === 'primary' ? 1 : 0,
+    divergences:
+      name === 'h2'
+        ? []
+        : [
+            {
+              view: 3,
+              op: 77,
+              index: 0,
+              member: 'h3',
+              client: '10.77.1.1:40000',
+              port: 6379,
+              position: 120,
+              agreed: 100,
+              cause: '',
+              firstDifferent: 103,
+              expected: name === 'h1' ? '2b4f4b0d0a' : null,
+              found: '2b4e4f0d0a',
+              from: 102,
+            },
+          ],
+  };
 }
 
 function fail(behaviour: FakeBehaviour): never {
@@ -64,6 +95,22 @@ async function main(): Promise<void> {
     peers: config.nodes
       .filter((node) => node.name !== name)
       .map((node) => ({ name: node.name, connected: true, ackedOp: 119, guest: true })),
+    outputs: [
+      {
+        port: 6379,
+        flowsEnded: 4,
+        flowsCut: 1,
+        bytes: 70_000,
+        datagrams: 0,
+        datagramBytes: 0,
+        agreed: primary ? 0 : 31,
+        late: primary ? 0 : 2,
+        diverged: name === 'h3' ? 1 : 0,
+        skipped: 0,
+        unchecked: 0,
+        summary: '00',
+      },
+    ],
     counters: { frames: 7 },
   });
   const server = await startAdminServer(paths.adminSocket, {
@@ -72,6 +119,7 @@ async function main(): Promise<void> {
       if (behaviour.stubborn !== true) setTimeout(stop, 10);
     },
     'transfer-leader': (params) => params,
+    divergence: () => fakeDivergence(name, status()),
   });
   writeFileSync(paths.pidFile, `${process.pid}\n`);
   if (behaviour.failAfterMs !== undefined) setTimeout(() => fail(behaviour), behaviour.failAfterMs);
