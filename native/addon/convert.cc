@@ -80,6 +80,19 @@ std::vector<OutputMask> ReadMasks(const Napi::Value& value) {
   return masks;
 }
 
+std::vector<PlaneOptions::Fault> ReadFaults(const Napi::Value& value) {
+  std::vector<PlaneOptions::Fault> faults;
+  if (!value.IsArray()) return faults;
+  const auto list = value.As<Napi::Array>();
+  for (uint32_t i = 0; i < list.Length(); ++i) {
+    const auto one = list.Get(i).As<Napi::Object>();
+    const auto from = BytesOf(one.Get("from")), to = BytesOf(one.Get("to"));
+    if (from.empty() || from.size() != to.size()) continue;
+    faults.push_back({{from.begin(), from.end()}, {to.begin(), to.end()}});
+  }
+  return faults;
+}
+
 }  // namespace
 
 double Number(const Napi::Object& from, const char* key) {
@@ -122,11 +135,7 @@ PlaneOptions ReadPlaneOptions(const Napi::Object& from) {
   output.check_after = static_cast<Nanoseconds>(Number(from, "outputCheckNs"));
   output.wait = static_cast<Nanoseconds>(Number(from, "outputWaitNs"));
   output.masks = ReadMasks(from.Get("outputMasks"));
-  const auto fault_from = BytesOf(from.Get("faultFrom")), fault_to = BytesOf(from.Get("faultTo"));
-  if (fault_from.size() == fault_to.size()) {
-    o.fault_from.assign(fault_from.begin(), fault_from.end());
-    o.fault_to.assign(fault_to.begin(), fault_to.end());
-  }
+  o.faults = ReadFaults(from.Get("faults"));
   const auto mac = BytesOf(from.Get("vmMac"));
   if (mac.size() == sizeof o.flows.vm_mac) std::memcpy(o.flows.vm_mac, mac.data(), mac.size());
   const auto address = BytesOf(from.Get("vmAddress"));

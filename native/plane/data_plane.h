@@ -49,9 +49,12 @@ struct PlaneOptions {
   FlowOptions flows;
   IngressPoolOptions pool;
   bool keep_unproposed = true;  // lan: flood
-  // For tests: in frames for this guest the first text is replaced by the second, as long. Its
-  // guest then answers otherwise.
-  std::vector<std::byte> fault_from, fault_to;
+  // For tests: in frames for this guest a text is replaced by another, as long. Its guest then
+  // answers otherwise.
+  struct Fault {
+    std::vector<std::byte> from, to;
+  };
+  std::vector<Fault> faults;
   uint32_t vm_address =
       0;  // IPv4 of the guest in network order, for the announcement; 0: RARP only
 };

@@ -98,7 +98,7 @@ int DataPlane::PollDelivery(Nanoseconds now) {
           deliver_blocked_ = true;
           break;
         }
-        flows_->Deliver(options_.fault_from.empty() ? payload : WithFault(payload), now);
+        flows_->Deliver(options_.faults.empty() ? payload : WithFault(payload), now);
       }
     } else {
       if (header.kind == EntryKind::kOutputCheck && guest_ == GuestMode::kRunning)
@@ -170,14 +170,18 @@ void DataPlane::PollOutputs(Nanoseconds now) {
 }
 
 Frame DataPlane::WithFault(Frame frame) {
-  const auto found = std::ranges::search(frame, options_.fault_from);
   const Packet packet = ParseFrame(frame);
-  if (found.empty() || packet.kind != PacketKind::kTcp) return frame;
-  const auto copy = std::span(normalised_).first(frame.size());
-  std::ranges::copy(frame, copy.begin());
-  std::ranges::copy(options_.fault_to, copy.begin() + (found.begin() - frame.begin()));
-  FillTcpChecksums(copy, packet);
-  return copy;
+  if (packet.kind != PacketKind::kTcp) return frame;
+  for (const auto& [from, to] : options_.faults) {
+    const auto found = std::ranges::search(frame, from);
+    if (found.empty()) continue;
+    const auto copy = std::span(normalised_).first(frame.size());
+    std::ranges::copy(frame, copy.begin());
+    std::ranges::copy(to, copy.begin() + (found.begin() - frame.begin()));
+    FillTcpChecksums(copy, packet);
+    return copy;
+  }
+  return frame;
 }
 
 void DataPlane::PollGate(Nanoseconds now) {

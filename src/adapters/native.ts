@@ -72,9 +72,8 @@ export interface NativePlaneOptions {
   readonly outputCheckNs: number;
   readonly outputWaitNs: number;
   readonly outputMasks: readonly NativeMask[];
-  /** For tests: in input for this guest the first text is replaced by the second, which is as long. */
-  readonly faultFrom?: Uint8Array;
-  readonly faultTo?: Uint8Array;
+  /** For tests: in input for this guest a text is replaced by another, which is as long. */
+  readonly faults?: readonly { readonly from: Uint8Array; readonly to: Uint8Array }[];
   readonly vmMac: Uint8Array;
   /** IPv4 address, 4 bytes, or empty. */
   readonly vmAddress: Uint8Array;

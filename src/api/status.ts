@@ -45,6 +45,8 @@ export interface DivergenceStatus {
   readonly index: number;
   readonly member: string;
   readonly client: string;
+  /** Tells connections on the same ports apart. */
+  readonly clientIss: number;
   readonly port: number;
   /** This much of the connection's output was compared, and this much had been equal before. */
   readonly position: number;

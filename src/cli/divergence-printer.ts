@@ -49,8 +49,9 @@ function describe(one: DivergenceStatus): string[] {
     `  found by the check at viewstamp ${one.view}/${one.op}, of ${one.position} bytes; equal up to ${one.agreed}`,
   ];
   const shown = (label: string, bytes: string): string => `  ${label} from byte ${one.from}: ${quoted(bytes)}`;
-  if (one.expected !== null) lines.push(shown('expected', one.expected));
-  if (one.expected !== null || one.found !== '') lines.push(shown('found   ', one.found));
+  const expected = one.expected ?? '';
+  if (expected !== '') lines.push(shown('expected', expected));
+  if (expected !== '' || one.found !== '') lines.push(shown('found   ', one.found));
   return lines;
 }
 

@@ -209,7 +209,7 @@ function nativeOptions(
     outputMasks: config.output.masks.flatMap(({ port, mask }) =>
       mask.map(({ start, bytes }) => ({ port, start: Buffer.from(start), bytes })),
     ),
-    ...testFault(node.name),
+    faults: testFaults(node.name),
     vmMac: Uint8Array.from(vm.mac.split(':').map((part) => parseInt(part, 16))),
     vmAddress: Uint8Array.from(vm.address.split('.').map(Number)),
     cluster: config.cluster,
@@ -232,14 +232,15 @@ function nativeOptions(
 }
 
 /**
- * For tests: FALCON_TEST_FAULT = {"node": "h2", "from": "...", "to": "..."} replaces a text in the input of one
+ * For tests: FALCON_TEST_FAULT = {"node": "h2", "replace": [["...", "..."]]} replaces a text in the input of one
  * node's guest by another of the same length, so that this guest, and no other, answers otherwise.
  */
-function testFault(node: string): { faultFrom?: Uint8Array; faultTo?: Uint8Array } {
+function testFaults(node: string): NonNullable<NativeReplicaOptions['faults']> {
   const given = process.env['FALCON_TEST_FAULT'];
-  if (given === undefined) return {};
-  const fault = JSON.parse(given) as { node: string; from: string; to: string };
-  return fault.node === node ? { faultFrom: Buffer.from(fault.from), faultTo: Buffer.from(fault.to) } : {};
+  if (given === undefined) return [];
+  const fault = JSON.parse(given) as { node: string; replace: [from: string, to: string][] };
+  if (fault.node !== node) return [];
+  return fault.replace.map(([from, to]) => ({ from: Buffer.from(from), to: Buffer.from(to) }));
 }
 
 function makeGuest(cluster: Cluster, node: NodeConfig, replica: NativeReplica): GuestRunner {

@@ -161,6 +161,12 @@ export class OutputLedger {
     known.set(item.index, item);
     record.diverged.set(member, known);
     record.divergedAt ??= now;
+    // A connection that has parted stays apart: what was first tells the most.
+    const of = record.check.items[item.index];
+    const before = this.divergences.some(
+      (one) => one.member === member && one.client === of?.client && one.clientIss === of.clientIss,
+    );
+    if (before) return;
     const divergence = describe(record, member, item);
     if (this.divergences.length >= bounds.outputDivergencesKept)
       this.divergences.splice(bounds.outputDivergencesKept / 2, 1);
@@ -257,6 +263,7 @@ function describe(record: CheckRecord, member: Member, item: DivergedItem): Dive
     index: item.index,
     member,
     client: of?.client ?? '',
+    clientIss: of?.clientIss ?? 0,
     port: of?.port ?? 0,
     position,
     agreed: item.agreed,

@@ -54,6 +54,8 @@ export interface Divergence {
   readonly index: number;
   readonly member: Member;
   readonly client: string;
+  /** Tells connections on the same ports apart. */
+  readonly clientIss: number;
   readonly port: number;
   /** What was compared: this many bytes of the connection's output. */
   readonly position: number;

@@ -39,6 +39,7 @@ function fakeDivergence(name: string, status: ReplicaStatus): DivergenceReport {
               index: 0,
               member: 'h3',
               client: '10.77.1.1:40000',
+              clientIss: 1,
               port: 6379,
               position: 120,
               agreed: 100,
