@@ -5,7 +5,7 @@ import t from 'tap';
 import type { Test } from 'tap';
 
 import { loadCluster } from '../../src/api/cluster.js';
-import { defaultLog, defaultTiming, parseConfig } from '../../src/api/config.js';
+import { defaultLog, defaultOutput, defaultTiming, parseConfig } from '../../src/api/config.js';
 import { FalconError } from '../../src/lib/errors.js';
 import { temporaryDirectory } from '../support/directory.js';
 
@@ -52,6 +52,7 @@ void t.test('a short file is filled in', (t) => {
   });
   t.same(config.timing, defaultTiming);
   t.same(config.log, defaultLog);
+  t.same(config.output, defaultOutput);
   t.same(config.nodes[1], { name: 'h2', address: '10.77.0.2', port: 7400, netns: null, vm: true });
   t.match(config.vm, { kind: 'qemu', tap: 'vm0', memoryMiB: 256, prefix: 24, readyTimeoutMs: 120_000 });
   t.match(parseConfig(withValue('vm', undefined)).vm, { kind: 'none', tap: null });
@@ -73,6 +74,10 @@ void t.test('a value of the wrong kind or out of range is refused with its path'
     ['log.ringBytes', 4096, 2 ** 40],
     ['log.segmentBytes', 4096, 2 ** 40],
     ['log.retainBytes', 4096, 2 ** 50],
+    ['output.queueBytes', 63, 16_385],
+    ['output.compareEvery', 0, 1025],
+    ['output.checkMs', 9, 3_600_001],
+    ['output.waitMs', 9, 30_001],
     ['nodes.0.port', 0, 65_536],
     ['vm.memoryMiB', 31, 2 ** 30],
     ['vm.prefix', 0, 31],
@@ -106,6 +111,9 @@ void t.test('a value of the wrong kind or out of range is refused with its path'
     ['poll.mode', ['spin', null]],
     ['timing', [[], 7]],
     ['log', [[], 7]],
+    ['output', [[], 7]],
+    ['output.masks', [{}, 7]],
+    ['output.primaryDiverged', ['stop', null]],
     ['nodes', [{}, 'h1', null]],
     ['nodes.1', ['h2', null]],
     ['nodes.1.name', ['', 'H2', 'a b', '../x', '-a', 'a-', 'x'.repeat(33), 5]],
@@ -149,6 +157,10 @@ void t.test('what is missing and what is unknown', (t) => {
 });
 
 void t.test('relations between fields', (t) => {
+  const date = { start: '\r\nDate: ', bytes: 29 };
+  const http = { port: 80, mask: [date] };
+  const masks = (list: unknown): Record<string, unknown> => ({ output: { masks: list } });
+  t.same(parseConfig({ ...short(), ...masks([http]) }).output.masks, [http]);
   const cases: readonly (readonly [path: string, change: Record<string, unknown>])[] = [
     ['timing.leaseMs', { timing: { leaseMs: 14 } }],
     ['timing.electionTimeoutMinMs', { timing: { leaseMs: 58, driftMarginMs: 2 } }],
@@ -159,6 +171,13 @@ void t.test('relations between fields', (t) => {
     ['log.ringBytes', { log: { ringBytes: 3 * 1024 * 1024 } }],
     ['log.ringBytes', { log: { ringBytes: 128 * 1024 * 1024 } }],
     ['log.retainBytes', { log: { retainBytes: 32 * 1024 * 1024 } }],
+    ['output.masks[0].port', masks([{ port: 0, mask: [date] }])],
+    ['output.masks[1].port', masks([http, http])],
+    ['output.masks[0].mask', masks([{ port: 80, mask: [] }])],
+    ['output.masks[0].mask', masks([{ port: 80, mask: [date, date, date, date, date] }])],
+    ['output.masks[0].mask[0].start', masks([{ port: 80, mask: [{ start: '', bytes: 1 }] }])],
+    ['output.masks[0].mask[0].start', masks([{ port: 80, mask: [{ start: 'é'.repeat(33), bytes: 1 }] }])],
+    ['output.masks[0].mask[0].bytes', masks([{ port: 80, mask: [{ start: 'x', bytes: 4097 }] }])],
     ['nodes', { nodes: nodes(0) }],
     ['nodes', { nodes: nodes(2) }],
     ['nodes', { nodes: nodes(4) }],
