@@ -224,10 +224,10 @@ const outputFields = object({
   checkMs: withDefault(integer({ min: 10, max: 3600 * second, unit: 'ms' }), defaultOutput.checkMs),
   waitMs: withDefault(integer({ min: 10, max: 30 * second, unit: 'ms' }), defaultOutput.waitMs),
   masks: withDefault(
-    list(
-      object({ port: tcpPort, mask: list(checkMask, { min: 1, max: bounds.outputMasksMax }) }),
-      { min: 0, max: 64 },
-    ),
+    list(object({ port: tcpPort, mask: list(checkMask, { min: 1, max: bounds.outputMasksMax }) }), {
+      min: 0,
+      max: 64,
+    }),
     [],
   ),
   primaryDiverged: withDefault(oneOf(['heal-backups', 'transfer-leadership']), defaultOutput.primaryDiverged),
@@ -341,7 +341,8 @@ function checkMasks(output: OutputConfig): void {
   const ports = new Map<number, number>();
   for (const [i, { port, mask }] of output.masks.entries()) {
     const other = ports.get(port);
-    if (other !== undefined) invalid(`output.masks[${i}].port`, `is the same as in output.masks[${other}]`, port);
+    if (other !== undefined)
+      invalid(`output.masks[${i}].port`, `is the same as in output.masks[${other}]`, port);
     ports.set(port, i);
     for (const [j, { start }] of mask.entries()) {
       if (Buffer.byteLength(start) > bounds.outputMaskStartMaxBytes)

@@ -48,7 +48,8 @@ function describe(one: DivergenceStatus): string[] {
     `${one.member} diverged on port ${one.port}, client ${one.client}: ${where}`,
     `  found by the check at viewstamp ${one.view}/${one.op}, of ${one.position} bytes; equal up to ${one.agreed}`,
   ];
-  const shown = (label: string, bytes: string): string => `  ${label} from byte ${one.from}: ${quoted(bytes)}`;
+  const shown = (label: string, bytes: string): string =>
+    `  ${label} from byte ${one.from}: ${quoted(bytes)}`;
   const expected = one.expected ?? '';
   if (expected !== '') lines.push(shown('expected', expected));
   if (expected !== '' || one.found !== '') lines.push(shown('found   ', one.found));

@@ -73,7 +73,7 @@ export class OutputChecks {
   }
 
   private carryOut(effect: LedgerEffect): void {
-    const { plane, log } = this.ports;
+    const { plane } = this.ports;
     switch (effect.type) {
       case 'propose':
         return plane.propose(entryKinds.outputCheck, effect.payload);
@@ -81,17 +81,23 @@ export class OutputChecks {
         return plane.sendMail(effect.to, encodeOutputMail(effect.mail));
       case 'heal':
         this.healsWanted++;
-        log('warn', 'OUTPUT_DIVERGED: a backup is to be healed', { peer: effect.member, why: effect.reason });
+        this.ports.log('warn', 'OUTPUT_DIVERGED: a backup is to be healed', {
+          peer: effect.member,
+          why: effect.reason,
+        });
         return this.ports.heal(effect.member, effect.reason);
       case 'primary-diverged':
-        log('error', 'PRIMARY_DIVERGED: a majority of guests says something else than this primary', {
+        this.ports.log('error', 'PRIMARY_DIVERGED: a majority of guests says something else', {
           why: effect.reason,
         });
         if (effect.transferTo !== null) this.ports.transferTo(effect.transferTo);
         return;
       case 'divergence': {
         const { member, ...fields } = effect.divergence;
-        return log('warn', 'OUTPUT_DIVERGED: a guest said something else', { peer: member, ...fields });
+        return this.ports.log('warn', 'OUTPUT_DIVERGED: a guest said something else', {
+          peer: member,
+          ...fields,
+        });
       }
     }
   }

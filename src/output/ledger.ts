@@ -155,7 +155,13 @@ export class OutputLedger {
   }
 
   /** A divergence of a member that was not known. */
-  private note(record: CheckRecord, member: Member, item: DivergedItem, now: number, out: LedgerEffect[]): void {
+  private note(
+    record: CheckRecord,
+    member: Member,
+    item: DivergedItem,
+    now: number,
+    out: LedgerEffect[],
+  ): void {
     const known = record.diverged.get(member) ?? new Map<number, DivergedItem>();
     if (known.has(item.index) || item.index >= record.check.items.length) return;
     known.set(item.index, item);
@@ -203,7 +209,8 @@ export class OutputLedger {
     const { self, waitMs, primaryDiverged } = this.options;
     const others = this.guests.filter((member) => member !== record.check.proposer);
     const told = (member: Member): boolean =>
-      record.verdicts.get(member)?.every((code) => code !== noVerdict && verdictNames[code] !== 'late') ?? false;
+      record.verdicts.get(member)?.every((code) => code !== noVerdict && verdictNames[code] !== 'late') ??
+      false;
     if (!others.every(told) && now - (record.divergedAt ?? now) < waitMs + bounds.outputReportRetryMs) return;
     record.divergedAt = null;
     for (let index = 0; index < record.check.items.length; index++) {

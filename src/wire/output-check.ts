@@ -15,7 +15,12 @@ export const verdictNames = ['agree', 'late', 'diverged', 'skipped'] as const;
 export type Verdict = (typeof verdictNames)[number];
 
 /** Why a replica had lost a flow before it was compared, by number. */
-const causeNames = ['', 'no answer to the SYN', 'more input than can be held', 'reset by this guest'] as const;
+const causeNames = [
+  '',
+  'no answer to the SYN',
+  'more input than can be held',
+  'reset by this guest',
+] as const;
 
 export interface CheckItem {
   /** `10.77.1.1:40000`, and the connection's first sequence number. */
@@ -78,7 +83,7 @@ export interface VerdictRecord {
 export function decodeVerdicts(bytes: Uint8Array): VerdictRecord[] {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const records: VerdictRecord[] = [];
-  for (let at = 0; at < bytes.length; ) {
+  for (let at = 0; at < bytes.length;) {
     const tailBytes = view.getUint16(at + 28, true);
     const end = at + verdictRecordBytes + tailBytes;
     if (end > bytes.length) throw new RangeError('a verdict that is cut short');
@@ -103,7 +108,7 @@ export function decodeDue(bytes: Uint8Array): { payload: Uint8Array; tails: Uint
   const length = view.getUint32(0, true);
   const payload = bytes.slice(4, 4 + length);
   const tails: Uint8Array[] = [];
-  for (let at = 4 + length; at < bytes.length; ) {
+  for (let at = 4 + length; at < bytes.length;) {
     const tailBytes = view.getUint16(at, true);
     tails.push(bytes.slice(at + 2, at + 2 + tailBytes));
     at += 2 + tailBytes;

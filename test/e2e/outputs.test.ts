@@ -58,7 +58,9 @@ t.test('outputs are compared', skip, async (t) => {
     const settled = await waitUntil(
       async () => {
         const all = (await reports()).map(redis);
-        return all.length === 3 && all.every((one) => one !== undefined && one.flowsEnded === all[0]?.flowsEnded);
+        return (
+          all.length === 3 && all.every((one) => one !== undefined && one.flowsEnded === all[0]?.flowsEnded)
+        );
       },
       { timeoutMs: 60_000, everyMs: 500 },
     );
@@ -70,7 +72,8 @@ t.test('outputs are compared', skip, async (t) => {
       if (report.role === 'backup') t.ok((redis(report)?.agreed ?? 0) > 20, `${report.node} has compared`);
     }
     t.ok(settled, 'all guests end as many connections');
-    if (settled) t.equal(new Set(all.map((one) => redis(one)?.summary)).size, 1, 'and have said the same on them');
+    if (settled)
+      t.equal(new Set(all.map((one) => redis(one)?.summary)).size, 1, 'and have said the same on them');
   });
 
   await t.test('a guest that answers otherwise is found', async (t) => {
@@ -89,10 +92,17 @@ t.test('outputs are compared', skip, async (t) => {
     const divergences = (await primary())?.divergences ?? [];
     for (const [i, what] of Object.keys(faults).entries()) {
       const one = divergences.find(({ client }) => client.endsWith(`:${ports[i]}`));
-      t.match(one, { member: faulty, port: vm.port, expected: /^[0-9a-f]{2,}$/, found: /^[0-9a-f]{2,}$/ }, what);
+      t.match(
+        one,
+        { member: faulty, port: vm.port, expected: /^[0-9a-f]{2,}$/, found: /^[0-9a-f]{2,}$/ },
+        what,
+      );
       t.not(one?.firstDifferent ?? null, null, `${what}: first at byte ${one?.firstDifferent}`);
     }
-    t.ok(divergences.every(({ member }) => member === faulty), 'nobody else is said to have diverged');
+    t.ok(
+      divergences.every(({ member }) => member === faulty),
+      'nobody else is said to have diverged',
+    );
     t.ok(((await primary())?.healsWanted ?? 0) > 0, 'healing is asked for');
     const text = await falcon('divergence', cluster.directory);
     t.match(text, { status: 0, out: /h3 diverged on port 6379/ });

@@ -80,7 +80,8 @@ function masked(line: string): string {
 t.teardown(() => run(['down', 'demo']));
 
 void t.test('transcripts', { timeout: 120_000 }, (t) => {
-  for (const verb of ['', 'init ', 'up ', 'status ', 'divergence ', 'transfer-leader ', 'down ']) record(`${verb}--help`);
+  for (const verb of ['', 'init ', 'up ', 'status ', 'divergence ', 'transfer-leader ', 'down '])
+    record(`${verb}--help`);
   record('');
   record('fly');
   record('up');

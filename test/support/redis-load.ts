@@ -3,6 +3,9 @@
  *   node redis-load.js HOST PORT mixed SECONDS   pipelines, large values, many short connections, pub/sub
  *   node redis-load.js HOST PORT lines LINE...   each LINE on a connection of its own, between harmless ones
  * Prints one JSON object.
+ *
+ * No answer depends on what another connection does at the same time: a guest that lags gets the input of several
+ * connections at once, and may serve them in another order.
  */
 import { connect } from 'node:net';
 import type { Socket } from 'node:net';
@@ -11,6 +14,8 @@ const [host = '', port = '', mode = '', ...rest] = process.argv.slice(2);
 const replyMs = 30_000;
 /** A guest that lags must not have more input waiting than is held for it. */
 const largePauseMs = 300;
+/** A guest that lags must have published all before the subscriber leaves. */
+const lagMs = 5000;
 
 class Connection {
   readonly socket: Socket;
@@ -41,7 +46,8 @@ class Connection {
     this.socket.write(text);
     const until = performance.now() + replyMs;
     while (this.bytes < wanted) {
-      if (performance.now() > until) throw new Error(`${wanted - this.bytes} bytes of the answer are missing`);
+      if (performance.now() > until)
+        throw new Error(`${wanted - this.bytes} bytes of the answer are missing`);
       await new Promise<void>((resolve) => {
         this.waiter = resolve;
         setTimeout(resolve, 100);
@@ -59,7 +65,10 @@ async function pipelines(until: number): Promise<number> {
   let rounds = 0;
   for (; performance.now() < until; rounds++) {
     const value = `value-${rounds}`.padEnd(20 + (rounds % 200), '.');
-    const batch = Array.from({ length: 20 }, (_, i) => command('SET', `p${i}`, value) + command('GET', `p${i}`));
+    const batch = Array.from(
+      { length: 20 },
+      (_, i) => command('SET', `p${i}`, value) + command('GET', `p${i}`),
+    );
     await connection.ask(batch.join(''), 20 * (ok + bulk(value).length));
   }
   connection.socket.end();
@@ -80,15 +89,21 @@ async function largeValues(until: number): Promise<number> {
 }
 
 /** Ended by either side, orderly or with a reset. */
-async function shortConnections(until: number): Promise<number> {
+async function shortConnections(key: string, until: number): Promise<number> {
+  const setUp = await Connection.open();
+  await setUp.ask(command('SET', `${key}-long`, 'long value '.repeat(3000)), ok);
+  setUp.socket.end();
   let count = 0;
   for (; performance.now() < until; count++) {
     const connection = await Connection.open();
-    await connection.ask(command('SET', 's', String(count % 10)) + command('GET', 's'), ok + bulk('0').length);
+    await connection.ask(
+      command('SET', key, String(count % 10)) + command('GET', key),
+      ok + bulk('0').length,
+    );
     if (count % 3 === 0) await connection.ask('QUIT\r\n', ok);
     else if (count % 3 === 1) connection.socket.end();
     else {
-      connection.socket.write(command('GET', 'big'));
+      connection.socket.write(command('GET', `${key}-long`));
       connection.socket.resetAndDestroy();
     }
   }
@@ -100,8 +115,10 @@ async function publications(until: number): Promise<number> {
   await subscriber.ask(command('SUBSCRIBE', 'news'), '*3\r\n$9\r\nsubscribe\r\n$4\r\nnews\r\n:1\r\n'.length);
   const publisher = await Connection.open();
   let count = 0;
-  for (; performance.now() < until; count++) await publisher.ask(command('PUBLISH', 'news', `item ${count}`), 4);
+  for (; performance.now() < until; count++)
+    await publisher.ask(command('PUBLISH', 'news', `item ${count}`), 4);
   publisher.socket.end();
+  await new Promise((resolve) => setTimeout(resolve, lagMs));
   subscriber.socket.end();
   return count;
 }
@@ -111,8 +128,8 @@ async function mixed(seconds: number): Promise<unknown> {
   const [piped, large, short, shorter, published] = await Promise.all([
     pipelines(until),
     largeValues(until),
-    shortConnections(until),
-    shortConnections(until),
+    shortConnections('s', until),
+    shortConnections('t', until),
     publications(until),
   ]);
   return { piped, large, short: short + shorter, published };

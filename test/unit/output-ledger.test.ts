@@ -67,15 +67,34 @@ class World {
   check(op: number, positions: readonly number[], iss = 7): void {
     const [proposer, view, tail] = [0, 1, 'expected'];
     const bytes = payload(proposer, positions, false, iss);
-    this.step(proposer, { type: 'due', now: this.now, payload: bytes, tails: positions.map(() => text(tail)) });
+    this.step(proposer, {
+      type: 'due',
+      now: this.now,
+      payload: bytes,
+      tails: positions.map(() => text(tail)),
+    });
     this.all({ type: 'check', now: this.now, view, op, payload: bytes });
   }
-  verdict(self: number, op: number, verdict: VerdictRecord['verdict'], more: Partial<VerdictRecord> = {}): void {
-    const record = { op, index: 0, verdict, position: 8, agreed: 0, cause: '', hash: hashes.wrong, tail: text('expecTed') };
+  verdict(
+    self: number,
+    op: number,
+    verdict: VerdictRecord['verdict'],
+    more: Partial<VerdictRecord> = {},
+  ): void {
+    const record = {
+      op,
+      index: 0,
+      verdict,
+      position: 8,
+      agreed: 0,
+      cause: '',
+      hash: hashes.wrong,
+      tail: text('expecTed'),
+    };
     this.step(self, { type: 'verdicts', now: this.now, records: [{ ...record, ...more }] });
   }
   wait(ms: number): void {
-    for (const until = this.now + ms; this.now < until; ) {
+    for (const until = this.now + ms; this.now < until;) {
       this.now += 20;
       this.all({ type: 'tick', now: this.now });
     }
@@ -150,7 +169,10 @@ t.test('a primary alone against a majority', (t) => {
     t.equal(world.of('primary-diverged').length, 1);
     const transfer = primaryDiverged === 'transfer-leadership';
     t.equal(world.of('primary-diverged')[0]?.transferTo, transfer ? 1 : null);
-    t.same(world.of('heal').map(({ member }) => member), transfer ? [] : [1, 2]);
+    t.same(
+      world.of('heal').map(({ member }) => member),
+      transfer ? [] : [1, 2],
+    );
   }
   const world = new World(3);
   world.check(5, [8]);
@@ -158,7 +180,10 @@ t.test('a primary alone against a majority', (t) => {
   world.verdict(2, 5, 'diverged', { hash: hashes.other });
   world.wait(3000);
   t.same(world.of('primary-diverged'), [], 'two that differ from each other are no majority');
-  t.same(world.of('heal').map(({ member }) => member), [1, 2]);
+  t.same(
+    world.of('heal').map(({ member }) => member),
+    [1, 2],
+  );
   t.end();
 });
 
@@ -173,7 +198,10 @@ t.test('a new primary hears what the old one did not', (t) => {
   world.lead(2, 1);
   world.all({ type: 'guests', members: [1, 2] });
   world.wait(4000);
-  t.same(world.effects.filter(({ effect }) => effect.type === 'heal').map(({ self }) => self), [1]);
+  t.same(
+    world.effects.filter(({ effect }) => effect.type === 'heal').map(({ self }) => self),
+    [1],
+  );
   t.match(world.ledgers[1]?.divergences, [{ op: 5, member: 2, expected: null, firstDifferent: null }]);
   t.end();
 });
@@ -217,12 +245,19 @@ t.test('who is right', (t) => {
   });
   // The check of an earlier primary: measured by what this one has said itself.
   t.same(judge(1, { proposer: 0, agreed: [2], diverged: [b] }), { heal: [0, 2], majority: [0, 2] });
-  t.same(judge(3, { proposer: 0, agreed: [2], diverged: [b] }).heal, [], 'a primary that cannot tell heals nobody');
+  t.same(
+    judge(3, { proposer: 0, agreed: [2], diverged: [b] }).heal,
+    [],
+    'a primary that cannot tell heals nobody',
+  );
   t.end();
 });
 
 t.test('where two outputs part', (t) => {
-  const tail = (end: number, value: string): { end: number; bytes: Uint8Array } => ({ end, bytes: text(value) });
+  const tail = (end: number, value: string): { end: number; bytes: Uint8Array } => ({
+    end,
+    bytes: text(value),
+  });
   t.equal(firstDifference(tail(10, 'abcdefghij'), tail(10, 'abcdeXghij')).at, 5);
   t.equal(firstDifference(tail(10, 'ghij'), tail(10, 'abcdefghij')).at, null, 'before what is kept');
   t.equal(firstDifference(tail(10, 'abcdefghij'), tail(7, 'abcdefg')).at, 7, 'one ends');
@@ -241,10 +276,20 @@ t.test('what comes over the wire is checked', (t) => {
   for (const bytes of [new Uint8Array(), payload(0, [5]).subarray(1), payload(0, [5]).slice(0, -1)])
     t.equal(decodeCheck(bytes), null);
   t.equal(decodeCheck(payload(0, [2 ** 60])), null, 'a position that is no number here');
-  const report = { type: 'report', op: 1, version: 2, verdicts: Uint8Array.of(0, noVerdict), diverged: [] } as const;
+  const report = {
+    type: 'report',
+    op: 1,
+    version: 2,
+    verdicts: Uint8Array.of(0, noVerdict),
+    diverged: [],
+  } as const;
   t.same(decodeOutputMail(encodeOutputMail(report)), report);
   const item = { index: 2, position: 1, agreed: 0, cause: '', hash: hashes.right, tail: text('x') };
-  t.equal(decodeOutputMail(encodeOutputMail({ ...report, diverged: [item] })), null, 'an item that is not there');
+  t.equal(
+    decodeOutputMail(encodeOutputMail({ ...report, diverged: [item] })),
+    null,
+    'an item that is not there',
+  );
   t.equal(decodeOutputMail(encodeOutputMail({ ...report, verdicts: new Uint8Array(200) })), null);
   t.equal(decodeOutputMail(Uint8Array.of(4, 1, 2, 3)), null);
   t.equal(decodeOutputMail(Uint8Array.of(4)), null);
