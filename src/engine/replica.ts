@@ -148,6 +148,8 @@ export class ReplicaEngine {
 
   onPeerDown(peer: NodeId): void {
     this.connected.delete(peer);
+    // Whatever was to be healed went with it; if it comes back as it was, that will show again.
+    this.outputs.healed(peer);
     this.reports.delete(peer);
     const now = this.ports.clock.now();
     this.takeovers.suspect(peer === this.primary, now);
