@@ -10,7 +10,7 @@ import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 
 import { convertEvent, NativePlane } from '../src/adapters/native-plane.js';
-import { loadNative } from '../src/adapters/native.js';
+import { loadNative, uncomparedOutput } from '../src/adapters/native.js';
 import type { NativeLoad, NativeReplica } from '../src/adapters/native.js';
 import { transferOptions } from '../src/transfer/defaults.js';
 import { ReplicaEngine } from '../src/engine/replica.js';
@@ -60,6 +60,7 @@ function startMember(index: number, directory: string, shm: string, c: Case): Me
     deciderStallNs: 5000 * ns,
     keepUnproposed: false,
     hashSeed: 1,
+    ...uncomparedOutput,
     vmMac: new Uint8Array(),
     vmAddress: new Uint8Array(),
     cluster: 'bench',
@@ -107,6 +108,7 @@ function startMember(index: number, directory: string, shm: string, c: Case): Me
       boot: { mode: 'each', fillWaitMs: 0, firstBootWaitMs: 1e9, rebootWaitMs: 1e9, quorumReadyWaitMs: 0 },
       canRunGuest: false,
       reportIntervalMs: 1000,
+      outputs: { waitMs: 1000, primaryDiverged: 'heal-backups' },
     },
     {
       plane: new NativePlane(native),

@@ -37,6 +37,8 @@ constexpr const char* kEventNames[] = {"promised",
                                        "stream-broken",
                                        "feed-lost",
                                        "failed",
+                                       "check-due",
+                                       "verdicts",
                                        "transfer-opened",
                                        "transfer-round",
                                        "transfer-held",
@@ -77,7 +79,36 @@ Napi::Object FlowObject(Napi::Env env, const FlowCounters& f) {
   Put(o, "droppedToGuest", f.dropped_to_guest);
   Put(o, "retainedBytes", f.retained_bytes);
   Put(o, "heldBytes", f.held_bytes);
+  Put(o, "outputGaps", f.output_gaps);
   return o;
+}
+
+// [{port, start: Uint8Array, bytes}]
+std::vector<OutputMask> ReadMasks(const Napi::Value& value) {
+  std::vector<OutputMask> masks;
+  if (!value.IsArray()) return masks;
+  const auto list = value.As<Napi::Array>();
+  for (uint32_t i = 0; i < list.Length(); ++i) {
+    const auto one = list.Get(i).As<Napi::Object>();
+    const auto start = BytesOf(one.Get("start"));
+    masks.push_back({static_cast<uint16_t>(Number(one, "port")),
+                     {start.begin(), start.end()},
+                     static_cast<uint32_t>(Number(one, "bytes"))});
+  }
+  return masks;
+}
+
+std::vector<PlaneOptions::Fault> ReadFaults(const Napi::Value& value) {
+  std::vector<PlaneOptions::Fault> faults;
+  if (!value.IsArray()) return faults;
+  const auto list = value.As<Napi::Array>();
+  for (uint32_t i = 0; i < list.Length(); ++i) {
+    const auto one = list.Get(i).As<Napi::Object>();
+    const auto from = BytesOf(one.Get("from")), to = BytesOf(one.Get("to"));
+    if (from.empty() || from.size() != to.size()) continue;
+    faults.push_back({{from.begin(), from.end()}, {to.begin(), to.end()}});
+  }
+  return faults;
 }
 
 }  // namespace
@@ -116,6 +147,13 @@ PlaneOptions ReadPlaneOptions(const Napi::Object& from) {
   o.keep_unproposed = Flag(from, "keepUnproposed");
   o.flows.hash_seed = static_cast<uint64_t>(Number(from, "hashSeed"));
   o.pool.hash_seed = o.flows.hash_seed;
+  OutputOptions& output = o.flows.output;
+  output.queue_bytes = static_cast<size_t>(Number(from, "outputQueueBytes"));
+  output.compare_every = static_cast<uint32_t>(Number(from, "outputCompareEvery"));
+  output.check_after = static_cast<Nanoseconds>(Number(from, "outputCheckNs"));
+  output.wait = static_cast<Nanoseconds>(Number(from, "outputWaitNs"));
+  output.masks = ReadMasks(from.Get("outputMasks"));
+  o.faults = ReadFaults(from.Get("faults"));
   const auto mac = BytesOf(from.Get("vmMac"));
   if (mac.size() == sizeof o.flows.vm_mac) std::memcpy(o.flows.vm_mac, mac.data(), mac.size());
   const auto address = BytesOf(from.Get("vmAddress"));
@@ -186,6 +224,8 @@ Napi::Object EventObject(Napi::Env env, const PlaneEvent& event) {
     case PlaneEvent::Kind::kFailed:
     case PlaneEvent::Kind::kTransferOpened:
     case PlaneEvent::Kind::kTransferFailed:
+    case PlaneEvent::Kind::kCheckDue:
+    case PlaneEvent::Kind::kVerdicts:
       o.Set("bytes", Bytes(env, event.bytes));
       break;
     case PlaneEvent::Kind::kTransferRound:
@@ -260,6 +300,34 @@ Napi::Object CountersObject(Napi::Env env, const PlaneSnapshot& s) {
   Put(o, "mailDropped", s.mail_dropped);
   Put(o, "poolProposed", s.pool_proposed);
   return o;
+}
+
+Napi::Array OutputsArray(Napi::Env env, const PlaneSnapshot& s) {
+  constexpr char kDigits[] = "0123456789abcdef";
+  Napi::Array list = Napi::Array::New(env, s.outputs.size());
+  for (uint32_t i = 0; i < s.outputs.size(); ++i) {
+    const OutputApplication& a = s.outputs[i];
+    Napi::Object o = Napi::Object::New(env);
+    Put(o, "port", a.port);
+    Put(o, "flowsEnded", a.flows_ended);
+    Put(o, "flowsCut", a.flows_cut);
+    Put(o, "bytes", a.bytes);
+    Put(o, "datagrams", a.datagrams);
+    Put(o, "datagramBytes", a.datagram_bytes);
+    Put(o, "agreed", a.agreed);
+    Put(o, "late", a.late);
+    Put(o, "diverged", a.diverged);
+    Put(o, "skipped", a.skipped);
+    Put(o, "unchecked", a.unchecked);
+    std::string summary;
+    for (const uint8_t byte : a.summary) {
+      summary += kDigits[byte >> 4];
+      summary += kDigits[byte & 15];
+    }
+    o.Set("summary", summary);
+    list.Set(i, o);
+  }
+  return list;
 }
 
 Napi::Object LoadObject(Napi::Env env, const LoadResult& load) {

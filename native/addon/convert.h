@@ -34,6 +34,8 @@ inline constexpr std::array kProgressFields = {
     "leaseEndNs", "gate",         "heardView", "heardFrom", "heardAtNs", "guest"};
 void FillProgress(const PlaneSnapshot& snapshot, std::span<double> out);
 [[nodiscard]] Napi::Object CountersObject(Napi::Env env, const PlaneSnapshot& snapshot);
+// One object per application, with what the guest has said and how comparing it went.
+[[nodiscard]] Napi::Array OutputsArray(Napi::Env env, const PlaneSnapshot& snapshot);
 [[nodiscard]] std::span<double> NumbersOf(const Napi::Value& value);
 [[nodiscard]] Napi::Object LoadObject(Napi::Env env, const LoadResult& load);
 [[nodiscard]] Napi::Object RecoveredObject(Napi::Env env, const RecoveredLog& recovered);

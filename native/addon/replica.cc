@@ -40,7 +40,7 @@ Napi::Function Replica::Define(Napi::Env env) {
       {InstanceMethod("start", &Replica::Start), InstanceMethod("command", &Replica::Command),
        InstanceMethod("connect", &Replica::Connect), InstanceMethod("tick", &Replica::Tick),
        InstanceMethod("progress", &Replica::Progress),
-       InstanceMethod("counters", &Replica::Counters),
+       InstanceMethod("counters", &Replica::Counters), InstanceMethod("outputs", &Replica::Outputs),
        InstanceMethod("load", &Replica::LoadResults),
        InstanceMethod("recovered", &Replica::Recovered),
        InstanceMethod("descriptor", &Replica::Descriptor), InstanceMethod("link", &Replica::Link),
@@ -139,6 +139,13 @@ Napi::Value Replica::Counters(const Napi::CallbackInfo& info) {
   LoadResult load;
   reactor_->TakeSnapshot(&snapshot, &load);
   return CountersObject(info.Env(), snapshot);
+}
+
+Napi::Value Replica::Outputs(const Napi::CallbackInfo& info) {
+  PlaneSnapshot snapshot;
+  LoadResult load;
+  if (reactor_ != nullptr) reactor_->TakeSnapshot(&snapshot, &load);
+  return OutputsArray(info.Env(), snapshot);
 }
 
 Napi::Value Replica::LoadResults(const Napi::CallbackInfo& info) {

@@ -24,6 +24,7 @@ class Replica : public Napi::ObjectWrap<Replica> {
   Napi::Value Tick(const Napi::CallbackInfo& info);
   Napi::Value Progress(const Napi::CallbackInfo& info);
   Napi::Value Counters(const Napi::CallbackInfo& info);
+  Napi::Value Outputs(const Napi::CallbackInfo& info);
   Napi::Value LoadResults(const Napi::CallbackInfo& info);
   Napi::Value Recovered(const Napi::CallbackInfo& info);
   Napi::Value Descriptor(const Napi::CallbackInfo& info);

@@ -271,6 +271,7 @@ int DataPlane::PollOnce(Nanoseconds now) {
   if (transfer_ != nullptr) done += PollTransfer(now);
   LetLeave();
   if (role_ == PlaneRole::kLeading) PollGate(now);
+  if (rings_ != nullptr && events_.size() < kMaxEvents) PollOutputs(now);
   SetEvictionFloor();
   PostWords();
   if (now >= next_release_) {
@@ -344,6 +345,8 @@ void DataPlane::FillSnapshot(PlaneSnapshot* s) const {
   s->wal = wal_->counters();
   if (flows_ != nullptr) {
     s->flows = flows_->counters();
+    const auto outputs = flows_->Applications();
+    s->outputs.assign(outputs.begin(), outputs.end());
     s->pool_frames = pool_->frames();
   }
   s->doorbells = deliver_.doorbells();

@@ -31,6 +31,7 @@
 #include "vm/builtin_service.h"
 #include "vm/flow_table.h"
 #include "vm/ingress_pool.h"
+#include "vm/output_check.h"
 #include "vm/vm_rings.h"
 
 namespace falcon {
@@ -51,6 +52,12 @@ struct PlaneOptions {
   FlowOptions flows;
   IngressPoolOptions pool;
   bool keep_unproposed = true;  // lan: flood
+  // For tests: in frames for this guest a text is replaced by another, as long. Its guest then
+  // answers otherwise.
+  struct Fault {
+    std::vector<std::byte> from, to;
+  };
+  std::vector<Fault> faults;
   uint32_t vm_address =
       0;  // IPv4 of the guest in network order, for the announcement; 0: RARP only
 };
@@ -79,6 +86,9 @@ struct PlaneEvent {
     kFeedLost,      // peer, view, op = generation, bytes = "CODE detail": the entries that it needs
                     // cannot be read, or are not kept any more
     kFailed,        // the replica must stop: bytes = "CODE detail"
+    kCheckDue,      // leader: bytes = length of the payload (4 bytes), payload of an output-check,
+                    // what was said before each of its positions
+    kVerdicts,      // bytes = VerdictRecords (vm/output_check.h)
     // State transfer; op = session.
     kTransferOpened,  // bytes = length of the first grant (u16), inbox grant, memory grant
     kTransferRound,   // numbers = figures
@@ -118,6 +128,7 @@ struct PlaneSnapshot {
   GuestMode guest = GuestMode::kNone;
   size_t pool_frames = 0;
   FlowCounters flows;
+  std::vector<OutputApplication> outputs;
   FabricCounters fabric;
   VerbsCounters verbs;  // zero on another fabric
   Wal::Counters wal;
@@ -273,6 +284,8 @@ class DataPlane final : private FlowSink {
   void ProposeUnproposed(Nanoseconds now);
   bool ProposePooled(Frame frame, Nanoseconds now);
   void PollGate(Nanoseconds now);
+  void PollOutputs(Nanoseconds now);
+  [[nodiscard]] Frame WithFault(Frame frame);
   void Announce();
 
   // sync.cc: delivery at rest behind a vm-sync, and the state that travels with a guest
@@ -357,6 +370,8 @@ class DataPlane final : private FlowSink {
   Op recovered_op_ = 0;
   Op delivered_op_ = 0;
   Nanoseconds next_flow_tick_ = 0;
+  Nanoseconds next_check_ = 0;
+  std::vector<std::byte> check_payload_, check_tails_;
   bool deliver_blocked_ = false;
   bool ingress_blocked_ = false;  // for want of room, or on purpose
   Op boot_op_ = 0;                // newest vm-boot that was delivered

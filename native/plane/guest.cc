@@ -4,11 +4,13 @@
 
 #include "os/check.h"
 #include "plane/data_plane.h"
+#include "vm/packet.h"
 
 namespace falcon {
 namespace {
 
 constexpr int kFramesPerRound = 128;
+constexpr Nanoseconds kCheckInterval = 10 * kMillisecond;
 
 }  // namespace
 
@@ -97,9 +99,11 @@ int DataPlane::PollDelivery(Nanoseconds now) {
           deliver_blocked_ = true;
           break;
         }
-        flows_->Deliver(payload, now);
+        flows_->Deliver(options_.faults.empty() ? payload : WithFault(payload), now);
       }
     } else {
+      if (header.kind == EntryKind::kOutputCheck && guest_ == GuestMode::kRunning)
+        flows_->TakeCheck(op, payload, now);
       if (header.kind == EntryKind::kVmBoot && rings_ != nullptr) {
         flows_->Reset();
         // Byte 0 is how guests are booted (src/engine/boot-policy.ts): each, or only the primary's.
@@ -153,6 +157,38 @@ void DataPlane::ToWire(Frame frame) {
   } else {
     ++count_.wire_errors;
   }
+}
+
+// What of the outputs is to be compared, and what comparing has shown, for the deciding thread.
+void DataPlane::PollOutputs(Nanoseconds now) {
+  if (flows_->HasVerdicts()) flows_->TakeVerdicts(&Emit(PlaneEvent::Kind::kVerdicts).bytes);
+  if (!gate_open_ || guest_ != GuestMode::kRunning || now < next_check_) return;
+  next_check_ = now + kCheckInterval;
+  check_payload_.assign(sizeof(uint32_t), std::byte{0});
+  check_tails_.clear();
+  const auto self = static_cast<uint16_t>(options_.self);
+  if (!flows_->CollectChecks(self, now, &check_payload_, &check_tails_)) return;
+  const auto length = static_cast<uint32_t>(check_payload_.size() - sizeof(uint32_t));
+  std::memcpy(check_payload_.data(), &length, sizeof length);
+  PlaneEvent& event = Emit(PlaneEvent::Kind::kCheckDue);
+  event.view = promised_view_;
+  event.bytes = check_payload_;
+  event.bytes.insert(event.bytes.end(), check_tails_.begin(), check_tails_.end());
+}
+
+Frame DataPlane::WithFault(Frame frame) {
+  const Packet packet = ParseFrame(frame);
+  if (packet.kind != PacketKind::kTcp) return frame;
+  for (const auto& [from, to] : options_.faults) {
+    const auto found = std::ranges::search(frame, from);
+    if (found.empty()) continue;
+    const auto copy = std::span(normalised_).first(frame.size());
+    std::ranges::copy(frame, copy.begin());
+    std::ranges::copy(to, copy.begin() + (found.begin() - frame.begin()));
+    FillTcpChecksums(copy, packet);
+    return copy;
+  }
+  return frame;
 }
 
 void DataPlane::PollGate(Nanoseconds now) {

@@ -17,6 +17,10 @@ void FlowEngine::Deliver(Frame frame, Nanoseconds now) {
   if (!ToGuest(frame)) ++counters_.dropped_to_guest;
 }
 
+void FlowEngine::TakeCheck(uint64_t op, std::span<const std::byte> payload, Nanoseconds now) {
+  book_.Take(op, payload, now, [this](const FlowKey& key) { return index_.Find(key); });
+}
+
 void FlowEngine::DeliverSyn(Frame frame, const Packet& packet, Flow* flow, Nanoseconds now) {
   const FlowKey key = KeyOfClient(packet);
   pending_.Delivered(index_.Hash(key), packet.seq);
@@ -113,6 +117,7 @@ void FlowEngine::Define(const Packet& packet, Flow* flow, Nanoseconds now) {
   flow->client_edge = packet.ack + flow->client_window;  // the SYN's, which is never scaled
   flow->window_seq = packet.seq;
   flow->output.Open(packet.ack);
+  book_.Open(*flow, packet.ack);
   index_.MoveTo(flow, flow->closed ? FlowIndex::kClosed : FlowIndex::kNoList);
   if (flow->guest_iss_known) return;
   // A guest whose service was late and refused the SYN gets another chance.
@@ -169,6 +174,7 @@ void FlowEngine::DeliverReset(Frame frame, const Packet& packet, Flow* flow, Nan
                         (flow->guest_iss_known && flow->input.offered() == next);
   if (exact) {
     flow->client_reset = true;
+    book_.Cut(*flow);
     if (!flow->defined) flow->syn_offer_at = 0;
     CloseFlow(flow);
   }

@@ -9,6 +9,7 @@ void FlowEngine::FromGuest(Frame frame, Nanoseconds now) {
   Flow* flow = packet.kind == PacketKind::kTcp ? index_.Find(KeyOfGuest(packet)) : nullptr;
   if (flow == nullptr) {
     if (role_ == FlowRole::kBackup) AnswerNeighbourQuestion(frame, packet);
+    CountDatagram(frame, packet);
     return ToWire(frame);
   }
   if (!TcpChecksumsAreRight(frame, packet)) {
@@ -39,6 +40,23 @@ void FlowEngine::AnswerNeighbourQuestion(Frame frame, const Packet& packet) {
   } else {
     ++counters_.dropped_to_guest;  // the guest asks again
   }
+}
+
+// UDP over IPv4 or IPv6 without extension headers; of fragments, the first alone.
+void FlowEngine::CountDatagram(Frame frame, const Packet& packet) {
+  constexpr uint8_t kProtocolUdp = 17;
+  constexpr size_t kUdpHeaderBytes = 8;
+  if (packet.kind != PacketKind::kOther || packet.version == 0) return;
+  const size_t at = packet.link_bytes;
+  const bool v4 = packet.version == 4;
+  if (frame.size() < at + (v4 ? kIpv4HeaderBytes : kIpv6HeaderBytes)) return;
+  const size_t header = v4 ? (Load8(frame, at) & 15u) * 4u : kIpv6HeaderBytes;
+  if (Load8(frame, at + (v4 ? 9 : 6)) != kProtocolUdp) return;
+  if (v4 && (Load16(frame, at + 6) & 0x1FFF) != 0) return;
+  if (frame.size() < at + header + kUdpHeaderBytes) return;
+  const size_t length = Load16(frame, at + header + 4);
+  if (length >= kUdpHeaderBytes)
+    book_.Datagram(Load16(frame, at + header), length - kUdpHeaderBytes);
 }
 
 void FlowEngine::EmitSynAck(Frame frame, const Packet& packet, Flow* flow, Nanoseconds now) {
@@ -89,6 +107,7 @@ void FlowEngine::NoteGuestReset(const Packet& packet, Flow* flow, Nanoseconds no
   if (flow->guest_iss_known && !flow->defined && packet.seq != flow->guest_iss + 1) return;
   flow->guest_reset_at = now;
   flow->syn_offer_at = flow->reoffer_at = 0;
+  book_.Cut(*flow);
   CloseFlow(flow);
 }
 
@@ -107,6 +126,7 @@ void FlowEngine::LearnFromGuest(const Packet& packet, Flow* flow, Frame frame, N
   if (!SeqBefore(flow->guest_next, packet.seq)) flow->guest_next = SeqMax(flow->guest_next, end);
   if (packet.SeqLength() == 0) return;
   const auto payload = frame.subspan(packet.payload_at, packet.PayloadBytes());
+  book_.Emit(*flow, packet.seq - flow->Delta(), payload, packet.Has(kTcpFin), now);
   counters_.retain_dropped +=
       flow->output.Append(retained_, packet.seq - flow->Delta(), payload, packet.Has(kTcpFin),
                           options_.retain_bytes_per_flow);

@@ -17,6 +17,7 @@
 #include "vm/flow_index.h"
 #include "vm/flow_table.h"
 #include "vm/neighbours.h"
+#include "vm/output_book.h"
 #include "vm/pending_syns.h"
 #include "vm/state_archive.h"
 
@@ -35,6 +36,16 @@ class FlowEngine final : public FlowTable {
   void SetRole(FlowRole role) override;
   void TakeOver(Nanoseconds now) override;
   void Reset() override;
+  bool CollectChecks(uint16_t self, Nanoseconds now, std::vector<std::byte>* payload,
+                     std::vector<std::byte>* tails) override {
+    return book_.Collect(self, now, payload, tails);
+  }
+  void TakeCheck(uint64_t op, std::span<const std::byte> payload, Nanoseconds now) override;
+  [[nodiscard]] bool HasVerdicts() const override { return book_.HasVerdicts(); }
+  void TakeVerdicts(std::vector<std::byte>* out) override { book_.TakeVerdicts(out); }
+  [[nodiscard]] std::span<const OutputApplication> Applications() const override {
+    return book_.applications();
+  }
   void Save(std::vector<std::byte>* out, Nanoseconds now) override;
   Status Load(std::span<const std::byte> state, Nanoseconds now) override;
   [[nodiscard]] FlowCounters counters() const override;
@@ -85,6 +96,7 @@ class FlowEngine final : public FlowTable {
   void AnswerForClient(const Packet& packet, Flow* flow, Nanoseconds now);
   void SendTranslated(Frame frame, const Packet& packet, Flow* flow);
   void AnswerNeighbourQuestion(Frame frame, const Packet& packet);
+  void CountDatagram(Frame frame, const Packet& packet);
 
   // ---- flow_timer.cc
   // A flow of a table that served its client itself, in one that does not.
@@ -158,6 +170,7 @@ class FlowEngine final : public FlowTable {
   PendingSyns pending_;
   Neighbours neighbours_;
   BlockPool held_, retained_;
+  OutputBook book_;
   FlowCounters counters_;
   std::vector<uint32_t> blocked_;    // slots that wait for GuestWritable, a ring
   std::vector<uint8_t> is_blocked_;  // per slot: it is in that ring

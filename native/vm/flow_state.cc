@@ -1,7 +1,8 @@
 // Copying a table to another replica, whose guest has become a copy of this one's.
 //
 //   state  = magic, version, length of the body, CRC32C of the body, body
-//   body   = slots; flows in the order of the deadline heap; orders; neighbours; SYNs under way
+//   body   = slots; flows in the order of the deadline heap; orders; neighbours; SYNs under way;
+//            what the applications have said
 //
 // Slots, lists and heap keep their orders, so the copy does not only translate alike but also
 // evicts, repeats and reports in the same order. A state is read twice: once to find out whether
@@ -165,6 +166,7 @@ void FlowEngine::Save(std::vector<std::byte>* out, Nanoseconds now) {
     body.Number(client_iss);
     body.Time(since);
   });
+  book_.SaveApplications(body);
   const auto made = std::span(*out).subspan(start);
   const uint64_t length = made.size() - kHeaderBytes;
   const uint32_t crc = Crc32c(made.subspan(kHeaderBytes));
@@ -192,6 +194,7 @@ void FlowEngine::WriteFlow(StateWriter& out, Flow* flow) {
       [&](size_t at, size_t count) { copy(flow->input.kept(), held_, at, count); });
   out.Number(flow->output.kept().skip());
   copy(flow->output.kept(), retained_, 0, RetainedBytes(*flow));
+  book_.SaveFlow(out, flow->index);
 }
 
 Status FlowEngine::Load(std::span<const std::byte> state, Nanoseconds now) {
@@ -242,6 +245,7 @@ const char* FlowEngine::ReadState(std::span<const std::byte> body, Nanoseconds n
   if (const char* why = ReadOrders(in, &needs, apply); why != nullptr) return why;
   if (const char* why = ReadNeighbours(in, apply); why != nullptr) return why;
   if (const char* why = ReadPending(in, apply); why != nullptr) return why;
+  if (!book_.LoadApplications(in, apply)) return "outputs that are compared otherwise";
   return in.at_end() ? nullptr : "something behind its end";
 }
 
@@ -283,6 +287,7 @@ const char* FlowEngine::ReadFlow(StateReader& in, StateNeeds* needs, bool apply)
     flow->output.kept().Write(retained_, 0, bytes);
     index_.deadlines.Set(slot, deadline);
   }
+  if (!book_.LoadFlow(in, read, slot, apply)) return "an output that cannot be";
   return in.ok() ? nullptr : "a flow that is cut short";
 }
 

@@ -16,6 +16,7 @@ FlowEngine::FlowEngine(const FlowOptions& options, FlowSink* sink)
       neighbours_(options.max_neighbours, options.hash_seed, vm_mac_),
       held_(options.hold_bytes),
       retained_(options.retain_bytes),
+      book_(options.output, index_.slots()),
       blocked_(index_.slots()),
       is_blocked_(index_.slots(), 0),
       scratch_(std::make_unique<std::byte[]>(kMaxFrameBytes)) {
@@ -89,6 +90,7 @@ void FlowEngine::RetireGuestSide(Flow* flow) {
 
 void FlowEngine::Remove(Flow* flow) {
   if (!flow->closed) ++counters_.flows_closed;
+  book_.Close(*flow, role_ == FlowRole::kPrimary);
   flow->input.Close(held_);
   flow->output.Close(retained_);
   index_.Remove(flow);
@@ -117,6 +119,7 @@ void FlowEngine::CheckFinished(Flow* flow) {
 void FlowEngine::Diverge(Flow* flow, FlowDivergence why) {
   flow->divergence = why;
   ++counters_.diverged;
+  book_.Lose(*flow, why);
   index_.MoveTo(flow, FlowIndex::kClosed);  // it must not keep others out of the table
   flow->input.Close(held_);
   flow->output.Close(retained_);
@@ -131,6 +134,7 @@ void FlowEngine::Reset() {
   }
   pending_.Clear();
   neighbours_.Clear();
+  book_.Clear();
   std::ranges::fill(is_blocked_, uint8_t{0});
   blocked_first_ = blocked_count_ = 0;
 }
@@ -141,6 +145,7 @@ FlowCounters FlowEngine::counters() const {
   counters.half_open = index_.count(FlowIndex::kHalfOpen);
   counters.retained_bytes = retained_.stored_bytes();
   counters.held_bytes = held_.stored_bytes();
+  counters.output_gaps = book_.gaps();
   return counters;
 }
 

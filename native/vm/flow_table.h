@@ -15,10 +15,20 @@
 
 #include "os/clock.h"
 #include "os/status.h"
+#include "vm/output_mask.h"
 
 namespace falcon {
 
 using Frame = std::span<const std::byte>;
+
+// What of the guest's output is compared between replicas (vm/output_book.h).
+struct OutputOptions {
+  size_t queue_bytes = 4096;
+  uint32_t compare_every = 16;        // hashes of a flow between two checks
+  Nanoseconds check_after = kSecond;  // at the latest, if there was new output
+  Nanoseconds wait = 2 * kSecond;     // for a guest that has not come so far, until it is late
+  std::vector<OutputMask> masks;
+};
 
 struct FlowOptions {
   uint8_t vm_mac[6] = {};
@@ -35,6 +45,7 @@ struct FlowOptions {
   Nanoseconds closed_linger =
       60 * kSecond;  // how long a closed flow's entry is kept for late segments
   Nanoseconds idle_timeout = 24 * 3600 * kSecond;
+  OutputOptions output;
   uint64_t hash_seed =
       0;  // random per process, so that nobody can aim at a bucket; decides nothing else
 };
@@ -51,6 +62,8 @@ class FlowSink {
   // To the network, in wire space; the caller decides by role, lease and gate whether it leaves.
   virtual void ToWire(Frame frame) = 0;
 };
+
+struct OutputApplication;
 
 enum class FlowRole : uint8_t { kBackup, kPrimary };
 
@@ -74,7 +87,8 @@ struct FlowCounters {
   uint64_t retained_resent = 0, retain_dropped = 0;
   uint64_t flows = 0, half_open = 0, flows_opened = 0, flows_closed = 0, evicted_half_open = 0,
            refused_full = 0;
-  uint64_t diverged = 0;  // flows counted as diverged
+  uint64_t diverged = 0;     // flows counted as diverged
+  uint64_t output_gaps = 0;  // segments of the guest that came before their predecessors
   uint64_t malformed = 0, dropped_to_guest = 0;
   uint64_t retained_bytes = 0, held_bytes = 0;  // now
 };
@@ -113,6 +127,18 @@ class FlowTable {
 
   // Forgets everything (the guest starts anew).
   virtual void Reset() = 0;
+
+  // ---- comparing outputs (vm/output_check.h)
+  // On the primary: appends the payload of a check of what is due, and what was said before each of
+  // its positions (2 bytes of length, bytes). False: nothing is due.
+  virtual bool CollectChecks(uint16_t self, Nanoseconds now, std::vector<std::byte>* payload,
+                             std::vector<std::byte>* tails) = 0;
+  // Takes a check of the log, at its place in the order of Deliver.
+  virtual void TakeCheck(uint64_t op, std::span<const std::byte> payload, Nanoseconds now) = 0;
+  [[nodiscard]] virtual bool HasVerdicts() const = 0;
+  // VerdictRecords with their tails, each told once.
+  virtual void TakeVerdicts(std::vector<std::byte>* out) = 0;
+  [[nodiscard]] virtual std::span<const OutputApplication> Applications() const = 0;
 
   // ---- state transfer: a guest that became a byte-for-byte copy of another's goes on with a copy
   // of that replica's table.

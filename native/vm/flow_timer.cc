@@ -7,6 +7,7 @@ namespace falcon {
 
 Nanoseconds FlowEngine::Tick(Nanoseconds now) {
   Unblock(now);
+  book_.Tick(now);
   for (int i = 0; i < kTickFlows; ++i) {
     if (index_.deadlines.empty() || index_.deadlines.first_time() > now) break;
     OnDeadline(&index_.at(index_.deadlines.first()), now);

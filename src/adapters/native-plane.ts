@@ -5,6 +5,7 @@ import type {
   DataPlane,
   EntryKind,
   GuestMode,
+  OutputApplication,
   PlaneEvent,
   PlaneProgress,
   RoundPages,
@@ -23,6 +24,7 @@ export interface NativeTarget {
   tick(): void;
   progress(into: Float64Array): void;
   counters(): NativeCounters;
+  outputs(): OutputApplication[];
   expectVm(): void;
 }
 
@@ -135,6 +137,9 @@ export class NativePlane implements DataPlane {
   }
   counters(): Record<string, number> {
     return flatten(this.target.counters());
+  }
+  outputs(): readonly OutputApplication[] {
+    return this.target.outputs();
   }
 }
 
@@ -272,6 +277,10 @@ export function convertEvent(event: NativeEvent): PlaneEvent {
       };
     case 'transfer-failed':
       return { type: 'transfer-failed', session: op, why: text() };
+    case 'check-due':
+      return { type: 'check-due', view, bytes: event.bytes ?? new Uint8Array() };
+    case 'verdicts':
+      return { type: 'verdicts', bytes: event.bytes ?? new Uint8Array() };
     case 'vm-attached':
       return { type: 'guest-attached' };
     case 'vm-detached':

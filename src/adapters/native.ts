@@ -5,6 +5,7 @@ import { join } from 'node:path';
 
 import { FalconError, messageOf, remoteError } from '../lib/errors.js';
 import { repositoryRoot } from '../lib/root.js';
+import type { OutputApplication } from '../ports/data-plane.js';
 
 export interface NativeEvent {
   readonly type: string;
@@ -32,6 +33,22 @@ export interface NativeLoad {
   readonly maxNs: number;
 }
 
+/** Output of the application on `port`: `bytes` behind each `start` are not compared. */
+export interface NativeMask {
+  readonly port: number;
+  readonly start: Uint8Array;
+  readonly bytes: number;
+}
+
+/** For replicas whose output nobody compares. */
+export const uncomparedOutput = {
+  outputQueueBytes: 4096,
+  outputCompareEvery: 16,
+  outputCheckNs: 1e9,
+  outputWaitNs: 2e9,
+  outputMasks: [],
+} as const satisfies Partial<NativePlaneOptions>;
+
 /** Totals and gauges; those of a part are one level down. */
 export type NativeCounters = Record<string, number | Record<string, number>>;
 
@@ -51,6 +68,13 @@ export interface NativePlaneOptions {
   readonly keepUnproposed: boolean;
   /** Below 2^48, random: nobody outside may choose where a table keeps its flow. */
   readonly hashSeed: number;
+  readonly outputQueueBytes: number;
+  readonly outputCompareEvery: number;
+  readonly outputCheckNs: number;
+  readonly outputWaitNs: number;
+  readonly outputMasks: readonly NativeMask[];
+  /** For tests: in input for this guest a text is replaced by another, which is as long. */
+  readonly faults?: readonly { readonly from: Uint8Array; readonly to: Uint8Array }[];
   readonly vmMac: Uint8Array;
   /** IPv4 address, 4 bytes, or empty. */
   readonly vmAddress: Uint8Array;
@@ -123,6 +147,7 @@ export interface NativeReplica {
   /** Fills `into`: see native-plane.ts for the order. */
   progress(into: Float64Array): void;
   counters(): NativeCounters;
+  outputs(): OutputApplication[];
   load(): NativeLoad;
   recovered(): NativeRecovered;
   descriptor(): Uint8Array;

@@ -109,6 +109,27 @@ export interface VerbsConfig {
   readonly inlineBytes: number;
 }
 
+/** Bytes that guests may say differently: `bytes` of them behind each `start`. */
+export interface MaskConfig {
+  readonly start: string;
+  readonly bytes: number;
+}
+
+/** How the guests' outputs are compared. */
+export interface OutputConfig {
+  /** Bytes of a connection's output that go into one hash. */
+  readonly queueBytes: number;
+  /** Hashes of a connection between two checks. */
+  readonly compareEvery: number;
+  /** New output waits no longer than this for a check. */
+  readonly checkMs: number;
+  /** How long a check waits for a guest that has not come so far. */
+  readonly waitMs: number;
+  readonly masks: readonly { readonly port: number; readonly mask: readonly MaskConfig[] }[];
+  /** What a primary does that is alone against a majority. */
+  readonly primaryDiverged: 'heal-backups' | 'transfer-leadership';
+}
+
 export interface ClusterConfig {
   readonly version: 1;
   /** `<name>-<8 hex digits>`: no two clusters share it. */
@@ -122,6 +143,7 @@ export interface ClusterConfig {
   readonly poll: { readonly mode: 'adaptive' | 'busy'; readonly spinUs: number; readonly realtime: boolean };
   readonly timing: TimingConfig;
   readonly log: LogConfig;
+  readonly output: OutputConfig;
   readonly nodes: readonly NodeConfig[];
   readonly vm: VmConfig;
 }
@@ -158,6 +180,15 @@ export const defaultVerbs: VerbsConfig = {
 };
 
 export const defaultRdma: RdmaConfig = { device: null, port: 1, gidIndex: null };
+
+export const defaultOutput: OutputConfig = {
+  queueBytes: 4096,
+  compareEvery: 16,
+  checkMs: 1000,
+  waitMs: 2000,
+  masks: [],
+  primaryDiverged: 'heal-backups',
+};
 
 const KiB = 1024;
 const GiB = 1024 * 1024 * 1024;
@@ -252,6 +283,26 @@ const logFields = object({
   ),
 });
 
+const checkMask = object({
+  start: text(/^[\s\S]+$/, 'some text', bounds.outputMaskStartMaxBytes),
+  bytes: integer({ min: 1, max: bounds.outputMaskMaxBytes, unit: 'bytes' }),
+});
+
+const outputFields = object({
+  queueBytes: withDefault(integer({ min: 64, max: 16 * KiB, unit: 'bytes' }), defaultOutput.queueBytes),
+  compareEvery: withDefault(integer({ min: 1, max: 1024, unit: 'hashes' }), defaultOutput.compareEvery),
+  checkMs: withDefault(integer({ min: 10, max: 3600 * second, unit: 'ms' }), defaultOutput.checkMs),
+  waitMs: withDefault(integer({ min: 10, max: 30 * second, unit: 'ms' }), defaultOutput.waitMs),
+  masks: withDefault(
+    list(object({ port: tcpPort, mask: list(checkMask, { min: 1, max: bounds.outputMasksMax }) }), {
+      min: 0,
+      max: 64,
+    }),
+    [],
+  ),
+  primaryDiverged: withDefault(oneOf(['heal-backups', 'transfer-leadership']), defaultOutput.primaryDiverged),
+});
+
 const checkQemu = object({
   kind: oneOf(['qemu']),
   name: withDefault(nodeName, 'vm'),
@@ -301,6 +352,7 @@ const checkShape = object({
   ),
   timing: withDefault(timingFields, defaultTiming),
   log: withDefault(logFields, defaultLog),
+  output: withDefault(outputFields, defaultOutput),
   nodes: list(checkNode, { min: 1, max: bounds.nodesMax }),
   vm: withDefault(checkVm, checkNoVm({ kind: 'none' }, 'vm')),
 });
@@ -313,6 +365,7 @@ export function parseConfig(value: unknown): ClusterConfig {
   const config: ClusterConfig = checkShape(value, '');
   checkTiming(config.timing);
   checkLog(config.log);
+  checkMasks(config.output);
   checkNodes(config.nodes);
   checkTaps(config);
   return config;
@@ -353,6 +406,24 @@ function checkLog(log: LogConfig): void {
     invalid('log.ringBytes', 'must not exceed log.memoryBytes', log.ringBytes);
   if (log.retainBytes < log.segmentBytes) {
     invalid('log.retainBytes', 'must be at least log.segmentBytes', log.retainBytes);
+  }
+}
+
+function checkMasks(output: OutputConfig): void {
+  const ports = new Map<number, number>();
+  for (const [i, { port, mask }] of output.masks.entries()) {
+    const other = ports.get(port);
+    if (other !== undefined)
+      invalid(`output.masks[${i}].port`, `is the same as in output.masks[${other}]`, port);
+    ports.set(port, i);
+    for (const [j, { start }] of mask.entries()) {
+      if (Buffer.byteLength(start) > bounds.outputMaskStartMaxBytes)
+        invalid(
+          `output.masks[${i}].mask[${j}].start`,
+          `must have at most ${bounds.outputMaskStartMaxBytes} bytes`,
+          start,
+        );
+    }
   }
 }
 

@@ -114,6 +114,64 @@ export interface LinkStatus {
   readonly rdma: RdmaStatus | null;
 }
 
+/** What one application (a port of the guest) has said, and this replica's verdicts on it. */
+export interface OutputStatus {
+  readonly port: number;
+  readonly flowsEnded: number;
+  readonly flowsCut: number;
+  readonly bytes: number;
+  readonly datagrams: number;
+  readonly datagramBytes: number;
+  readonly agreed: number;
+  readonly late: number;
+  readonly diverged: number;
+  readonly skipped: number;
+  readonly unchecked: number;
+  /** Over all ended connections: equal on replicas whose guests said the same. */
+  readonly summary: string;
+}
+
+/** One place where a guest said something else than the primary's. */
+export interface DivergenceStatus {
+  readonly view: number;
+  readonly op: number;
+  readonly index: number;
+  readonly member: string;
+  readonly client: string;
+  /** Tells connections on the same ports apart. */
+  readonly clientIss: number;
+  readonly port: number;
+  /** This much of the connection's output was compared, and this much had been equal before. */
+  readonly position: number;
+  readonly agreed: number;
+  /** Why the replica had lost the connection before; empty: it had not. */
+  readonly cause: string;
+  readonly firstDifferent: number | null;
+  /** Hexadecimal, from position `from` on; null: this replica does not know. */
+  readonly expected: string | null;
+  readonly found: string;
+  readonly from: number;
+}
+
+/** The answer to `divergence` on the admin socket. */
+export interface DivergenceReport {
+  readonly node: string;
+  readonly role: ReplicaStatus['role'];
+  readonly checks: number;
+  readonly applications: readonly OutputStatus[];
+  /** On a primary: verdicts that the others have reported. */
+  readonly members: readonly {
+    readonly node: string;
+    readonly agreed: number;
+    readonly late: number;
+    readonly diverged: number;
+    readonly skipped: number;
+  }[];
+  readonly healsWanted: number;
+  /** The first that were seen, and the newest. */
+  readonly divergences: readonly DivergenceStatus[];
+}
+
 export interface ReplicaStatus {
   readonly node: string;
   readonly index: number;
@@ -157,6 +215,7 @@ export interface ReplicaStatus {
   readonly recovering: boolean;
   readonly peers: readonly PeerStatus[];
   readonly sync: SyncStatus;
+  readonly outputs: readonly OutputStatus[];
   readonly counters: Readonly<Record<string, number>>;
   readonly lastTakeover?: TakeoverStatus;
 }

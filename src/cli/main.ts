@@ -7,6 +7,7 @@ import { asFalconError, exitCodes, FalconError, formatError } from '../lib/error
 import { repositoryRoot } from '../lib/root.js';
 import { commandHelp, helpRequested, overview, parseCommandLine } from './command.js';
 import type { Command, Output } from './command.js';
+import { divergence } from './commands/divergence.js';
 import { down } from './commands/down.js';
 import { init } from './commands/init.js';
 import { status } from './commands/status.js';
@@ -14,7 +15,7 @@ import { sync } from './commands/sync.js';
 import { transferLeader } from './commands/transfer-leader.js';
 import { up } from './commands/up.js';
 
-const commands: readonly Command[] = [init, up, status, transferLeader, sync, down];
+const commands: readonly Command[] = [init, up, status, divergence, sync, transferLeader, down];
 
 const output: Output = {
   out: (line) => process.stdout.write(`${line}\n`),

@@ -1,5 +1,12 @@
 /** The table of `falcon status`. */
-import type { PeerStatus, RdmaStatus, ReplicaStatus, StatusRow, SyncRecord } from '../api/status.js';
+import type {
+  OutputStatus,
+  PeerStatus,
+  RdmaStatus,
+  ReplicaStatus,
+  StatusRow,
+  SyncRecord,
+} from '../api/status.js';
 import { answered } from './replicas.js';
 
 const columns: readonly (readonly [title: string, cell: (status: ReplicaStatus) => string])[] = [
@@ -22,15 +29,25 @@ const columns: readonly (readonly [title: string, cell: (status: ReplicaStatus) 
 
 /** Lines of an aligned table; a replica that did not answer has its error code for a role. */
 export function statusTable(rows: readonly StatusRow[]): string[] {
-  const cells = [columns.map(([title]) => title), ...rows.map(rowCells)];
-  const widths = columns.map((_, i) => Math.max(...cells.map((row) => (row[i] ?? '').length)));
-  const table = cells.map((row) =>
+  const table = aligned([columns.map(([title]) => title), ...rows.map(rowCells)]);
+  return [
+    ...headLines(rows),
+    ...table,
+    ...linkLines(rows),
+    ...takeoverLines(rows),
+    ...syncLines(rows),
+    ...outputLines(rows),
+  ];
+}
+
+export function aligned(cells: readonly (readonly string[])[]): string[] {
+  const widths = (cells[0] ?? []).map((_, i) => Math.max(...cells.map((row) => (row[i] ?? '').length)));
+  return cells.map((row) =>
     row
       .map((cell, i) => cell.padEnd(widths[i] ?? 0))
       .join('  ')
       .trimEnd(),
   );
-  return [...headLines(rows), ...table, ...linkLines(rows), ...takeoverLines(rows), ...syncLines(rows)];
 }
 
 export function formatDuration(milliseconds: number): string {
@@ -151,4 +168,26 @@ export function syncLine(source: string, r: SyncRecord): string {
   if (!r.ok) return `${source} gave up making ${r.target} a copy (${why}): ${r.why}`;
   const pages = `${r.pages} pages looked at, ${r.equal} equal, ${r.sent} sent`;
   return `${source} made ${r.target} a copy as of op ${r.op} (${why}): ${pages}, ${r.rounds} rounds, pause ${r.pauseMs} ms`;
+}
+
+/** How comparing the guests' outputs went, by application, over all replicas that answer. */
+function outputLines(rows: readonly StatusRow[]): string[] {
+  const table = outputTable(answered(rows).map(({ outputs }) => outputs));
+  return table.length === 0 ? [] : ['', ...table];
+}
+
+export function outputTable(replicas: readonly (readonly OutputStatus[])[]): string[] {
+  const ports = [...new Set(replicas.flat().map(({ port }) => port))].sort((a, b) => a - b);
+  if (ports.length === 0) return [];
+  const rows = ports.map((port) => {
+    const of = replicas.flat().filter((one) => one.port === port);
+    const sum = (key: 'agreed' | 'late' | 'diverged' | 'skipped'): string =>
+      String(of.reduce((total, one) => total + one[key], 0));
+    const bytes = Math.max(...of.map((one) => one.bytes));
+    const flows = Math.max(...of.map((one) => one.flowsEnded + one.flowsCut));
+    const name = port === 0 ? 'other' : String(port);
+    const verdicts = [sum('agreed'), sum('late'), sum('diverged'), sum('skipped')];
+    return [name, String(bytes), String(flows), ...verdicts];
+  });
+  return aligned([['PORT', 'BYTES', 'ENDED', 'AGREED', 'LATE', 'DIVERGED', 'SKIPPED'], ...rows]);
 }

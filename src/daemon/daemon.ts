@@ -31,7 +31,8 @@ import { transferOptions } from '../transfer/defaults.js';
 import { sessionKeyBytes } from '../wire/transfer-messages.js';
 import { noteCleanStop, takeCleanStop } from './clean-stop.js';
 import { logIdentity } from './log-identity.js';
-import { replicaStatus, syncRecord } from './status.js';
+import { divergenceReport, replicaStatus, syncRecord } from './status.js';
+import type { StatusSources } from './status.js';
 
 const nsPerMs = 1e6;
 
@@ -113,6 +114,7 @@ export async function startDaemon(cluster: Cluster, node: NodeConfig, logger: Lo
       },
       canRunGuest: node.vm,
       reportIntervalMs: bounds.guestReportMs,
+      outputs: { waitMs: config.output.waitMs, primaryDiverged: config.output.primaryDiverged },
     },
     {
       plane,
@@ -131,23 +133,17 @@ export async function startDaemon(cluster: Cluster, node: NodeConfig, logger: Lo
   const stopping: (() => Promise<void> | void)[] = [];
   let admin: AdminServer | null = null;
   try {
+    const sources = (): StatusSources => {
+      const refused = bootstrap?.refused ?? noRefusals;
+      return { cluster, node, self, engine, plane, link, guest, startedAt, refused };
+    };
     admin = await startAdminServer(paths.adminSocket, {
-      status: () =>
-        replicaStatus({
-          cluster,
-          node,
-          self,
-          engine,
-          plane,
-          link,
-          guest,
-          startedAt,
-          refused: bootstrap?.refused ?? noRefusals,
-        }),
+      status: () => replicaStatus(sources()),
       shutdown: () => {
         setImmediate(() => end(null));
         return { stopping: true };
       },
+      divergence: () => divergenceReport(sources()),
       'transfer-leader': (params) => transferLeader(cluster, engine, params),
       sync: (params) => sync(cluster, engine, params),
     });
@@ -239,6 +235,14 @@ function nativeOptions(
     deciderStallNs: timing.stallMs * nsPerMs,
     keepUnproposed: config.lan === 'flood',
     hashSeed: randomInt(1, 2 ** 48 - 1),
+    outputQueueBytes: config.output.queueBytes,
+    outputCompareEvery: config.output.compareEvery,
+    outputCheckNs: config.output.checkMs * nsPerMs,
+    outputWaitNs: config.output.waitMs * nsPerMs,
+    outputMasks: config.output.masks.flatMap(({ port, mask }) =>
+      mask.map(({ start, bytes }) => ({ port, start: Buffer.from(start), bytes })),
+    ),
+    faults: testFaults(node.name),
     vmMac: Uint8Array.from(vm.mac.split(':').map((part) => parseInt(part, 16))),
     vmAddress: Uint8Array.from(vm.address.split('.').map(Number)),
     cluster: config.cluster,
@@ -263,6 +267,18 @@ function nativeOptions(
 
 function verbsOptions(config: ClusterConfig, { rdma }: NodeConfig): NativeVerbsOptions {
   return { ...config.verbs, device: rdma.device ?? '', port: rdma.port, gidIndex: rdma.gidIndex ?? -1 };
+}
+
+/**
+ * For tests: FALCON_TEST_FAULT = {"node": "h2", "replace": [["...", "..."]]} replaces a text in the input of one
+ * node's guest by another of the same length, so that this guest, and no other, answers otherwise.
+ */
+function testFaults(node: string): NonNullable<NativeReplicaOptions['faults']> {
+  const given = process.env['FALCON_TEST_FAULT'];
+  if (given === undefined) return [];
+  const fault = JSON.parse(given) as { node: string; replace: [from: string, to: string][] };
+  if (fault.node !== node) return [];
+  return fault.replace.map(([from, to]) => ({ from: Buffer.from(from), to: Buffer.from(to) }));
 }
 
 function makeGuest(cluster: Cluster, node: NodeConfig, replica: NativeReplica): GuestRunner {

@@ -6,6 +6,7 @@ import { readRdmaRetries } from '../adapters/rdma-retries.js';
 import type { Cluster } from '../api/cluster.js';
 import type { NodeConfig } from '../api/config.js';
 import type {
+  DivergenceReport,
   LinkStatus,
   PeerStatus,
   RdmaStatus,
@@ -75,6 +76,7 @@ export function replicaStatus(sources: StatusSources): ReplicaStatus {
       index === self ? [] : [peerStatus(engine, peer.name, index, progress.acked[index] ?? null, now)],
     ),
     sync: syncStatus(engine.stateTransfer, (index) => config.nodes[index]?.name ?? String(index)),
+    outputs: plane.outputs(),
     counters,
     ...(takeover === null ? {} : { lastTakeover: takeoverStatus(takeover, now) }),
   };
@@ -116,16 +118,16 @@ function peerStatus(
   ackedOp: number | null,
   now: number,
 ): PeerStatus {
-  const { trouble, breaks } = engine.linkOf(index);
+  const { trouble, breaks } = engine.peers.link(index);
   return {
     name,
-    connected: engine.connectedPeers.has(index),
+    connected: engine.peers.connected.has(index),
     state: engine.peerState(index),
     trouble:
       trouble === null ? null : { code: trouble.code, detail: trouble.detail, at: wallTime(trouble.at, now) },
     breaks,
     ackedOp,
-    guest: engine.reportOf(index).ready,
+    guest: engine.peers.report(index).ready,
   };
 }
 
@@ -169,6 +171,25 @@ function rdmaStatus(of: (name: string) => number, link: NativeLink): RdmaStatus 
 /** A time on the monotonic clock as people read it. */
 function wallTime(at: number, now: number): string {
   return new Date(Date.now() - (now - at)).toISOString();
+}
+
+export function divergenceReport(sources: StatusSources): DivergenceReport {
+  const { cluster, node, engine, plane } = sources;
+  const { ledger, healsWanted } = engine.outputs;
+  const nameOf = (member: number): string => cluster.config.nodes[member]?.name ?? String(member);
+  return {
+    node: node.name,
+    role: engine.role === 'backup' && !node.vm ? 'witness' : engine.role,
+    checks: ledger.checks,
+    applications: plane.outputs(),
+    members: [...ledger.members].map(([member, { agree, ...counts }]) => ({
+      node: nameOf(member),
+      agreed: agree,
+      ...counts,
+    })),
+    healsWanted,
+    divergences: ledger.divergences.map((one) => ({ ...one, member: nameOf(one.member) })),
+  };
 }
 
 function takeoverStatus(takeover: Takeover, now: number): TakeoverStatus {

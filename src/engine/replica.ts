@@ -16,8 +16,8 @@ import { entryKinds } from '../ports/data-plane.js';
 import type { DataPlane, PlaneEvent, PlaneProgress } from '../ports/data-plane.js';
 import type { GuestRunner } from '../ports/guest.js';
 import type { HardStateStore } from '../ports/hard-state-store.js';
-import { decodeGuestReport, encodeGuestReport, mailTags, noGuest } from '../wire/engine-mail.js';
-import type { GuestReport } from '../wire/engine-mail.js';
+import { decodeGuestReport, encodeGuestReport, mailTags } from '../wire/engine-mail.js';
+import type { LedgerOptions } from '../output/types.js';
 import type { LogTail } from '../wire/view-table.js';
 import { decodeMessage, encodeMessage } from '../wire/messages.js';
 import { bootModes, decideBoot } from './boot-policy.js';
@@ -26,6 +26,11 @@ import { GuestKeeper } from './guest-keeper.js';
 import { StateTransfer } from './state-transfer.js';
 import type { StateTransferOptions } from './state-transfer.js';
 import type { TransferRecord } from '../transfer/types.js';
+import { Handover } from './handover.js';
+import type { TransferOutcome } from './handover.js';
+import { OutputChecks } from './outputs.js';
+import { Peers } from './peers.js';
+import type { PeerTrouble } from './peers.js';
 import { TakeoverClock } from './takeover-clock.js';
 import type { Takeover } from './takeover-clock.js';
 
@@ -39,6 +44,7 @@ export interface EngineOptions {
   /** This member runs a guest. */
   readonly canRunGuest: boolean;
   readonly reportIntervalMs: number;
+  readonly outputs: Omit<LedgerOptions, 'self'>;
 }
 
 export interface EnginePorts {
@@ -53,47 +59,19 @@ export interface EnginePorts {
   log(level: 'debug' | 'info' | 'warn' | 'error', text: string, fields?: Record<string, unknown>): void;
 }
 
-export interface TransferOutcome {
-  readonly ok: boolean;
-  readonly to: NodeId | null;
-  readonly reason: string;
-  /** Refused: nothing was begun. Abandoned: it was begun, and this replica serves on or stands again. */
-  readonly code: 'TRANSFER_REFUSED' | 'TRANSFER_ABANDONED' | null;
-}
-
-/** Why a peer's connection, or its feed, came to an end. */
-export interface PeerTrouble {
-  readonly code: string;
-  readonly detail: string;
-  readonly at: number;
-}
-
-interface PeerLinkState {
-  trouble: PeerTrouble | null;
-  breaks: number;
-}
-
-interface TransferWaiter {
-  readonly resolve: (outcome: TransferOutcome) => void;
-  begun: boolean;
-}
-
 export class ReplicaEngine {
   readonly core: Core;
   readonly takeovers = new TakeoverClock();
   readonly guest: GuestKeeper;
   /** Filling other members' guests from this one, and this one from the primary's. */
   readonly stateTransfer: StateTransfer;
+  readonly outputs: OutputChecks;
   role: Role = 'backup';
   primary: NodeId | null = null;
 
   private readonly options: EngineOptions;
   private readonly ports: EnginePorts;
-  private readonly reports = new Map<NodeId, GuestReport>();
-  private readonly connected = new Set<NodeId>();
-  /** Connections made to each peer, counted as the data plane counts them. */
-  private readonly generations = new Map<NodeId, number>();
-  private readonly peerLinks = new Map<NodeId, PeerLinkState>();
+  readonly peers = new Peers();
   private leadingView = 0;
   private leadingSince = 0;
   private viewStartOp = 0;
@@ -103,7 +81,7 @@ export class ReplicaEngine {
   private quorumReadyAt: number | null = null;
   private nextReportAt = 0;
   private heardAt = -1;
-  private transferWaiter: TransferWaiter | null = null;
+  private readonly handover = new Handover();
   private stopped = false;
 
   constructor(options: EngineOptions, ports: EnginePorts) {
@@ -127,24 +105,24 @@ export class ReplicaEngine {
       keeper,
       now,
       log,
+      whole: (peer) => this.outputs.healed(peer),
     });
-  }
-
-  get connectedPeers(): ReadonlySet<NodeId> {
-    return this.connected;
-  }
-
-  linkOf(peer: NodeId): Readonly<PeerLinkState> {
-    return this.peerLinks.get(peer) ?? { trouble: null, breaks: 0 };
+    this.outputs = new OutputChecks(
+      { ...options.outputs, self: options.core.self },
+      {
+        plane: ports.plane,
+        clock: ports.clock,
+        log: (level, text, fields) => ports.log(level, text, fields),
+        fail: (why) => this.fail(why),
+        heal: (member) => void this.stateTransfer.request(member, 'diverged'),
+        transferTo: (member) => void this.transfer(member),
+      },
+    );
   }
 
   peerState(peer: NodeId): 'up' | 'down' | 'lost' {
-    if (!this.connected.has(peer)) return 'down';
+    if (!this.peers.connected.has(peer)) return 'down';
     return this.core.status.apart.includes(peer) ? 'lost' : 'up';
-  }
-
-  reportOf(peer: NodeId): GuestReport {
-    return this.reports.get(peer) ?? noGuest;
   }
 
   get lastTakeover(): Takeover | null {
@@ -155,15 +133,14 @@ export class ReplicaEngine {
     this.stopped = true;
     this.guest.stop();
     this.stateTransfer.stop();
-    this.settleTransfer({ ok: false, to: null, reason: 'the replica stops' });
+    this.handover.settle({ ok: false, to: null, reason: 'the replica stops' });
   }
 
   // ---- what comes in
 
   onPeerUp(peer: NodeId, connection: Uint8Array, descriptor: Uint8Array): void {
-    this.generations.set(peer, (this.generations.get(peer) ?? 0) + 1);
+    this.peers.up(peer);
     this.ports.plane.connect(peer, connection, descriptor);
-    this.connected.add(peer);
     this.step({ type: 'peer-up', now: this.ports.clock.now(), node: peer });
     this.nextReportAt = 0;
   }
@@ -173,9 +150,10 @@ export class ReplicaEngine {
     code: PeerTrouble['code'] = 'FABRIC_DOWN',
     detail = 'the bootstrap connection ended',
   ): void {
-    if (this.connected.delete(peer)) this.noteTrouble(peer, code, detail, true);
-    this.reports.delete(peer);
     const now = this.ports.clock.now();
+    this.peers.down(peer, { code, detail, at: now });
+    // Whatever was to be healed went with it; if it comes back as it was, that will show again.
+    this.outputs.healed(peer);
     this.takeovers.suspect(peer === this.primary, now);
     this.step({ type: 'peer-down', now, node: peer });
     this.step({ type: 'peer-guest', now, node: peer, whole: false });
@@ -201,20 +179,12 @@ export class ReplicaEngine {
     this.decide();
     this.tickTransfer(progress);
     if (now >= this.nextReportAt) this.report(now);
+    this.outputs.tick(this.guestMembers());
   }
 
   /** Asks for a leadership transfer and waits for its outcome. */
   transfer(to: NodeId | null): Promise<TransferOutcome> {
-    if (this.transferWaiter !== null) {
-      const reason = 'a transfer is under way';
-      return Promise.resolve({ ok: false, to, reason, code: 'TRANSFER_REFUSED' });
-    }
-    return new Promise((resolve) => {
-      const waiter = { resolve, begun: false };
-      this.transferWaiter = waiter;
-      this.step({ type: 'transfer', now: this.ports.clock.now(), to });
-      waiter.begun = true;
-    });
+    return this.handover.ask(to, () => this.step({ type: 'transfer', now: this.ports.clock.now(), to }));
   }
 
   /** Makes `peer` a copy of this guest, and waits for the session's end. */
@@ -253,11 +223,16 @@ export class ReplicaEngine {
         this.takeovers.leading(now);
         return this.step({ ...event, now });
       case 'mail':
-        // What an earlier incarnation of the peer said must not be taken for this one's word.
-        if (event.generation !== this.generations.get(event.from)) return;
+        if (!this.peers.isCurrent(event.from, event.generation)) return;
         return this.onMail(event.from, event.bytes, now);
       case 'control':
+        if (event.kind === entryKinds.outputCheck)
+          return this.outputs.onCheck(event.view, event.op, event.payload);
         return this.onControl(event);
+      case 'check-due':
+        return this.outputs.onDue(event.bytes);
+      case 'verdicts':
+        return this.outputs.onVerdicts(event.bytes);
       case 'caught-up':
         this.takeovers.caughtUp(event.at);
         return this.ports.plane.openGate(event.view);
@@ -269,17 +244,17 @@ export class ReplicaEngine {
       case 'surrendered':
         return this.step({ ...event, now });
       case 'stream-broken':
-        if (event.generation !== this.generations.get(event.peer)) return;
+        if (!this.peers.isCurrent(event.peer, event.generation)) return;
         this.ports.log('warn', `${event.code}: connection dropped`, { peer: event.peer, why: event.why });
         this.onPeerDown(event.peer, event.code, event.why);
         return this.ports.reconnect(event.peer, event.why);
       case 'feed-lost':
-        if (event.generation !== this.generations.get(event.peer)) return;
+        if (!this.peers.isCurrent(event.peer, event.generation)) return;
         this.ports.log('error', `${event.code}: the peer cannot be fed any more`, {
           peer: event.peer,
           why: event.why,
         });
-        this.noteTrouble(event.peer, event.code, event.why, false);
+        this.peers.note(event.peer, { code: event.code, detail: event.why, at: now }, false);
         return this.step({ type: 'feed-lost', now, view: event.view, node: event.peer });
       case 'failed':
         return this.fail(event.why);
@@ -294,12 +269,6 @@ export class ReplicaEngine {
     }
   }
 
-  private noteTrouble(peer: NodeId, code: string, detail: string, broke: boolean): void {
-    const { breaks } = this.linkOf(peer);
-    const at = this.ports.clock.now();
-    this.peerLinks.set(peer, { trouble: { code, detail, at }, breaks: breaks + (broke ? 1 : 0) });
-  }
-
   private onMail(from: NodeId, bytes: Uint8Array, now: number): void {
     if (bytes[0] === mailTags.consensus) {
       const message = decodeMessage(bytes.subarray(1));
@@ -310,13 +279,14 @@ export class ReplicaEngine {
       return this.step({ type: 'mail', now, from, message });
     }
     if (bytes[0] === mailTags.transfer) return this.stateTransfer.onMail(from, bytes.subarray(1));
+    if (bytes[0] === mailTags.output) return this.outputs.onMail(from, bytes);
     const report = decodeGuestReport(bytes);
     if (report === null) {
       this.ports.log('warn', 'malformed mail', { from });
       return;
     }
-    const before = this.reports.get(from);
-    this.reports.set(from, report);
+    const before = this.peers.reports.get(from);
+    this.peers.reports.set(from, report);
     if (before?.ready !== report.ready)
       this.step({ type: 'peer-guest', now, node: from, whole: report.ready });
     this.admitAsOthers();
@@ -348,7 +318,7 @@ export class ReplicaEngine {
   private admitAsOthers(): void {
     const { own } = this.guest;
     if (!own.ready) return;
-    if ([...this.reports.values()].some((report) => report.admittedBootOp === own.bootOp)) this.admit();
+    if ([...this.peers.reports.values()].some((report) => report.admittedBootOp === own.bootOp)) this.admit();
   }
 
   private admit(): void {
@@ -364,16 +334,10 @@ export class ReplicaEngine {
       this.leadingView === view &&
       progress.role === 'leading' &&
       this.viewStartTold >= this.viewStartOp &&
-      this.transferWaiter === null;
+      !this.handover.running;
     const { members, witnesses, self } = this.options.core;
-    const peers = members
-      .filter((node) => node !== self && !witnesses.includes(node))
-      .map((node) => {
-        const report = this.reports.get(node);
-        const reachable = this.connected.has(node) && report !== undefined && progress.acked[node] !== null;
-        const { ready, bootOp, syncOp } = report ?? noGuest;
-        return { node, reachable, whole: ready, booting: !ready && bootOp > 0, syncOp };
-      });
+    const others = members.filter((node) => node !== self && !witnesses.includes(node));
+    const peers = this.peers.facts(others, progress.acked);
     this.stateTransfer.tick({ view, primary: this.primary, leads, peers });
   }
 
@@ -394,8 +358,8 @@ export class ReplicaEngine {
         guestMembers: members.length - witnesses.length,
         selfCanRun: this.options.canRunGuest,
         own: this.guest.own,
-        peers: [...this.reports.values()],
-        peersCanRun: [...this.reports.keys()].filter((node) => !witnesses.includes(node)).length,
+        peers: [...this.peers.reports.values()],
+        peersCanRun: [...this.peers.reports.keys()].filter((node) => !witnesses.includes(node)).length,
         lastBootOp: this.guest.lastBootOp,
         bootProposed: this.bootProposed,
         quorumReadyAt: this.quorumReadyAt,
@@ -414,10 +378,18 @@ export class ReplicaEngine {
     if (decision.admit) this.admit();
   }
 
+  private guestMembers(): NodeId[] {
+    const peers = [...this.peers.reports].filter(
+      ([peer, report]) => report.ready && this.peers.connected.has(peer),
+    );
+    const own = this.guest.own.ready ? [this.options.core.self] : [];
+    return [...own, ...peers.map(([peer]) => peer)];
+  }
+
   private report(now: number): void {
     this.nextReportAt = now + this.options.reportIntervalMs;
     const bytes = encodeGuestReport(this.guest.own);
-    for (const peer of this.connected) this.ports.plane.sendMail(peer, bytes);
+    for (const peer of this.peers.connected) this.ports.plane.sendMail(peer, bytes);
   }
 
   // ---- the core and its effects
@@ -465,7 +437,7 @@ export class ReplicaEngine {
       case 'reclaim':
         return plane.reclaim(effect.view);
       case 'transfer-result':
-        return this.settleTransfer(effect);
+        return this.handover.settle(effect);
       case 'role':
         return this.setRole(effect);
       case 'trace':
@@ -497,14 +469,7 @@ export class ReplicaEngine {
       this.ports.log('info', `role ${role}`, { view, primary, reason });
     this.role = role;
     this.primary = primary;
-  }
-
-  private settleTransfer({ ok, to, reason }: Omit<TransferOutcome, 'code'>): void {
-    const waiter = this.transferWaiter;
-    if (waiter === null) return;
-    this.transferWaiter = null;
-    const failure = waiter.begun ? 'TRANSFER_ABANDONED' : 'TRANSFER_REFUSED';
-    waiter.resolve({ ok, to, reason, code: ok ? null : failure });
+    this.outputs.setPrimary(view, role === 'primary' ? this.options.core.self : primary);
   }
 
   private fail(why: string): void {

@@ -44,6 +44,8 @@ export interface StateTransferPorts {
   readonly plane: DataPlane;
   readonly guest: GuestRunner | null;
   readonly keeper: GuestKeeper;
+  /** A member has become a copy of this replica's guest. */
+  whole(peer: NodeId): void;
   now(): Milliseconds;
   log(level: 'debug' | 'info' | 'warn' | 'error', text: string, fields?: Record<string, unknown>): void;
 }
@@ -263,7 +265,10 @@ export class StateTransfer {
       ms: ms(record.durationMs),
       pause: ms(record.pauseMs),
     };
-    if (record.ok) return this.ports.log('info', 'the peer is a whole copy', fields);
+    if (record.ok) {
+      this.ports.whole(peer);
+      return this.ports.log('info', 'the peer is a whole copy', fields);
+    }
     this.bases.delete(peer);
     this.ports.plane.transferForget(peer);
     this.ports.log('warn', `SYNC_ABANDONED: ${record.why}`, fields);

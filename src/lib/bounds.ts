@@ -69,6 +69,7 @@ export const bounds = {
   transferConfirmWaitMs: 20_000,
   transferBackOffMinMs: 500,
   transferBackOffMaxMs: 30_000,
+  transferHealEveryMs: 3_000,
   /** 1 MiB: about what is digested, compared and moved in a millisecond. */
   transferSettledPages: 256,
   transferRoundsMax: 8,
@@ -89,6 +90,20 @@ export const bounds = {
   /** Behind the guest's memory in its file, not seen by QEMU. */
   ramTrailerBytes: 4096,
   consoleLogMaxBytes: 4 * 1024 * 1024,
+  // comparing outputs
+  /** Checks whose verdicts a replica keeps, and checks that it has proposed and not seen come back. */
+  outputChecksKept: 256,
+  outputProposedMax: 64,
+  /** The first half of them are the first that were seen. */
+  outputDivergencesKept: 32,
+  outputShownBytes: 64,
+  outputReportMs: 20,
+  /** A report that was not acknowledged is sent again. */
+  outputReportRetryMs: 500,
+  outputReportsPerTick: 8,
+  outputMasksMax: 4,
+  outputMaskStartMaxBytes: 64,
+  outputMaskMaxBytes: 4096,
 
   // the data plane
   logEntriesMax: 256 * 1024,
@@ -124,6 +139,8 @@ assert(bounds.ramTrailerBytes % bounds.guestPageBytes === 0, 'the trailer is who
 assert(bounds.inflightEntriesMax < bounds.logEntriesMax, 'what is in flight fits the log in memory');
 assert(bounds.transferOfferRetryMs < bounds.transferOfferWaitMs);
 assert(bounds.transferBackOffMinMs <= bounds.transferBackOffMaxMs);
+assert(bounds.outputDivergencesKept % 2 === 0);
+assert(bounds.outputReportMs < bounds.outputReportRetryMs);
 assert(bounds.terminateWaitMs <= bounds.shutdownWaitMs);
 assert(bounds.logLineMaxChars < bounds.logTailMaxBytes);
 assert(bounds.configMaxBytes <= bounds.adminLineMaxBytes, 'a configuration fits an admin message');

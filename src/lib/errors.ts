@@ -125,6 +125,13 @@ export const errorTable = {
   SYNC_ABANDONED: { severity: 'warning', exit: x.failure, text: 'the state transfer was given up' },
   SYNC_MEMORY: { severity: 'error', exit: x.failure, text: 'memory or files of the state transfer fail' },
   SYNC_PEER: { severity: 'error', exit: x.failure, text: 'the other side of the state transfer is wrong' },
+  // the outputs
+  OUTPUT_DIVERGED: { severity: 'warning', exit: x.failure, text: 'a guest said something else' },
+  PRIMARY_DIVERGED: {
+    severity: 'error',
+    exit: x.failure,
+    text: 'a majority of guests says something else than the primary',
+  },
 
   // leadership
   NOT_PRIMARY: { severity: 'error', exit: x.refused, text: 'this replica is not the primary' },

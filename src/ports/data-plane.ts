@@ -76,6 +76,28 @@ export interface DataPlane {
   progress(): PlaneProgress;
   /** Totals and gauges by dotted name, for status and metrics. */
   counters(): Record<string, number>;
+  /** What the guest's applications have said, and how comparing it went. */
+  outputs(): readonly OutputApplication[];
+}
+
+/** One application's output: a port of the guest (0: all that have no row of their own). */
+export interface OutputApplication {
+  readonly port: number;
+  /** Connections whose output ended, and those that a reset cut short. */
+  readonly flowsEnded: number;
+  readonly flowsCut: number;
+  readonly bytes: number;
+  readonly datagrams: number;
+  readonly datagramBytes: number;
+  /** Verdicts of this replica. A check that was late may agree or diverge afterwards. */
+  readonly agreed: number;
+  readonly late: number;
+  readonly diverged: number;
+  readonly skipped: number;
+  /** Connections that were forgotten before their end was checked. */
+  readonly unchecked: number;
+  /** Over all ended connections, in any order: equal on replicas whose guests said the same. */
+  readonly summary: string;
 }
 
 /** One round of comparing and moving; durations in ns. */
@@ -175,6 +197,10 @@ export type PlaneEvent =
   | { readonly type: 'transfer-installed'; readonly session: SessionId }
   /** `why` begins with a code. */
   | { readonly type: 'transfer-failed'; readonly session: SessionId; readonly why: string }
+  /** Output of this primary's guest is to be compared (wire/output-check: decodeDue). */
+  | { readonly type: 'check-due'; readonly view: View; readonly bytes: Uint8Array }
+  /** What comparing has shown here (wire/output-check: decodeVerdicts). */
+  | { readonly type: 'verdicts'; readonly bytes: Uint8Array }
   | { readonly type: 'guest-attached' }
   | { readonly type: 'guest-detached' }
   | { readonly type: 'guest-refused' };

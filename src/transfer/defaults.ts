@@ -13,6 +13,7 @@ export function transferOptions(self: NodeId): TransferOptions {
     confirmWaitMs: bounds.transferConfirmWaitMs,
     backOffMinMs: bounds.transferBackOffMinMs,
     backOffMaxMs: bounds.transferBackOffMaxMs,
+    healEveryMs: bounds.transferHealEveryMs,
     settledPages: bounds.transferSettledPages,
     roundsMax: bounds.transferRoundsMax,
   };

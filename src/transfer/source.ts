@@ -85,6 +85,8 @@ export class TransferSource {
   private able = false;
   private peers: readonly PeerFacts[] = [];
   private readonly requests = new Map<NodeId, TransferReason>();
+  /** A guest that parts again as soon as it has been healed is not healed all the time: since when it may be. */
+  private readonly restUntil = new Map<NodeId, Milliseconds>();
   private readonly backOff = new Map<NodeId, { until: Milliseconds; ms: Milliseconds }>();
   private out: SourceEffect[] = [];
 
@@ -146,6 +148,7 @@ export class TransferSource {
       this.count = 0;
       this.requests.clear();
       this.backOff.clear();
+      this.restUntil.clear();
     }
     this.able = able;
     const s = this.session;
@@ -153,12 +156,18 @@ export class TransferSource {
     if (able) this.begin(now);
   }
 
+  private wanted(peer: PeerFacts, now: Milliseconds): boolean {
+    if (!peer.whole) return true;
+    const reason = this.requests.get(peer.node);
+    return reason !== undefined && (reason === 'asked' || (this.restUntil.get(peer.node) ?? 0) <= now);
+  }
+
   private begin(now: Milliseconds): void {
     const next = this.peers.find(
       (peer) =>
         peer.reachable &&
         !peer.booting &&
-        (!peer.whole || this.requests.has(peer.node)) &&
+        this.wanted(peer, now) &&
         (this.backOff.get(peer.node)?.until ?? 0) <= now,
     );
     if (next === undefined || this.count + 1 >= sessionsPerView) return;
@@ -349,6 +358,7 @@ export class TransferSource {
     this.out.push({ type: 'close', session: s.id });
     this.requests.delete(s.peer);
     this.backOff.delete(s.peer);
+    this.restUntil.set(s.peer, now + this.options.healEveryMs);
     this.end(s, now, why);
   }
 

@@ -24,6 +24,8 @@ export interface TransferOptions {
   /** After a session that failed. Doubles up to the second. */
   readonly backOffMinMs: Milliseconds;
   readonly backOffMaxMs: Milliseconds;
+  /** Between two sessions for one member that diverges again and again. */
+  readonly healEveryMs: Milliseconds;
   /** Copying while the guest runs ends when so few pages are left, or after so many rounds. */
   readonly settledPages: number;
   readonly roundsMax: number;

@@ -4,7 +4,7 @@
  */
 import { pack, unpack } from 'msgpackr';
 
-export const mailTags = { consensus: 1, engine: 2, transfer: 3 } as const;
+export const mailTags = { consensus: 1, engine: 2, transfer: 3, output: 4 } as const;
 
 export interface GuestReport {
   /** Op of the vm-boot entry that the guest was started by; 0: no guest. */

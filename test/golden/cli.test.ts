@@ -80,7 +80,8 @@ function masked(line: string): string {
 t.teardown(() => run(['down', 'demo']));
 
 void t.test('transcripts', { timeout: 120_000 }, (t) => {
-  for (const verb of ['', 'init ', 'up ', 'status ', 'transfer-leader ', 'down ']) record(`${verb}--help`);
+  for (const verb of ['', 'init ', 'up ', 'status ', 'divergence ', 'transfer-leader ', 'down '])
+    record(`${verb}--help`);
   record('');
   record('fly');
   record('up');
@@ -96,11 +97,15 @@ void t.test('transcripts', { timeout: 120_000 }, (t) => {
   record('status demo');
   record('status demo --json');
   record('transfer-leader demo');
+  record('divergence demo');
   record('down demo');
   record('up demo');
   record('up demo');
   record('status demo');
   record('status demo --json');
+  record('divergence demo');
+  record('divergence demo --node h2 --json');
+  record('divergence demo --node h9');
   record('transfer-leader demo --to h9');
   record('transfer-leader demo --to h1');
   record('transfer-leader demo --to h2');

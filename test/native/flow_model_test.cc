@@ -2,11 +2,14 @@
 // sequence numbers and speeds of their own, a network and guests that lose frames, a primary that
 // dies at a random moment (sometimes the next one too), and replicas that are made anew as copies
 // of the primary's guest and table. Judged from outside: the client's connection survives, each
-// byte that it reads is right, and all guests that live read the same bytes.
+// byte that it reads is right, and all guests that live read the same bytes. Their outputs are
+// compared through the log: guests that answer alike never count as diverged, and one that answers
+// otherwise always does.
 #include <cstdlib>
 #include <random>
 
 #include "sim_tcp.h"
+#include "vm/output_check.h"
 
 namespace falcon::test {
 namespace {
@@ -26,9 +29,12 @@ std::string AnswerTo(const std::string& bytes) {
   return answer;
 }
 
+// How a guest answers otherwise than the others.
+enum class Fault { kNone, kFlip, kMissing, kExtra, kSwapped, kSilentEnd };
+
 class Model {
  public:
-  explicit Model(uint64_t seed) : random_(seed) {
+  explicit Model(uint64_t seed, Fault fault = Fault::kNone) : random_(seed), fault_(fault) {
     loss_ = Chance(3) ? 0 : Below(8);
     guest_loss_ = Chance(2) ? 0 : Below(10);
     const size_t window = 2000 + Below(60'000);
@@ -51,6 +57,11 @@ class Model {
       std::memcpy(options.vm_mac, kVmMac.data(), 6);
       options.max_flows = 16;
       options.max_half_open = 8;
+      options.output.queue_bytes = size_t{64} << Below(6);
+      options.output.compare_every = static_cast<uint32_t>(1 + Below(8));
+      options.output.check_after = static_cast<Nanoseconds>(10 + Below(300)) * kMillisecond;
+      if (r > 0) options.output = replicas_[0]->output;
+      replica.output = options.output;
       replica.table = MakeFlowTable(options, &replica);
     }
     replicas_[0]->table->SetRole(FlowRole::kPrimary);
@@ -61,6 +72,10 @@ class Model {
     copies_ = Chance(2) ? 0 : 1 + static_cast<int>(Below(4));
     failovers_ = 1 + (Chance(3) ? 1 : 0) + (copies_ > 2 ? 2 : 0);
     next_failover_ = now_ + static_cast<Nanoseconds>(Below(Chance(4) ? 10 : 3000)) * kMillisecond;
+    if (fault_ == Fault::kNone) return;
+    failovers_ = copies_ = 0;
+    faulty_ = 1 + Below(kReplicas - 1);
+    fault_at_ = fault_ == Fault::kSilentEnd ? to_send_.size() - 1 : Below(to_send_.size());
   }
 
   // Empty if all went well, otherwise what did not.
@@ -72,6 +87,8 @@ class Model {
       if (copies_ > 0 && Chance(300)) CopyOne();
       ClientTurn();
       Network();
+      Check();
+      if (!verdict_.empty()) return verdict_;
       for (auto& replica : replicas_) {
         if (replica->alive) GuestTurn(*replica);
       }
@@ -101,6 +118,9 @@ class Model {
     std::unique_ptr<SimTcp> guest;
     std::unique_ptr<FlowTable> table;
     std::deque<Bytes> ingress, egress;
+    OutputOptions output;
+    uint64_t agreed = 0, diverged = 0;
+    bool copied = false;  // perhaps after all was said
 
     bool ToGuest(Frame frame) override {
       full = full || model->Chance(200);
@@ -112,6 +132,10 @@ class Model {
       if (model->primary_ != number || model->Below(100) < model->loss_) return;
       model->down_.push_back({model->now_ + model->Delay(), Bytes(frame.begin(), frame.end())});
     }
+  };
+  struct Logged {
+    bool check;
+    Bytes bytes;
   };
   struct Flight {
     Nanoseconds arrives;
@@ -153,7 +177,8 @@ class Model {
         if (replicas_[primary_]->table->Admit(frame, normalised, &length, now_) !=
             Admission::kPropose)
           continue;
-        log_.emplace_back(normalised.begin(), normalised.begin() + static_cast<ptrdiff_t>(length));
+        log_.push_back({false, Bytes(normalised.begin(),
+                                     normalised.begin() + static_cast<ptrdiff_t>(length))});
       }
     }
     for (size_t i = 0; i < down_.size();) {
@@ -169,8 +194,7 @@ class Model {
 
   void GuestTurn(Replica& r) {
     if (Chance(r.lag)) {
-      for (size_t n = 1 + Below(8); n > 0 && r.delivered < log_.size(); --n)
-        r.table->Deliver(log_[r.delivered++], now_);
+      for (size_t n = 1 + Below(8); n > 0 && r.delivered < log_.size(); --n) DeliverNext(r);
     }
     r.table->Tick(now_);
     if (r.full && Chance(3)) {
@@ -185,8 +209,7 @@ class Model {
     r.guest->Tick(now_);
     if (Chance(1 + r.lag / 4)) {
       std::string answers;
-      for (const char c : r.guest->Read(Below(r.appetite + 1), now_))
-        answers += Answer(c, r.answered++);
+      for (const char c : r.guest->Read(Below(r.appetite + 1), now_)) answers += AnswerOf(r, c);
       r.guest->Write(answers, now_);
       if (r.guest->peer_finished()) r.guest->Finish(now_);
     }
@@ -194,6 +217,57 @@ class Model {
       const Bytes frame = std::move(r.egress.front());
       r.egress.pop_front();
       r.table->FromGuest(frame, now_);
+    }
+  }
+
+  std::string AnswerOf(Replica& r, char c) {
+    const size_t place = r.answered++;
+    std::string answer = Answer(c, place);
+    if (fault_ == Fault::kNone || r.number != faulty_ || place != fault_at_) return answer;
+    switch (fault_) {
+      case Fault::kFlip:
+        answer[0] = static_cast<char>(answer[0] ^ 1);
+        return answer;
+      case Fault::kExtra:
+        return answer + "!";
+      case Fault::kSwapped:
+        return answer.front() == 'x' ? "yx" : "x" + answer;
+      default:
+        return "";
+    }
+  }
+
+  void DeliverNext(Replica& r) {
+    const uint64_t op = r.delivered++;
+    const Logged& entry = log_[op];
+    if (entry.check) {
+      r.table->TakeCheck(op, entry.bytes, now_);
+    } else {
+      r.table->Deliver(entry.bytes, now_);
+    }
+  }
+
+  // The primary's checks go into the log; what the replicas find is judged.
+  void Check() {
+    Bytes payload, tails;
+    if (primary_ != kReplicas && replicas_[primary_]->table->CollectChecks(
+                                     static_cast<uint16_t>(primary_), now_, &payload, &tails)) {
+      log_.push_back({true, payload});
+    }
+    for (auto& replica : replicas_) {
+      if (!replica->alive || !replica->table->HasVerdicts()) continue;
+      Bytes found;
+      replica->table->TakeVerdicts(&found);
+      VerdictRecord record;
+      for (size_t at = 0; at < found.size(); at += sizeof record + record.tail_bytes) {
+        std::memcpy(&record, found.data() + at, sizeof record);
+        const auto verdict = static_cast<Verdict>(record.verdict);
+        if (verdict == Verdict::kAgree) ++replica->agreed;
+        if (verdict != Verdict::kDiverged) continue;
+        ++replica->diverged;
+        if (fault_ == Fault::kNone || replica->number != faulty_)
+          verdict_ = "replica " + std::to_string(replica->number) + " is said to have diverged";
+      }
     }
   }
 
@@ -210,7 +284,7 @@ class Model {
     const Status loaded = r.table->Load(state, now_);
     if (!loaded.ok()) Fail(__FILE__, __LINE__, loaded.detail());
     r.table->SetRole(FlowRole::kBackup);
-    r.alive = true;
+    r.alive = r.copied = true;
     r.delivered = from.delivered;
     r.answered = from.answered;
     r.ingress = from.ingress;
@@ -233,7 +307,7 @@ class Model {
     primary_ = kReplicas;
     // The new primary's guest executes all committed input before the gate opens.
     Replica& r = *replicas_[next];
-    while (r.delivered < log_.size()) r.table->Deliver(log_[r.delivered++], now_);
+    while (r.delivered < log_.size()) DeliverNext(r);
     r.table->SetRole(FlowRole::kPrimary);
     primary_ = next;
     r.table->TakeOver(now_);
@@ -247,6 +321,9 @@ class Model {
       now_ += kStep;
       client_->Tick(now_);
       Network();
+      Check();
+      if (!verdict_.empty()) return verdict_;
+      if (fault_ != Fault::kNone && replicas_[faulty_]->diverged > 0) return "";
       bool level = true;
       for (auto& replica : replicas_) {
         if (!replica->alive) continue;
@@ -254,8 +331,10 @@ class Model {
         level =
             level && replica->guest->received() == to_send_ && replica->guest->all_acknowledged();
       }
-      if (level) return Counters();
+      // A while more, for the last checks.
+      if (level && fault_ == Fault::kNone && ++settled_ > 1000) return Counters();
     }
+    if (fault_ != Fault::kNone) return "the faulty guest was not found";
     std::string text = "guests not level:";
     for (auto& replica : replicas_) {
       if (!replica->alive) continue;
@@ -274,6 +353,8 @@ class Model {
       if (!replica->alive) continue;
       const FlowCounters c = replica->table->counters();
       if (c.diverged != 0) return "a replica counted a divergence";
+      if (replica->agreed == 0 && replica->number != primary_ && !replica->copied)
+        return "nothing was compared";
       if (c.held_bytes != 0 || c.retained_bytes != 0)
         return "bytes are kept for a connection that is over";
     }
@@ -285,10 +366,13 @@ class Model {
   uint64_t loss_ = 0, guest_loss_ = 0;
   std::unique_ptr<SimTcp> client_;
   std::vector<std::unique_ptr<Replica>> replicas_;
-  std::vector<Bytes> log_;
+  std::vector<Logged> log_;
   std::vector<Flight> up_, down_;
   size_t primary_ = 0;
-  std::string to_send_, expected_;
+  std::string to_send_, expected_, verdict_;
+  Fault fault_ = Fault::kNone;
+  size_t faulty_ = kReplicas, fault_at_ = 0;
+  int settled_ = 0;
   size_t written_ = 0;
   int failovers_ = 1, copies_ = 0;
   Nanoseconds next_failover_ = 0;
@@ -308,6 +392,20 @@ TEST(connections_survive_failover_under_random_schedules) {
     const std::string verdict = Model(seed).Run();
     if (!verdict.empty() || Failures() != failures) {
       Fail(__FILE__, __LINE__, "FLOW_SEED=" + std::to_string(seed) + ": " + verdict);
+    }
+  }
+}
+
+TEST(a_guest_that_answers_otherwise_is_found) {
+  for (const Fault fault :
+       {Fault::kFlip, Fault::kMissing, Fault::kExtra, Fault::kSwapped, Fault::kSilentEnd}) {
+    for (uint64_t seed = 1; seed <= 25; ++seed) {
+      const std::string verdict = Model(seed, fault).Run();
+      if (!verdict.empty()) {
+        Fail(__FILE__, __LINE__,
+             "fault " + std::to_string(static_cast<int>(fault)) +
+                 ", FLOW_SEED=" + std::to_string(seed) + ": " + verdict);
+      }
     }
   }
 }

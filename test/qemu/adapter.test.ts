@@ -78,6 +78,11 @@ class Host implements GuestCallbacks {
       spinNs: 0,
       realtime: false,
       verbs: null,
+      outputQueueBytes: 4096,
+      outputCompareEvery: 16,
+      outputCheckNs: 1e9,
+      outputWaitNs: 1e9,
+      outputMasks: [],
     });
     this.replica.start(() => undefined);
     this.guest = new QemuGuest({

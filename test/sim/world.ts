@@ -11,7 +11,7 @@ import { join } from 'node:path';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 
 import { convertEvent, NativePlane, progressBuffer, readProgress } from '../../src/adapters/native-plane.js';
-import { loadNative } from '../../src/adapters/native.js';
+import { loadNative, uncomparedOutput } from '../../src/adapters/native.js';
 import type {
   NativeCounters,
   NativeEvent,
@@ -193,6 +193,7 @@ export class World {
       deciderStallNs: 250 * nsPerMs,
       keepUnproposed: true,
       hashSeed: 1 + this.options.seed,
+      ...uncomparedOutput,
       vmMac,
       vmAddress: new Uint8Array(),
       segmentBytes: 4 << 20,
@@ -246,6 +247,7 @@ export class World {
       tick: () => sim.tick(id, this.localNs(node)),
       progress: (into) => sim.progress(id, into),
       counters: () => sim.counters(id),
+      outputs: () => [],
       expectVm: () => sim.expectVm(id),
     });
     const random = this.random.fork();
@@ -294,6 +296,7 @@ export class World {
         },
         canRunGuest: this.runsGuest(id),
         reportIntervalMs: 20,
+        outputs: { waitMs: 500, primaryDiverged: 'heal-backups' },
       },
       {
         plane,

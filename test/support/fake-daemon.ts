@@ -7,7 +7,7 @@ import { parseArgs } from 'node:util';
 
 import { loadCluster, nodePaths } from '../../src/api/cluster.js';
 import { startAdminServer } from '../../src/api/server.js';
-import type { RdmaStatus, ReplicaStatus } from '../../src/api/status.js';
+import type { DivergenceReport, RdmaStatus, ReplicaStatus } from '../../src/api/status.js';
 import { formatError } from '../../src/lib/errors.js';
 
 export interface FakeBehaviour {
@@ -41,6 +41,37 @@ const fakeRdma: RdmaStatus = {
   probes: 7,
   retries: { local_ack_timeout_err: 2, packet_seq_err: 1 },
 };
+function fakeDivergence(name: string, status: ReplicaStatus): DivergenceReport {
+  return {
+    node: name,
+    role: status.role,
+    checks: 33,
+    applications: status.outputs,
+    members: status.role === 'primary' ? [{ node: 'h3', agreed: 31, late: 2, diverged: 1, skipped: 0 }] : [],
+    healsWanted: status.role === 'primary' ? 1 : 0,
+    divergences:
+      name === 'h2'
+        ? []
+        : [
+            {
+              view: 3,
+              op: 77,
+              index: 0,
+              member: 'h3',
+              client: '10.77.1.1:40000',
+              clientIss: 1,
+              port: 6379,
+              position: 120,
+              agreed: 100,
+              cause: '',
+              firstDifferent: 103,
+              expected: name === 'h1' ? '2b4f4b0d0a' : null,
+              found: '2b4e4f0d0a',
+              from: 102,
+            },
+          ],
+  };
+}
 
 function fail(behaviour: FakeBehaviour): never {
   process.stdout.write(`${JSON.stringify({ level: 60, ...behaviour.failWith })}\n`);
@@ -107,6 +138,22 @@ async function main(): Promise<void> {
       rdma: config.fabric === 'verbs' ? fakeRdma : null,
     },
     refused: { secret: index, version: 0, other: 0, unfinished: 2 * index },
+    outputs: [
+      {
+        port: 6379,
+        flowsEnded: 4,
+        flowsCut: 1,
+        bytes: 70_000,
+        datagrams: 0,
+        datagramBytes: 0,
+        agreed: primary ? 0 : 31,
+        late: primary ? 0 : 2,
+        diverged: name === 'h3' ? 1 : 0,
+        skipped: 0,
+        unchecked: 0,
+        summary: '00',
+      },
+    ],
     counters: { frames: 7 },
   });
   const server = await startAdminServer(paths.adminSocket, {
@@ -116,6 +163,7 @@ async function main(): Promise<void> {
     },
     'transfer-leader': (params) => params,
     sync: (params) => params,
+    divergence: () => fakeDivergence(name, status()),
   });
   writeFileSync(paths.pidFile, `${process.pid}\n`);
   if (behaviour.failAfterMs !== undefined) setTimeout(() => fail(behaviour), behaviour.failAfterMs);

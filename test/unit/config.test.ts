@@ -5,7 +5,7 @@ import t from 'tap';
 import type { Test } from 'tap';
 
 import { loadCluster } from '../../src/api/cluster.js';
-import { defaultLog, defaultTiming, defaultVerbs, parseConfig } from '../../src/api/config.js';
+import { defaultLog, defaultOutput, defaultTiming, defaultVerbs, parseConfig } from '../../src/api/config.js';
 import { FalconError } from '../../src/lib/errors.js';
 import { repositoryRoot } from '../../src/lib/root.js';
 import { temporaryDirectory } from '../support/directory.js';
@@ -62,6 +62,7 @@ void t.test('a short file is filled in', (t) => {
     rdma: { device: null, port: 1, gidIndex: null },
   });
   t.same(config.verbs, defaultVerbs);
+  t.same(config.output, defaultOutput);
   t.match(config.vm, { kind: 'qemu', tap: 'vm0', memoryMiB: 256, prefix: 24, readyTimeoutMs: 120_000 });
   t.match(parseConfig(withValue('vm', undefined)).vm, { kind: 'none', tap: null });
   t.same(parseConfig(config), config, 'what was filled in is accepted as it is');
@@ -89,6 +90,10 @@ void t.test('a value of the wrong kind or out of range is refused with its path'
     ['verbs.sendQueue', 63, 513],
     ['verbs.inlineBytes', -1, 1025],
     ['nodes.0.rdma.port', 0, 255],
+    ['output.queueBytes', 63, 16_385],
+    ['output.compareEvery', 0, 1025],
+    ['output.checkMs', 9, 3_600_001],
+    ['output.waitMs', 9, 30_001],
     ['nodes.0.port', 0, 65_536],
     ['vm.memoryMiB', 31, 2 ** 30],
     ['vm.prefix', 0, 31],
@@ -126,6 +131,9 @@ void t.test('a value of the wrong kind or out of range is refused with its path'
     ['poll.mode', ['spin', null]],
     ['timing', [[], 7]],
     ['log', [[], 7]],
+    ['output', [[], 7]],
+    ['output.masks', [{}, 7]],
+    ['output.primaryDiverged', ['stop', null]],
     ['nodes', [{}, 'h1', null]],
     ['nodes.1', ['h2', null]],
     ['nodes.1.name', ['', 'H2', 'a b', '../x', '-a', 'a-', 'x'.repeat(33), 5]],
@@ -187,6 +195,10 @@ void t.test('what is missing and what is unknown', (t) => {
 });
 
 void t.test('relations between fields', (t) => {
+  const date = { start: '\r\nDate: ', bytes: 29 };
+  const http = { port: 80, mask: [date] };
+  const masks = (list: unknown): Record<string, unknown> => ({ output: { masks: list } });
+  t.same(parseConfig({ ...short(), ...masks([http]) }).output.masks, [http]);
   const cases: readonly (readonly [path: string, change: Record<string, unknown>])[] = [
     ['timing.leaseMs', { timing: { leaseMs: 14 } }],
     ['timing.electionTimeoutMinMs', { timing: { leaseMs: 58, driftMarginMs: 2 } }],
@@ -197,6 +209,13 @@ void t.test('relations between fields', (t) => {
     ['log.ringBytes', { log: { ringBytes: 3 * 1024 * 1024 } }],
     ['log.ringBytes', { log: { ringBytes: 128 * 1024 * 1024 } }],
     ['log.retainBytes', { log: { retainBytes: 32 * 1024 * 1024 } }],
+    ['output.masks[0].port', masks([{ port: 0, mask: [date] }])],
+    ['output.masks[1].port', masks([http, http])],
+    ['output.masks[0].mask', masks([{ port: 80, mask: [] }])],
+    ['output.masks[0].mask', masks([{ port: 80, mask: [date, date, date, date, date] }])],
+    ['output.masks[0].mask[0].start', masks([{ port: 80, mask: [{ start: '', bytes: 1 }] }])],
+    ['output.masks[0].mask[0].start', masks([{ port: 80, mask: [{ start: 'é'.repeat(33), bytes: 1 }] }])],
+    ['output.masks[0].mask[0].bytes', masks([{ port: 80, mask: [{ start: 'x', bytes: 4097 }] }])],
     ['nodes', { nodes: nodes(0) }],
     ['nodes', { nodes: nodes(2) }],
     ['nodes', { nodes: nodes(4) }],
