@@ -50,7 +50,7 @@ const PageSet* TransferBases::Since(PeerId peer) const { return changed_[peer].g
 Status ReadFile(const std::string& path, size_t most, std::vector<std::byte>* into) {
   const UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd.valid()) return {"SYNC_MEMORY", ErrnoText("open " + path, errno)};
-  struct stat status{};
+  struct stat status {};
   if (fstat(fd.get(), &status) != 0) return {"SYNC_MEMORY", ErrnoText("stat " + path, errno)};
   // Room for what is there, and no more: the guest stands still meanwhile.
   if (status.st_size < 0 || static_cast<uint64_t>(status.st_size) > most)
