@@ -17,13 +17,15 @@ import { pack, unpack } from 'msgpackr';
 import { bounds } from '../lib/bounds.js';
 import { errnoOf, FalconError, messageOf } from '../lib/errors.js';
 
-export const bootstrapVersion = 1;
+export const bootstrapVersion = 2;
 
 export interface BootstrapMember {
   readonly index: number;
   readonly name: string;
   readonly address: string;
   readonly port: number;
+  /** Grows when another host takes the member's place: an earlier one is refused. */
+  readonly incarnation: number;
 }
 
 export interface BootstrapOptions {
@@ -73,6 +75,7 @@ interface Hello {
   readonly fabric: string;
   readonly nonce: Uint8Array;
   readonly descriptor: Uint8Array;
+  readonly incarnation: number;
 }
 
 // TLS 1.2 because Node offers external pre-shared keys there only; ephemeral keys, so that a secret that leaks
@@ -93,11 +96,14 @@ export class Bootstrap {
   private readonly open = new Set<Socket>();
   /** Connections that came in and have not said a right hello, by peerName, oldest first. */
   private readonly strangers = new Map<string, Stranger>();
+  /** By index; as the configuration has them, or newer. */
+  private readonly members: Map<number, BootstrapMember>;
   private closed = false;
   private nextWarningAt = 0;
 
   private constructor(options: BootstrapOptions) {
     this.options = options;
+    this.members = new Map(options.members.map((member) => [member.index, member]));
     this.server = createServer({
       ...tlsOptions,
       handshakeTimeout: bounds.bootstrapHandshakeMs,
@@ -143,6 +149,14 @@ export class Bootstrap {
   /** Drops the connection to a peer; it is made anew with a new incarnation. */
   reset(peer: number): void {
     this.links.get(peer)?.destroy();
+  }
+
+  /** Another host has taken a member's place. The one before is let in no more. */
+  replace(member: BootstrapMember): void {
+    const before = this.members.get(member.index);
+    if (before === undefined || member.incarnation <= before.incarnation) return;
+    this.members.set(member.index, member);
+    this.links.get(member.index)?.destroy();
   }
 
   async close(): Promise<void> {
@@ -220,7 +234,8 @@ export class Bootstrap {
     if (state.metAt !== null && performance.now() - state.metAt >= bounds.bootstrapSettledMs)
       state.delayMs = bounds.bootstrapRedialMinMs;
     state.metAt = null;
-    state.timer = setTimeout(() => this.dial(member), state.delayMs);
+    // Another host may have taken its place meanwhile.
+    state.timer = setTimeout(() => this.dial(this.members.get(member.index) ?? member), state.delayMs);
     state.delayMs = Math.min(state.delayMs * 2, bounds.bootstrapRedialMaxMs);
   }
 
@@ -238,7 +253,7 @@ export class Bootstrap {
     socket.setNoDelay(true);
     socket.setKeepAlive(true, bounds.bootstrapKeepAliveMs);
     const nonce = randomBytes(nonceBytes);
-    const hello = pack([bootstrapVersion, cluster, self.index, fabric, nonce, descriptor]);
+    const hello = pack([bootstrapVersion, cluster, self.index, fabric, nonce, descriptor, self.incarnation]);
     const head = Buffer.alloc(4);
     head.writeUInt32LE(hello.length);
     socket.write(Buffer.concat([head, hello]));
@@ -263,7 +278,8 @@ export class Bootstrap {
   private welcome(socket: TLSSocket, expected: number | null, nonce: Buffer, body: Buffer): void {
     const hello = parseHello(body);
     if (hello === null) return this.drop(socket, 'PEER_REFUSED', 'a malformed hello');
-    const { self, cluster, fabric, members } = this.options;
+    const { self, cluster, fabric } = this.options;
+    const member = this.members.get(hello.node);
     if (hello.version !== bootstrapVersion) {
       return this.drop(
         socket,
@@ -271,7 +287,7 @@ export class Bootstrap {
         `the peer speaks version ${hello.version}, this node ${bootstrapVersion}`,
       );
     }
-    const known = members.some((member) => member.index === hello.node) && hello.node !== self.index;
+    const known = member !== undefined && hello.node !== self.index;
     // Who was dialled must answer; who comes must be one that dials.
     const right = expected === null ? hello.node > self.index : hello.node === expected;
     if (hello.cluster !== cluster || !known || !right) {
@@ -279,6 +295,11 @@ export class Bootstrap {
     }
     if (hello.fabric !== fabric)
       return this.drop(socket, 'PEER_REFUSED', `fabric ${hello.fabric}, here ${fabric}`);
+    if (hello.incarnation < member.incarnation) {
+      const text = `${member.name} was replaced: incarnation ${hello.incarnation}, now ${member.incarnation}`;
+      return this.drop(socket, 'PEER_REFUSED', text);
+    }
+    this.members.set(hello.node, { ...member, incarnation: hello.incarnation });
     this.strangers.delete(peerName(socket));
     if (expected !== null) this.redialOf(hello.node).metAt = performance.now();
     this.links.get(hello.node)?.destroy();
@@ -329,10 +350,10 @@ function parseHello(body: Uint8Array): Hello | null {
   } catch {
     return null;
   }
-  if (!Array.isArray(value) || value.length !== 6) return null;
-  const [version, cluster, node, fabric, nonce, descriptor] = value as unknown[];
+  if (!Array.isArray(value) || value.length !== 7) return null;
+  const [version, cluster, node, fabric, nonce, descriptor, incarnation] = value as unknown[];
   if (typeof version !== 'number' || typeof cluster !== 'string' || typeof fabric !== 'string') return null;
-  if (!Number.isInteger(node) || !(nonce instanceof Uint8Array) || !(descriptor instanceof Uint8Array))
+  if (!Number.isInteger(node) || !Number.isInteger(incarnation) || !(nonce instanceof Uint8Array) || !(descriptor instanceof Uint8Array))
     return null;
   if (nonce.length !== nonceBytes || descriptor.length > bounds.descriptorMaxBytes) return null;
   // Copies: the unpacked views share the receive buffer.
@@ -343,5 +364,6 @@ function parseHello(body: Uint8Array): Hello | null {
     fabric,
     nonce: nonce.slice(),
     descriptor: descriptor.slice(),
+    incarnation: incarnation as number,
   };
 }

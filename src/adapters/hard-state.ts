@@ -17,6 +17,7 @@ import type { HardState } from '../consensus/types.js';
 import { errnoOf, FalconError, messageOf } from '../lib/errors.js';
 import type { FileHandle, FileSystem } from '../ports/file-system.js';
 import type { HardStateStore } from '../ports/hard-state-store.js';
+import type { View } from '../wire/viewstamp.js';
 import { crc32c } from '../wire/crc32c.js';
 
 const fileName = 'hard-state';
@@ -46,14 +47,20 @@ export function hardStatePath(directory: string): string {
   return join(directory, fileName);
 }
 
+/** Of a member that takes the place of one whose promises are lost: it votes when it has fetched the log. */
+export function readmittedState(view: View): HardState {
+  return { view, votedFor: null, recovering: true };
+}
+
 /**
- * Makes the file of a node that has never promised anything, in a directory that exists. The file appears whole
+ * Makes the file of a node that has never promised anything (or of `state`), in a directory that exists. The file appears whole
  * or not at all. Throws CLUSTER_EXISTS if there is one, HARD_STATE_FAILED if it cannot be made.
  */
 export function createHardState(
   fileSystem: FileSystem,
   directory: string,
   identity: HardStateIdentity,
+  state: HardState = initialHardState,
 ): void {
   const path = hardStatePath(directory);
   const unfinished = `${path}.tmp`;
@@ -61,7 +68,7 @@ export function createHardState(
     fileSystem.remove(unfinished);
     const file = fileSystem.open(unfinished, 'create');
     try {
-      const bytes = encode({ generation: 1, identity, state: initialHardState });
+      const bytes = encode({ generation: 1, identity, state });
       for (const offset of slotOffsets) writeAll(fileSystem, file, bytes, offset);
       fileSystem.sync(file);
     } finally {

@@ -5,7 +5,17 @@
  *   <dir>/<node>/wal/, hard-state*        log and votes
  *   <dir>/<node>/falcond.{log,pid}, *.sock     the running daemon and its QEMU
  */
-import { closeSync, fstatSync, openSync, readFileSync, readSync, realpathSync } from 'node:fs';
+import {
+  closeSync,
+  fstatSync,
+  fsyncSync,
+  openSync,
+  readFileSync,
+  readSync,
+  realpathSync,
+  renameSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 
 import { bounds } from '../lib/bounds.js';
@@ -74,6 +84,42 @@ export function loadConfig(directory: string): ClusterConfig {
     throw new FalconError('CONFIG_UNREADABLE', `${path}: ${messageOf(error)}`, { cause: error });
   }
   return parseConfig(value);
+}
+
+/**
+ * The configuration with another host in a member's place. Errors: CONFIG_INVALID, USAGE, MEMBER_REFUSED if the incarnation is
+ * no newer one.
+ */
+export function replacedConfig(
+  config: ClusterConfig,
+  name: string,
+  address: string,
+  incarnation: number,
+): ClusterConfig {
+  const before = nodeNamed(config, name);
+  const same = before.incarnation === incarnation && before.address === address;
+  if (incarnation <= before.incarnation && !same)
+    throw new FalconError('MEMBER_REFUSED', `${name} is incarnation ${before.incarnation} already`);
+  const nodes = config.nodes.map((node) => (node === before ? { ...node, address, incarnation } : node));
+  return parseConfig({ ...config, nodes });
+}
+
+/** Writes falcon.json so that it is the old one or the new one at any instant. Errors: CONFIG_UNREADABLE. */
+export function writeConfig(directory: string, config: ClusterConfig): void {
+  const path = join(directory, 'falcon.json');
+  const unfinished = `${path}.new`;
+  try {
+    const file = openSync(unfinished, 'w', 0o600);
+    try {
+      writeFileSync(file, `${JSON.stringify(config, null, 2)}\n`);
+      fsyncSync(file);
+    } finally {
+      closeSync(file);
+    }
+    renameSync(unfinished, path);
+  } catch (error) {
+    throw new FalconError('CONFIG_UNREADABLE', messageOf(error), { cause: error });
+  }
 }
 
 /** The node called `name`. Errors: USAGE. */

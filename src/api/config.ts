@@ -33,6 +33,8 @@ export interface NodeConfig {
   readonly name: string;
   readonly address: string;
   readonly port: number;
+  /** Grows when another host takes this member's place: an earlier one is let in no more. */
+  readonly incarnation: number;
   /** Network namespace of this host on the operator's machine; null: none. */
   readonly netns: string | null;
   /** False: a witness. It votes and stores, and runs no guest. */
@@ -242,6 +244,7 @@ const checkNode = object({
   name: nodeName,
   address,
   port: withDefault(tcpPort, 7400),
+  incarnation: withDefault(integer({ min: 1, max: 2 ** 31 - 1 }), 1),
   netns: withDefault(
     nullable(text(/^[A-Za-z0-9][A-Za-z0-9_.-]*$/, 'the name of a network namespace', 64)),
     null,
@@ -341,7 +344,7 @@ const checkShape = object({
   verbs: withDefault(verbsFields, defaultVerbs),
   durability: withDefault(oneOf(['disk', 'memory']), 'disk'),
   lan: withDefault(oneOf(['flood', 'learn']), 'flood'),
-  firstBoot: withDefault(oneOf(['clone', 'each']), 'each'),
+  firstBoot: withDefault(oneOf(['clone', 'each']), 'clone'),
   poll: withDefault(
     object({
       mode: withDefault(oneOf(['adaptive', 'busy']), 'adaptive'),

@@ -10,12 +10,13 @@ import type { Command, Output } from './command.js';
 import { divergence } from './commands/divergence.js';
 import { down } from './commands/down.js';
 import { init } from './commands/init.js';
+import { memberReplace } from './commands/member-replace.js';
 import { status } from './commands/status.js';
 import { sync } from './commands/sync.js';
 import { transferLeader } from './commands/transfer-leader.js';
 import { up } from './commands/up.js';
 
-const commands: readonly Command[] = [init, up, status, divergence, sync, transferLeader, down];
+const commands: readonly Command[] = [init, up, status, divergence, sync, transferLeader, memberReplace, down];
 
 const output: Output = {
   out: (line) => process.stdout.write(`${line}\n`),
@@ -30,7 +31,10 @@ function version(): string {
 }
 
 async function main(args: readonly string[]): Promise<number> {
-  const [verb, ...rest] = args;
+  // `member` has verbs of its own.
+  const words = args[0] === 'member' && args.length > 1 ? 2 : 1;
+  const verb = args.length === 0 ? undefined : args.slice(0, words).join(' ');
+  const rest = args.slice(words);
   if (verb === undefined) throw new FalconError('USAGE', 'a command is missing (falcon --help lists them)');
   if (verb === '--help' || verb === '-h') {
     output.out(overview(commands));

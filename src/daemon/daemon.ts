@@ -7,6 +7,7 @@ import { dirname, join } from 'node:path';
 import type { Logger } from 'pino';
 
 import { Bootstrap, noRefusals } from '../adapters/bootstrap.js';
+import type { BootstrapMember } from '../adapters/bootstrap.js';
 import { BuiltinGuest } from '../adapters/builtin-guest.js';
 import { realFileSystem } from '../adapters/file-system.js';
 import { openHardState } from '../adapters/hard-state.js';
@@ -14,7 +15,7 @@ import { convertEvent, NativePlane } from '../adapters/native-plane.js';
 import { loadNative, openReplica } from '../adapters/native.js';
 import type { NativeReplica, NativeReplicaOptions, NativeVerbsOptions } from '../adapters/native.js';
 import { QemuGuest } from '../adapters/qemu.js';
-import { nodePaths, shmDirectory } from '../api/cluster.js';
+import { loadConfig, nodePaths, replacedConfig, shmDirectory, writeConfig } from '../api/cluster.js';
 import type { Cluster } from '../api/cluster.js';
 import type { ClusterConfig, NodeConfig } from '../api/config.js';
 import { startAdminServer } from '../api/server.js';
@@ -146,9 +147,10 @@ export async function startDaemon(cluster: Cluster, node: NodeConfig, logger: Lo
       divergence: () => divergenceReport(sources()),
       'transfer-leader': (params) => transferLeader(cluster, engine, params),
       sync: (params) => sync(cluster, engine, params),
+      member: (params) => replaceMember(cluster, node, params, (member) => bootstrap?.replace(member)),
     });
     replica.start((events) => engine.onPlaneEvents(events.map(convertEvent)));
-    const members = config.nodes.map(({ name, address, port }, index) => ({ index, name, address, port }));
+    const members = config.nodes.map(memberOf);
     bootstrap = await Bootstrap.start({
       cluster: config.cluster,
       secret: cluster.secret,
@@ -193,6 +195,10 @@ export async function startDaemon(cluster: Cluster, node: NodeConfig, logger: Lo
   return { ended: finished, stop: () => end(null) };
 }
 
+function memberOf({ name, address, port, incarnation }: NodeConfig, index: number): BootstrapMember {
+  return { index, name, address, port, incarnation };
+}
+
 /** What the guests of two replicas must have in common for one to become the other. */
 function machineOf({ vm }: ClusterConfig): string {
   return vm.kind === 'none' ? 'none' : `pc ${vm.memoryMiB} MiB ${vm.mac}`;
@@ -203,6 +209,8 @@ function sessionFiles(
   config: ClusterConfig,
   node: NodeConfig,
 ): { inbox: string; dirty: string; state: string } {
+  // Only the fabric `shm` and QEMU make it by themselves.
+  mkdirSync(shmDirectory(config.cluster), { recursive: true, mode: 0o700 });
   const file = (kind: string): string => join(shmDirectory(config.cluster), `${node.name}.${kind}`);
   return { inbox: file('inbox'), dirty: file('dirty'), state: file('state') };
 }
@@ -347,6 +355,25 @@ async function sync(cluster: Cluster, engine: ReplicaEngine, params: unknown): P
   const record = await engine.sync(node);
   if (!record.ok) throw new FalconError('SYNC_ABANDONED', record.why);
   return syncRecord(record, (index) => nodes[index]?.name ?? String(index));
+}
+
+/** Another host takes a member's place: known here at once, and after a restart. */
+function replaceMember(
+  cluster: Cluster,
+  self: NodeConfig,
+  params: unknown,
+  tell: (member: BootstrapMember) => void,
+): unknown {
+  const given = (params ?? {}) as { node?: unknown; address?: unknown; incarnation?: unknown };
+  const { node: name, address, incarnation } = given;
+  if (typeof name !== 'string' || typeof address !== 'string' || typeof incarnation !== 'number')
+    throw new FalconError('REQUEST_INVALID', 'node, address and incarnation');
+  if (name === self.name) throw new FalconError('MEMBER_REFUSED', `${name} runs`);
+  const config = replacedConfig(loadConfig(cluster.directory), name, address, incarnation);
+  writeConfig(cluster.directory, config);
+  const index = config.nodes.findIndex((candidate) => candidate.name === name);
+  tell(memberOf(config.nodes[index]!, index));
+  return { node: name, incarnation };
 }
 
 /** Member indices in log fields become names. */

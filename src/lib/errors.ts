@@ -134,6 +134,7 @@ export const errorTable = {
   },
 
   // leadership
+  MEMBER_REFUSED: { severity: 'error', exit: x.refused, text: 'the member cannot be replaced' },
   NOT_PRIMARY: { severity: 'error', exit: x.refused, text: 'this replica is not the primary' },
   LEADERSHIP_LOST: { severity: 'warning', exit: x.failure, text: 'leadership was lost' },
   TRANSFER_REFUSED: { severity: 'error', exit: x.refused, text: 'the leadership transfer was refused' },

@@ -163,6 +163,7 @@ async function main(): Promise<void> {
     },
     'transfer-leader': (params) => params,
     sync: (params) => params,
+    member: (params) => params,
     divergence: () => fakeDivergence(name, status()),
   });
   writeFileSync(paths.pidFile, `${process.pid}\n`);

@@ -29,6 +29,7 @@ interface Changes {
   readonly cluster?: string;
   readonly secret?: Uint8Array;
   readonly fabric?: string;
+  readonly incarnation?: number;
 }
 
 const secret = randomBytes(bounds.secretBytes);
@@ -53,7 +54,10 @@ async function startNode(
   ports: readonly number[],
   changes: Changes = {},
 ): Promise<Node> {
-  const members = ports.map((port, index) => ({ index, name: `h${index + 1}`, address: '127.0.0.1', port }));
+  const members = ports.map((port, index) => {
+    const incarnation = index === self ? (changes.incarnation ?? 1) : 1;
+    return { index, name: `h${index + 1}`, address: '127.0.0.1', port, incarnation };
+  });
   const up: Joined[] = [];
   const down: number[] = [];
   const refused: string[] = [];
@@ -124,6 +128,22 @@ t.test('two members meet, and meet again under another name', async (t) => {
   t.same([a.down, b.down], [[1], [0]]);
 });
 
+t.test('a member whose place another host has taken is let in no more', async (t) => {
+  const ports = await freePorts(2);
+  const [a, old] = [await startNode(t, 0, ports), await startNode(t, 1, ports)];
+  t.ok(await waitUntil(() => a.up.length === 1 && old.up.length === 1, soon));
+  const place = { index: 1, name: 'h2', address: '127.0.0.1', port: ports[1]! };
+  a.bootstrap.replace({ ...place, incarnation: 2 });
+  t.ok(await waitUntil(() => a.down.length === 1 && a.refused.length > 0, soon), 'the old one is sent away');
+  t.equal(a.refused[0], 'PEER_REFUSED');
+  await old.bootstrap.close();
+  await startNode(t, 1, ports, { incarnation: 2 });
+  t.ok(await waitUntil(() => a.up.length === 2, soon), 'the new one comes in');
+  a.bootstrap.replace({ ...place, incarnation: 1 });
+  await sleep(50);
+  t.equal(a.down.length, 1, 'an older word changes nothing');
+});
+
 const strangers: readonly (readonly [name: string, changes: Changes, code: string])[] = [
   ['another secret', { secret: randomBytes(bounds.secretBytes) }, 'SECRET_WRONG'],
   ['another cluster', { cluster: 'test-00000002' }, 'SECRET_WRONG'],
@@ -144,7 +164,7 @@ for (const [name, changes, code] of strangers) {
 t.test('what an insider says wrong is refused', async (t) => {
   const ports = await freePorts(2);
   const node = await startNode(t, 0, ports);
-  const right = [bootstrapVersion, 'test-00000001', 1, 'shm', randomBytes(16), randomBytes(8)];
+  const right = [bootstrapVersion, 'test-00000001', 1, 'shm', randomBytes(16), randomBytes(8), 1];
   const but = (index: number, value: unknown): Uint8Array => framed(pack(right.with(index, value as never)));
   const hellos: readonly (readonly [name: string, bytes: Uint8Array])[] = [
     ['another version', but(0, bootstrapVersion + 1)],
@@ -183,7 +203,7 @@ t.test('a second connection of the same member takes the place of the first', as
   const ports = await freePorts(2);
   const node = await startNode(t, 0, ports);
   const hello = (): Uint8Array =>
-    framed(pack([bootstrapVersion, 'test-00000001', 1, 'shm', randomBytes(16), randomBytes(8)]));
+    framed(pack([bootstrapVersion, 'test-00000001', 1, 'shm', randomBytes(16), randomBytes(8), 1]));
   const first = await insider(node.port);
   const firstEnded = ended(first);
   first.write(hello());
@@ -260,7 +280,7 @@ t.test('who drips a hello is sent away in time', async (t) => {
     return ended(socket).finally(() => clearInterval(timer));
   };
   const hello = framed(
-    pack([bootstrapVersion, 'test-00000001', 1, 'shm', randomBytes(16), randomBytes(2000)]),
+    pack([bootstrapVersion, 'test-00000001', 1, 'shm', randomBytes(16), randomBytes(2000), 1]),
   );
   // A TLS record that announces 16 KiB of a handshake and never brings them; and an insider's hello.
   const outsider = connect(node.port, '127.0.0.1');
@@ -319,7 +339,7 @@ t.test('what was said before is of no use to who says it again', async (t) => {
 
   // An insider that repeats a member's hello, nonce and all, gets a connection of another name: the other half
   // of the name is the node's own.
-  const hello = framed(pack([bootstrapVersion, 'test-00000001', 1, 'shm', randomBytes(16), randomBytes(8)]));
+  const hello = framed(pack([bootstrapVersion, 'test-00000001', 1, 'shm', randomBytes(16), randomBytes(8), 1]));
   for (const count of [2, 3]) {
     const socket = await insider(node.port);
     socket.write(hello);
