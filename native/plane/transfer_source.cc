@@ -59,6 +59,8 @@ class Source final : public TransferSource {
     final_ = final;
     figures_ = {};
     PageSet wanted(pages_);
+    // Changes may be noted only since a moment after Open: what was touched in between counts too.
+    if (rounds_ == 0) LookAgain();
     PagesRecord record{rounds_ == 0 ? 1U : 0U, 0};
     const PageSet* since = bases->Since(options_.peer);
     if (which == RoundPages::kSinceBase && since != nullptr) {
@@ -127,6 +129,14 @@ class Source final : public TransferSource {
     kTell,
     kState,
   };
+
+  // The pages that are not empty by now.
+  void LookAgain() {
+    PageSet now(pages_);
+    if (pages_ == 0) return;
+    if (!memory_.ResidentPages(&now).ok()) now.SetRun({0, pages_});
+    resident_.Unite(now);
+  }
 
   void StartDigests() {
     own_.resize(looked_at_.Count());
