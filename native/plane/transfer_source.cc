@@ -193,7 +193,8 @@ class Source final : public TransferSource {
                         static_cast<uint64_t>(f.wait), static_cast<uint64_t>(f.move)},
                        {}});
     }
-    if (step_ == Step::kState && writer_.posted()) {
+    // The guest goes on when this is told: by then whatever was posted from its pages has left.
+    if (step_ == Step::kState && writer_.idle()) {
       ++*done;
       step_ = Step::kIdle;
       news->push_back({TransferNews::Kind::kSent, {state_bytes_}, {}});

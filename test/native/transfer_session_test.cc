@@ -133,6 +133,31 @@ TEST(a_page_touched_after_opening_is_not_missed) {
   CHECK(session.TargetHas(7, 2));
 }
 
+// The source's guest goes on when the state is told to be sent, and writes to its pages. What was
+// posted of them before must have left by then.
+TEST(the_state_is_sent_only_when_all_pages_have_left) {
+  Session session;
+  for (size_t page = 0; page < kPages; ++page) Session::Write(session.source_ram, page, 1);
+  session.Open();
+  session.source->Round(1, falcon::RoundPages::kResident, true, &session.bases);
+  // The question is delivered; the pages stay in the queue.
+  const auto question = [&] {
+    return session.network.PendingOfRegion(0, 1, falcon::kRamRegion) == 0;
+  };
+  REQUIRE(session.Drive(TransferNews::Kind::kRound, question));
+  REQUIRE(session.network.PendingOfRegion(0, 1, falcon::kRamRegion) > 0);
+  REQUIRE(session.source->Send(5, 2, session.Path("state"), {}).ok());
+  News told;
+  for (int i = 0; i < 100; ++i) session.source->Poll(falcon::MonotonicNow(), &told);
+  CHECK(told.empty());
+  if (told.empty()) CHECK(session.Drive(TransferNews::Kind::kSent, kAlways));
+  for (size_t page = 0; page < kPages; ++page) Session::Write(session.source_ram, page, 9);
+  session.network.DeliverEverything();
+  size_t right = 0;
+  for (size_t page = 0; page < kPages; ++page) right += session.TargetHas(page, 1) ? 1 : 0;
+  CHECK(right == kPages);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) { return falcon::test::Main(argc, argv); }
