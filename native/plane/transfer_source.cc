@@ -59,6 +59,8 @@ class Source final : public TransferSource {
     final_ = final;
     figures_ = {};
     PageSet wanted(pages_);
+    // Changes may be noted only since a moment after Open: what was touched in between counts too.
+    if (rounds_ == 0) LookAgain();
     PagesRecord record{rounds_ == 0 ? 1U : 0U, 0};
     const PageSet* since = bases->Since(options_.peer);
     if (which == RoundPages::kSinceBase && since != nullptr) {
@@ -128,6 +130,14 @@ class Source final : public TransferSource {
     kState,
   };
 
+  // The pages that are not empty by now.
+  void LookAgain() {
+    PageSet now(pages_);
+    if (pages_ == 0) return;
+    if (!memory_.ResidentPages(&now).ok()) now.SetRun({0, pages_});
+    resident_.Unite(now);
+  }
+
   void StartDigests() {
     own_.resize(looked_at_.Count());
     digester_->Start({memory_.ram(), looked_at_, &resident_, options_.key, own_});
@@ -183,7 +193,8 @@ class Source final : public TransferSource {
                         static_cast<uint64_t>(f.wait), static_cast<uint64_t>(f.move)},
                        {}});
     }
-    if (step_ == Step::kState && writer_.posted()) {
+    // The guest goes on when this is told: by then whatever was posted from its pages has left.
+    if (step_ == Step::kState && writer_.idle()) {
       ++*done;
       step_ = Step::kIdle;
       news->push_back({TransferNews::Kind::kSent, {state_bytes_}, {}});

@@ -71,6 +71,11 @@ export class OutputLedger {
       case 'primary':
         if (event.view < this.view) return;
         if (event.primary !== this.primary) this.proposed.length = 0;
+        if (event.view !== this.view) {
+          // What was asked for in another view is forgotten with it: whoever diverges still will show it again.
+          this.healing.clear();
+          this.alone = false;
+        }
         this.primary = event.primary;
         this.view = event.view;
         return;

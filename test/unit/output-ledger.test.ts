@@ -206,6 +206,22 @@ t.test('a new primary hears what the old one did not', (t) => {
   t.end();
 });
 
+t.test('what was asked for in an earlier view is asked for again', (t) => {
+  const world = new World(3);
+  world.check(5, [8]);
+  world.verdict(2, 5, 'diverged');
+  world.wait(3000);
+  t.match(world.of('heal'), [{ member: 2 }]);
+  // Another leads meanwhile, and what was asked of state transfer is forgotten.
+  world.lead(2, 1);
+  world.lead(3, 0);
+  world.check(6, [20]);
+  world.verdict(2, 6, 'diverged', { position: 20 });
+  world.wait(3000);
+  t.equal(world.of('heal').length, 2);
+  t.end();
+});
+
 t.test('an old primary proposes nothing and judges nobody', (t) => {
   const world = new World(3);
   world.lead(2, 1);
