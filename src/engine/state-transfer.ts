@@ -353,10 +353,12 @@ export class StateTransfer {
 
   /** Flows and rings are those of the source. */
   private onInstalled(session: SessionId): void {
+    // A guest that was begun for another session meanwhile is not this one.
+    if (this.target.status?.session !== session) return;
     this.guestDo(session, 'target', async (guest) => {
       const { loading } = this;
       await guest.resume();
-      if (loading !== null) {
+      if (loading !== null && this.target.status?.session === session) {
         this.bases.set(loading.peer, loading.op);
         this.ports.keeper.becomeWhole(loading.op, this.bootOp);
       }
