@@ -300,7 +300,8 @@ export class ReplicaEngine {
     this.guest.lastBootOp = op;
     if (!this.options.canRunGuest) return;
     // With `clone` the primary's guest alone boots, and the others are made copies of it.
-    if (payload[0] === bootModes.clone && !(this.role === 'primary' && this.leadingView === view)) return;
+    if (payload[0] === bootModes.clone && !(this.role === 'primary' && this.leadingView === view))
+      return this.stateTransfer.endGuest();
     this.guest.boot(op);
   }
 

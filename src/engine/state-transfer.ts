@@ -154,6 +154,14 @@ export class StateTransfer {
     this.ports.plane.transferForget(null);
   }
 
+  /** Another guest was booted for all: one that lives here is of a life that is over. */
+  endGuest(): void {
+    const { keeper } = this.ports;
+    if (keeper.state !== 'ready' && keeper.state !== 'booting') return;
+    keeper.leave('none');
+    this.enqueue((guest) => guest.stop());
+  }
+
   onGuestLost(why: string): void {
     const session = this.target.status?.session;
     if (session !== undefined) this.toTarget({ type: 'failed', now: this.ports.now(), session, why });

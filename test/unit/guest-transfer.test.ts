@@ -194,3 +194,16 @@ void t.test('a late word of a session that failed makes no other guest whole', a
   t.notOk(bench.told.includes('resume'), 'the empty guest does not run');
   t.notOk(bench.engine.guest.own.ready);
 });
+
+void t.test('a guest of an earlier boot is no copy when the primary alone boots anew', async (t) => {
+  const bench = new Bench('clone');
+  const session = bench.offer(1);
+  await bench.load(session);
+  bench.events({ type: 'transfer-installed', session });
+  await bench.settle();
+  t.ok(bench.engine.guest.own.ready);
+  bench.vmBoot(60, 'clone');
+  await bench.settle();
+  t.notOk(bench.engine.guest.own.ready, 'the data plane has no guest any more, either');
+  t.equal(bench.told.at(-1), 'stop');
+});
