@@ -302,6 +302,8 @@ export class ReplicaEngine {
     // With `clone` the primary's guest alone boots, and the others are made copies of it.
     if (payload[0] === bootModes.clone && !(this.role === 'primary' && this.leadingView === view))
       return this.stateTransfer.endGuest();
+    // Of the past: what the transfer brings is newer. The data plane must not wait for a guest that is not booted.
+    if (this.stateTransfer.brings(op)) return this.ports.plane.setGuest('none', 0);
     this.guest.boot(op);
   }
 
@@ -362,7 +364,8 @@ export class ReplicaEngine {
         peers: [...this.peers.reports.values()],
         peersCanRun: [...this.peers.reports.keys()].filter((node) => !witnesses.includes(node)).length,
         lastBootOp: this.guest.lastBootOp,
-        bootProposed: this.bootProposed,
+        // Whoever is being loaded with a whole state is a guest that is left.
+        bootProposed: this.bootProposed || this.guest.state === 'filling',
         quorumReadyAt: this.quorumReadyAt,
       },
       this.options.boot,

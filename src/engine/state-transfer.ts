@@ -162,6 +162,13 @@ export class StateTransfer {
     this.enqueue((guest) => guest.stop());
   }
 
+  /** A session fills the guest here with a state that is newer than vm-boot `op`. */
+  brings(op: Op): boolean {
+    const status = this.target.status;
+    if (status === null) return false;
+    return status.phase !== 'loading' || (this.loading !== null && op < this.loading.op);
+  }
+
   onGuestLost(why: string): void {
     const session = this.target.status?.session;
     if (session !== undefined) this.toTarget({ type: 'failed', now: this.ports.now(), session, why });

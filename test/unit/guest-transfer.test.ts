@@ -207,3 +207,18 @@ void t.test('a guest of an earlier boot is no copy when the primary alone boots 
   t.notOk(bench.engine.guest.own.ready, 'the data plane has no guest any more, either');
   t.equal(bench.told.at(-1), 'stop');
 });
+
+void t.test('a vm-boot of the past does not boot beside a transfer', async (t) => {
+  const bench = new Bench('each');
+  const session = bench.offer(1);
+  await bench.settle();
+  bench.events({ type: 'transfer-opened', session, inbox: none, ram: none });
+  bench.vmBoot(10, 'each');
+  await bench.settle();
+  t.notOk(bench.told.includes('start'));
+  t.equal(bench.told.at(-1), 'setGuest none', 'delivery does not wait for a guest that is not booted');
+  await bench.load(session);
+  bench.events({ type: 'transfer-installed', session });
+  await bench.settle();
+  t.match(bench.engine.guest.own, { ready: true, syncOp: 50 });
+});
