@@ -77,6 +77,8 @@ export class ReplicaEngine {
   private viewStartOp = 0;
   /** The newest view-start that has come through the log. */
   private viewStartTold = 0;
+  /** Of what any member has said: the newest vm-boot since which input is taken. That outlives whoever said it. */
+  private admittedBootOp = 0;
   private bootProposed = false;
   private quorumReadyAt: number | null = null;
   private nextReportAt = 0;
@@ -287,6 +289,7 @@ export class ReplicaEngine {
     }
     const before = this.peers.reports.get(from);
     this.peers.reports.set(from, report);
+    this.admittedBootOp = Math.max(this.admittedBootOp, report.admittedBootOp);
     if (before?.ready !== report.ready)
       this.step({ type: 'peer-guest', now, node: from, whole: report.ready });
     this.admitAsOthers();
@@ -321,7 +324,7 @@ export class ReplicaEngine {
   private admitAsOthers(): void {
     const { own } = this.guest;
     if (!own.ready) return;
-    if ([...this.peers.reports.values()].some((report) => report.admittedBootOp === own.bootOp)) this.admit();
+    if (own.bootOp > 0 && own.bootOp === this.admittedBootOp) this.admit();
   }
 
   private admit(): void {

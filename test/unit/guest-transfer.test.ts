@@ -11,7 +11,7 @@ import { entryKinds } from '../../src/ports/data-plane.js';
 import type { DataPlane, PlaneEvent, PlaneProgress } from '../../src/ports/data-plane.js';
 import type { GuestCallbacks, GuestRunner } from '../../src/ports/guest.js';
 import { transferOptions } from '../../src/transfer/defaults.js';
-import { mailTags } from '../../src/wire/engine-mail.js';
+import { encodeGuestReport, mailTags } from '../../src/wire/engine-mail.js';
 import { encodeTransfer, sessionId, sessionKeyBytes } from '../../src/wire/transfer-messages.js';
 import type { TransferMessage } from '../../src/wire/transfer-messages.js';
 
@@ -221,4 +221,17 @@ void t.test('a vm-boot of the past does not boot beside a transfer', async (t) =
   bench.events({ type: 'transfer-installed', session });
   await bench.settle();
   t.match(bench.engine.guest.own, { ready: true, syncOp: 50 });
+});
+
+void t.test('input that was taken before the source died is taken after it', async (t) => {
+  const bench = new Bench('each');
+  const report = encodeGuestReport({ bootOp: 10, ready: true, admittedBootOp: 10, syncOp: 0 });
+  bench.events({ type: 'mail', from: 0, generation: 1, bytes: report });
+  const session = bench.offer(1);
+  await bench.load(session);
+  bench.engine.onPeerDown(0);
+  bench.events({ type: 'transfer-installed', session });
+  await bench.settle();
+  t.match(bench.engine.guest.own, { ready: true, syncOp: 50, admittedBootOp: 10 });
+  t.ok(bench.engine.guest.admitted);
 });
