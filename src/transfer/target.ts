@@ -166,7 +166,8 @@ export class TransferTarget {
   }
 
   private advance(s: Session, now: Milliseconds): void {
-    s.deadline = now + this.options.progressWaitMs;
+    const { progressWaitMs, slowestBytesPerMs } = this.options;
+    s.deadline = now + progressWaitMs + this.setting.ramBytes() / slowestBytesPerMs;
   }
 
   private lose(s: Session, reason: string): void {

@@ -46,7 +46,9 @@ class Bench {
         get: (_plane, name: string) => (first: unknown) => {
           if (name === 'progress') return progress;
           if (name === 'setGuest' || name.startsWith('transfer'))
-            this.told.push(`${name} ${String(typeof first === 'object' ? '' : first)}`.trim());
+            this.told.push(
+              `${name} ${typeof first === 'number' || typeof first === 'string' ? first : ''}`.trim(),
+            );
           return undefined;
         },
       },
