@@ -413,9 +413,16 @@ export class StateTransfer {
       return 0;
     }
     const { dirty } = this.options.files;
-    const { pages } = await guest.dirtyCollect(dirty);
-    this.ports.plane.transferCollected(session, dirty);
-    return pages;
+    try {
+      const { pages } = await guest.dirtyCollect(dirty);
+      this.ports.plane.transferCollected(session, dirty);
+      return pages;
+    } catch (error) {
+      // It may have been done all the same: then nobody knows of these changes any more, whatever they are counted against.
+      this.bases.clear();
+      this.ports.plane.transferForget(null);
+      throw error;
+    }
   }
 
   private enqueue(work: (guest: GuestRunner) => Promise<void>): void {
