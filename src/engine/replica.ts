@@ -77,6 +77,8 @@ export class ReplicaEngine {
   private viewStartOp = 0;
   /** The newest view-start that has come through the log. */
   private viewStartTold = 0;
+  /** Of what any member has said: the newest vm-boot since which input is taken. That outlives whoever said it. */
+  private admittedBootOp = 0;
   private bootProposed = false;
   private quorumReadyAt: number | null = null;
   private nextReportAt = 0;
@@ -287,6 +289,7 @@ export class ReplicaEngine {
     }
     const before = this.peers.reports.get(from);
     this.peers.reports.set(from, report);
+    this.admittedBootOp = Math.max(this.admittedBootOp, report.admittedBootOp);
     if (before?.ready !== report.ready)
       this.step({ type: 'peer-guest', now, node: from, whole: report.ready });
     this.admitAsOthers();
@@ -300,7 +303,10 @@ export class ReplicaEngine {
     this.guest.lastBootOp = op;
     if (!this.options.canRunGuest) return;
     // With `clone` the primary's guest alone boots, and the others are made copies of it.
-    if (payload[0] === bootModes.clone && !(this.role === 'primary' && this.leadingView === view)) return;
+    if (payload[0] === bootModes.clone && !(this.role === 'primary' && this.leadingView === view))
+      return this.stateTransfer.endGuest();
+    // Of the past: what the transfer brings is newer. The data plane must not wait for a guest that is not booted.
+    if (this.stateTransfer.brings(op)) return this.ports.plane.setGuest('none', 0);
     this.guest.boot(op);
   }
 
@@ -318,7 +324,7 @@ export class ReplicaEngine {
   private admitAsOthers(): void {
     const { own } = this.guest;
     if (!own.ready) return;
-    if ([...this.peers.reports.values()].some((report) => report.admittedBootOp === own.bootOp)) this.admit();
+    if (own.bootOp > 0 && own.bootOp === this.admittedBootOp) this.admit();
   }
 
   private admit(): void {
@@ -361,7 +367,8 @@ export class ReplicaEngine {
         peers: [...this.peers.reports.values()],
         peersCanRun: [...this.peers.reports.keys()].filter((node) => !witnesses.includes(node)).length,
         lastBootOp: this.guest.lastBootOp,
-        bootProposed: this.bootProposed,
+        // Whoever is being loaded with a whole state is a guest that is left.
+        bootProposed: this.bootProposed || this.guest.state === 'filling',
         quorumReadyAt: this.quorumReadyAt,
       },
       this.options.boot,

@@ -154,6 +154,21 @@ export class StateTransfer {
     this.ports.plane.transferForget(null);
   }
 
+  /** Another guest was booted for all: one that lives here is of a life that is over. */
+  endGuest(): void {
+    const { keeper } = this.ports;
+    if (keeper.state !== 'ready' && keeper.state !== 'booting') return;
+    keeper.leave('none');
+    this.enqueue((guest) => guest.stop());
+  }
+
+  /** A session fills the guest here with a state that is newer than vm-boot `op`. */
+  brings(op: Op): boolean {
+    const status = this.target.status;
+    if (status === null) return false;
+    return status.phase !== 'loading' || (this.loading !== null && op < this.loading.op);
+  }
+
   onGuestLost(why: string): void {
     const session = this.target.status?.session;
     if (session !== undefined) this.toTarget({ type: 'failed', now: this.ports.now(), session, why });
@@ -353,10 +368,12 @@ export class StateTransfer {
 
   /** Flows and rings are those of the source. */
   private onInstalled(session: SessionId): void {
+    // A guest that was begun for another session meanwhile is not this one.
+    if (this.target.status?.session !== session) return;
     this.guestDo(session, 'target', async (guest) => {
       const { loading } = this;
       await guest.resume();
-      if (loading !== null) {
+      if (loading !== null && this.target.status?.session === session) {
         this.bases.set(loading.peer, loading.op);
         this.ports.keeper.becomeWhole(loading.op, this.bootOp);
       }
@@ -396,9 +413,16 @@ export class StateTransfer {
       return 0;
     }
     const { dirty } = this.options.files;
-    const { pages } = await guest.dirtyCollect(dirty);
-    this.ports.plane.transferCollected(session, dirty);
-    return pages;
+    try {
+      const { pages } = await guest.dirtyCollect(dirty);
+      this.ports.plane.transferCollected(session, dirty);
+      return pages;
+    } catch (error) {
+      // It may have been done all the same: then nobody knows of these changes any more, whatever they are counted against.
+      this.bases.clear();
+      this.ports.plane.transferForget(null);
+      throw error;
+    }
   }
 
   private enqueue(work: (guest: GuestRunner) => Promise<void>): void {

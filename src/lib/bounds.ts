@@ -64,6 +64,8 @@ export const bounds = {
   /** A target may have to start its guest's process first. */
   transferOfferWaitMs: 30_000,
   transferProgressWaitMs: 20_000,
+  /** A round may take as long as all of the memory takes at this speed, beside that: a slow network is no end. */
+  transferSlowestBytesPerMs: 20_000,
   /** The longest that the source's guest stands still for one session. */
   transferPauseMaxMs: 2_000,
   transferConfirmWaitMs: 20_000,

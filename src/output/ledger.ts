@@ -84,6 +84,8 @@ export class OutputLedger {
         return;
       case 'healed':
         this.healing.delete(event.member);
+        // What it said before is not said by the guest that it has now.
+        for (const record of this.records.values()) record.diverged.delete(event.member);
         this.alone = false;
         return;
       case 'tick':

@@ -9,6 +9,7 @@ export function transferOptions(self: NodeId): TransferOptions {
     offerRetryMs: bounds.transferOfferRetryMs,
     offerWaitMs: bounds.transferOfferWaitMs,
     progressWaitMs: bounds.transferProgressWaitMs,
+    slowestBytesPerMs: bounds.transferSlowestBytesPerMs,
     pauseMaxMs: bounds.transferPauseMaxMs,
     confirmWaitMs: bounds.transferConfirmWaitMs,
     backOffMinMs: bounds.transferBackOffMinMs,

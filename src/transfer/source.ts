@@ -336,7 +336,8 @@ export class TransferSource {
   }
 
   private advance(s: Session, now: Milliseconds): void {
-    s.deadline = now + this.options.progressWaitMs;
+    const { progressWaitMs, slowestBytesPerMs } = this.options;
+    s.deadline = now + progressWaitMs + this.setting.ramBytes() / slowestBytesPerMs;
   }
 
   private lose(s: Session, now: Milliseconds, why: string): void {

@@ -97,6 +97,8 @@ export class TransferTarget {
   private onOffer(now: Milliseconds, from: NodeId, offer: Extract<TransferMessage, { type: 'offer' }>): void {
     // Of an earlier view, or of a view that this replica has not begun to follow: the offer is repeated.
     if (from !== this.primary || offer.view !== this.view || offer.session <= this.newest) return;
+    // What has arrived whole is taken over first: the offer is repeated.
+    if (this.session?.phase === 'loading') return;
     const { session } = offer;
     const refuse = (reason: string): void => {
       this.out.push({ type: 'send', to: from, message: { type: 'refuse', session, reason } });
@@ -164,7 +166,8 @@ export class TransferTarget {
   }
 
   private advance(s: Session, now: Milliseconds): void {
-    s.deadline = now + this.options.progressWaitMs;
+    const { progressWaitMs, slowestBytesPerMs } = this.options;
+    s.deadline = now + progressWaitMs + this.setting.ramBytes() / slowestBytesPerMs;
   }
 
   private lose(s: Session, reason: string): void {

@@ -17,6 +17,8 @@ export interface TransferOptions {
   readonly offerWaitMs: Milliseconds;
   /** Without any progress for so long a session is given up. */
   readonly progressWaitMs: Milliseconds;
+  /** Nothing tells of progress within a round: it may take as long as all of the memory does at this speed. */
+  readonly slowestBytesPerMs: number;
   /** The longest that the source's guest stands still: beyond it the session is given up. */
   readonly pauseMaxMs: Milliseconds;
   /** From the last byte sent until the target must be whole. */

@@ -222,6 +222,18 @@ t.test('what was asked for in an earlier view is asked for again', (t) => {
   t.end();
 });
 
+t.test('what was said before a member was healed does not heal it again', (t) => {
+  const world = new World(3);
+  world.check(5, [8]);
+  world.verdict(2, 5, 'diverged');
+  world.wait(500);
+  t.same(world.of('heal'), [], 'the other has not told yet');
+  world.step(0, { type: 'healed', member: 2 });
+  world.wait(4000);
+  t.same(world.of('heal'), []);
+  t.end();
+});
+
 t.test('an old primary proposes nothing and judges nobody', (t) => {
   const world = new World(3);
   world.lead(2, 1);

@@ -250,6 +250,55 @@ void t.test('with failures everywhere', (t) => {
   t.end();
 });
 
+void t.test('a round of a large guest may take longer than any other step', (t) => {
+  const ramBytes = (): number => 8 * 2 ** 30;
+  const source = new TransferSource(transferOptions(0), {
+    key: () => new Uint8Array(32),
+    machine: () => 'pc',
+    ramBytes,
+    baseOf: () => 0,
+  });
+  const out: SourceEffect[] = [];
+  const peers = [{ node: 1, reachable: true, whole: false, booting: false, syncOp: 0 }];
+  const session = 65_537;
+  const tick = (now: number): void => source.step({ type: 'tick', now, view: 1, able: true, peers }, out);
+  tick(1);
+  source.step({ type: 'opened', now: 2, session, inbox: none }, out);
+  const accept = { type: 'accept', session, based: false, inbox: none, ram: none } as const;
+  source.step({ type: 'mail', now: 3, from: 1, message: accept }, out);
+  source.step({ type: 'collected', now: 4, session, pages: 0 }, out);
+  tick(60_000);
+  t.equal(source.status?.phase, 'copying', 'the source waits for its round');
+  tick(10 * 60_000);
+  t.equal(source.status, null, 'but not for ever');
+
+  const target = new TransferTarget(transferOptions(1), { machine: () => 'pc', ramBytes });
+  const taken: TargetEffect[] = [];
+  const look = (now: number): void =>
+    target.step({ type: 'tick', now, view: 1, primary: 0, guest: 'none' }, taken);
+  look(1);
+  const key = new Uint8Array(32);
+  const offer = {
+    type: 'offer',
+    session,
+    view: 1,
+    machine: 'pc',
+    ramBytes: ramBytes(),
+    baseOp: 0,
+    key,
+    inbox: none,
+  } as const;
+  target.step({ type: 'mail', now: 2, from: 0, message: offer }, taken);
+  target.step({ type: 'prepared', now: 3, session, based: false }, taken);
+  target.step({ type: 'opened', now: 4, session, inbox: none, ram: none }, taken);
+  target.step({ type: 'progress', now: 5, session }, taken);
+  look(60_000);
+  t.equal(target.status?.phase, 'filling', 'the target waits for the pages');
+  look(10 * 60_000);
+  t.equal(target.status, null, 'but not for ever');
+  t.end();
+});
+
 void t.test('messages that are none', (t) => {
   const offer: TransferMessage = {
     type: 'offer',
