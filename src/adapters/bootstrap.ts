@@ -353,7 +353,12 @@ function parseHello(body: Uint8Array): Hello | null {
   if (!Array.isArray(value) || value.length !== 7) return null;
   const [version, cluster, node, fabric, nonce, descriptor, incarnation] = value as unknown[];
   if (typeof version !== 'number' || typeof cluster !== 'string' || typeof fabric !== 'string') return null;
-  if (!Number.isInteger(node) || !Number.isInteger(incarnation) || !(nonce instanceof Uint8Array) || !(descriptor instanceof Uint8Array))
+  if (
+    !Number.isInteger(node) ||
+    !Number.isInteger(incarnation) ||
+    !(nonce instanceof Uint8Array) ||
+    !(descriptor instanceof Uint8Array)
+  )
     return null;
   if (nonce.length !== nonceBytes || descriptor.length > bounds.descriptorMaxBytes) return null;
   // Copies: the unpacked views share the receive buffer.

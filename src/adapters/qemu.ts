@@ -20,7 +20,7 @@ import type { GuestCallbacks, GuestRunner } from '../ports/guest.js';
 import { qemuArguments } from './qemu-arguments.js';
 import type { QemuMachine } from './qemu-arguments.js';
 import { QmpClient } from './qmp.js';
-import { clearRamFile, makeRamFile, removeRamFiles } from './ram-file.js';
+import { clearRamFile, makeRamFile } from './ram-file.js';
 
 export interface QemuOptions extends Omit<QemuMachine, 'netdev' | 'ramPath' | 'console'> {
   readonly tapFd: number;
@@ -100,7 +100,7 @@ export class QemuGuest implements GuestRunner {
             `it is ${String(info.status)}, attached: ${String(info.attached)}`,
           );
       } catch (error) {
-        if (this.machine === machine) await this.stop();
+        if (this.machine === machine) await this.end();
         const why = machine.ended ?? asFalconError(error).detail;
         throw new FalconError('QEMU_FAILED', `${why}; see ${this.logPath}`, { cause: error });
       }
@@ -117,7 +117,7 @@ export class QemuGuest implements GuestRunner {
   }
 
   private async launch(callbacks: GuestCallbacks, more: readonly string[]): Promise<Machine> {
-    await this.stop();
+    await this.end();
     callbacks.onEmpty();
     const { directory, readySocket, ramDirectory, ramName } = this.options;
     const ramPath = makeRamFile({ directory: ramDirectory, name: ramName, bytes: this.ramBytes });
@@ -179,7 +179,16 @@ export class QemuGuest implements GuestRunner {
     }
   }
 
-  async stop(): Promise<void> {
+  /** What runs ends at once, and whatever a start that is under way makes ends after it; the next start waits for both. */
+  stop(): Promise<void> {
+    const ended = this.end();
+    return this.afterLast(async () => {
+      await ended;
+      await this.end();
+    });
+  }
+
+  private async end(): Promise<void> {
     const { machine } = this;
     this.machine = null;
     if (machine === null) return;
@@ -195,11 +204,11 @@ export class QemuGuest implements GuestRunner {
   }
 
   /** What a machine that has ended still holds. Whoever maps its memory keeps it. */
-  private release({ qmp, readiness, readyTimer }: Machine): void {
+  private release({ qmp, readiness, readyTimer, ramPath }: Machine): void {
     if (readyTimer !== null) clearTimeout(readyTimer);
     qmp.close();
     readiness.close();
-    removeRamFiles(this.options.ramDirectory, this.options.ramName);
+    rmSync(ramPath, { force: true });
   }
 
   async pause(): Promise<void> {

@@ -12,7 +12,14 @@ import { bounds } from '../lib/bounds.js';
 import { FalconError, messageOf } from '../lib/errors.js';
 import { isRecord } from './schema.js';
 
-export const adminMethods = ['status', 'shutdown', 'transfer-leader', 'sync', 'divergence', 'member'] as const;
+export const adminMethods = [
+  'status',
+  'shutdown',
+  'transfer-leader',
+  'sync',
+  'divergence',
+  'member',
+] as const;
 
 export type AdminMethod = (typeof adminMethods)[number];
 

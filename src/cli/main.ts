@@ -16,7 +16,16 @@ import { sync } from './commands/sync.js';
 import { transferLeader } from './commands/transfer-leader.js';
 import { up } from './commands/up.js';
 
-const commands: readonly Command[] = [init, up, status, divergence, sync, transferLeader, memberReplace, down];
+const commands: readonly Command[] = [
+  init,
+  up,
+  status,
+  divergence,
+  sync,
+  transferLeader,
+  memberReplace,
+  down,
+];
 
 const output: Output = {
   out: (line) => process.stdout.write(`${line}\n`),

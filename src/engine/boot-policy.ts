@@ -18,6 +18,8 @@ export interface BootFacts {
   readonly guestMembers: number;
   readonly selfCanRun: boolean;
   readonly own: GuestReport;
+  /** When this replica's guest became ready; null: it is not. */
+  readonly ownReadyAt: number | null;
   /** Peers that are connected and can run a guest. */
   readonly peersCanRun: number;
   /** Reports of peers that are connected. */
@@ -85,7 +87,10 @@ function reachable(
   const waited = facts.now - facts.leadingSince;
   const holding = all.filter((report) => report.bootOp === newest).length;
   const silent = waited >= options.rebootWaitMs ? 0 : facts.members - all.length;
-  const filled = options.mode === 'clone' && waited < options.fillWaitMs ? 1 + facts.peersCanRun : 0;
+  // As long as the others had time to be filled since there was something to fill them with.
+  const since = facts.ownReadyAt ?? facts.now;
+  const filling = options.mode === 'clone' && facts.now - since < options.fillWaitMs;
+  const filled = filling ? 1 + facts.peersCanRun : 0;
   return Math.max(holding, filled) + silent;
 }
 

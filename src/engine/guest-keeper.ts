@@ -22,6 +22,7 @@ export interface GuestPorts {
   readonly guest: GuestRunner | null;
   log(level: 'debug' | 'info' | 'warn' | 'error', text: string, fields?: Record<string, unknown>): void;
   fail(why: string): void;
+  now(): number;
   /** Whether the guest is a whole copy has changed. */
   changed(whole: boolean): void;
 }
@@ -33,6 +34,8 @@ export class GuestKeeper {
   admitted = false;
   own: GuestReport = noGuest;
   lastBootOp: Op = 0;
+  /** Since when the guest is ready; null: it is not. */
+  readyAt: number | null = null;
   private attached = false;
   private stopped = false;
   private readonly ports: GuestPorts;
@@ -52,6 +55,7 @@ export class GuestKeeper {
     this.own = { ...noGuest, bootOp: op };
     this.admitted = false;
     this.state = 'booting';
+    this.readyAt = null;
     this.boots++;
     this.attached = false;
     plane.admitInput(false);
@@ -69,6 +73,7 @@ export class GuestKeeper {
   private onReady(bootOp: Op): void {
     if (this.stopped || this.own.bootOp !== bootOp || this.state !== 'booting') return;
     this.state = 'ready';
+    this.readyAt = this.ports.now();
     this.own = { ...this.own, ready: true };
     this.ports.log('info', 'the guest is ready', { bootOp });
     this.ports.plane.setGuest('running', bootOp);
@@ -104,6 +109,7 @@ export class GuestKeeper {
   /** Whatever was there is ended. */
   leave(state: 'none' | 'filling' | 'lost'): void {
     this.state = state;
+    this.readyAt = null;
     this.own = noGuest;
     this.admitted = false;
     this.ports.plane.admitInput(false);
@@ -114,6 +120,7 @@ export class GuestKeeper {
   /** The guest is a whole copy as of vm-sync `op`, of one that was booted at `bootOp`. */
   becomeWhole(op: Op, bootOp: Op): void {
     this.state = 'ready';
+    this.readyAt = this.ports.now();
     this.own = { bootOp, ready: true, admittedBootOp: 0, syncOp: op };
     this.lastBootOp = Math.max(this.lastBootOp, bootOp);
     this.ports.log('info', 'the guest is a whole copy', { op, bootOp });

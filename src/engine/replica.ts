@@ -97,6 +97,7 @@ export class ReplicaEngine {
       guest: options.canRunGuest ? guest : null,
       log,
       fail: (why) => this.fail(why),
+      now: () => ports.clock.now(),
       changed: (whole) => this.onGuestChanged(whole),
     });
     const keeper = this.guest;
@@ -364,6 +365,7 @@ export class ReplicaEngine {
         guestMembers: members.length - witnesses.length,
         selfCanRun: this.options.canRunGuest,
         own: this.guest.own,
+        ownReadyAt: this.guest.readyAt,
         peers: [...this.peers.reports.values()],
         peersCanRun: [...this.peers.reports.keys()].filter((node) => !witnesses.includes(node)).length,
         lastBootOp: this.guest.lastBootOp,

@@ -157,6 +157,8 @@ export class StateTransfer {
   /** Another guest was booted for all: one that lives here is of a life that is over. */
   endGuest(): void {
     const { keeper } = this.ports;
+    // The data plane may have taken the vm-boot for one that boots here, and would wait for that guest.
+    if (keeper.state === 'none' || keeper.state === 'lost') this.ports.plane.setGuest('none', 0);
     if (keeper.state !== 'ready' && keeper.state !== 'booting') return;
     keeper.leave('none');
     this.enqueue((guest) => guest.stop());
@@ -244,7 +246,7 @@ export class StateTransfer {
         return plane.transferSend(effect.session, this.options.files.state);
       case 'resume':
         return this.guestDo(effect.session, 'source', async (guest) => {
-          await guest.resume();
+          await this.resumeForSure(guest);
           plane.transferRelease(effect.session);
           return { type: 'resumed' };
         });
@@ -252,6 +254,22 @@ export class StateTransfer {
         return plane.transferClose(effect.session);
       case 'record':
         return this.note(effect.record);
+    }
+  }
+
+  /** A guest that stands still for ever is none: then this replica is better off without it. */
+  private async resumeForSure(guest: GuestRunner): Promise<void> {
+    try {
+      await guest.resume();
+    } catch (first) {
+      this.ports.log('warn', messageOf(first));
+      try {
+        await guest.resume();
+      } catch (error) {
+        if (this.ports.keeper.state === 'ready')
+          this.ports.keeper.onExit(`QEMU_LOST it does not go on: ${messageOf(error)}`);
+        throw error;
+      }
     }
   }
 

@@ -125,12 +125,17 @@ t.test('a life with troubles', skip, async (t) => {
   await t.test('a host is lost with its disk, and an empty one takes its place', async (t) => {
     const other = (await cluster.replicas()).find(({ node }) => node !== primary.node)!;
     const name = other.node;
-    const replace = (): ReturnType<typeof falcon> => falcon('member', 'replace', cluster.directory, '--node', name);
+    const replace = (): ReturnType<typeof falcon> =>
+      falcon('member', 'replace', cluster.directory, '--node', name);
     t.match(await replace(), { status: 5, err: /ALREADY_RUNNING/ });
     cluster.signalHost(other, 'SIGKILL');
     t.ok(await gone(other.pid, 'falcond', cluster));
     rmSync(join(cluster.directory, name), { recursive: true });
-    t.match(await cluster.up('--node', name), { status: 1, err: /HARD_STATE_LOST/ }, 'an empty vote is no vote');
+    t.match(
+      await cluster.up('--node', name),
+      { status: 1, err: /HARD_STATE_LOST/ },
+      'an empty vote is no vote',
+    );
     t.match(await replace(), { status: 0, out: /is incarnation 2/ });
     t.match(await cluster.up('--node', name), { status: 0, out: /is back: its guest is a full copy/ });
     t.ok(await cluster.becomes(name, (one) => !one.recovering, fillMs), 'it votes again');

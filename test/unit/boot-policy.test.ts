@@ -32,6 +32,7 @@ function facts(changes: Partial<BootFacts>): BootFacts {
     guestMembers: 3,
     selfCanRun: true,
     own: none,
+    ownReadyAt: null,
     peers: [none, none],
     peersCanRun: 2,
     lastBootOp: 0,

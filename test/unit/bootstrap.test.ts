@@ -339,7 +339,9 @@ t.test('what was said before is of no use to who says it again', async (t) => {
 
   // An insider that repeats a member's hello, nonce and all, gets a connection of another name: the other half
   // of the name is the node's own.
-  const hello = framed(pack([bootstrapVersion, 'test-00000001', 1, 'shm', randomBytes(16), randomBytes(8), 1]));
+  const hello = framed(
+    pack([bootstrapVersion, 'test-00000001', 1, 'shm', randomBytes(16), randomBytes(8), 1]),
+  );
   for (const count of [2, 3]) {
     const socket = await insider(node.port);
     socket.write(hello);

@@ -28,10 +28,14 @@ export const memberReplace: Command = {
     const before = nodeNamed(place.config, name);
     const address = options.value('address') ?? before.address;
     if (before.netns !== null && address !== before.address)
-      throw new FalconError('USAGE', `${name} is a network namespace of this machine: its address cannot change`);
+      throw new FalconError(
+        'USAGE',
+        `${name} is a network namespace of this machine: its address cannot change`,
+      );
     if (findDaemon(place.directory, name) !== null) throw new FalconError('ALREADY_RUNNING', `${name} runs`);
     const rows = await fetchAll(place);
-    if (answered(rows).some((row) => row.node === name)) throw new FalconError('ALREADY_RUNNING', `${name} answers`);
+    if (answered(rows).some((row) => row.node === name))
+      throw new FalconError('ALREADY_RUNNING', `${name} answers`);
     const primary = primaryOf(rows);
     if (primary?.gate !== 'open')
       throw new FalconError('MEMBER_REFUSED', 'there is no primary that serves: who knows the log now?');
@@ -44,7 +48,8 @@ export const memberReplace: Command = {
     }
     writeConfig(place.directory, config);
     const paths = nodePaths(place.directory, name);
-    if (existsSync(paths.directory)) renameSync(paths.directory, `${paths.directory}.replaced-${before.incarnation}`);
+    if (existsSync(paths.directory))
+      renameSync(paths.directory, `${paths.directory}.replaced-${before.incarnation}`);
     mkdirSync(paths.wal, { recursive: true, mode: 0o700 });
     const identity = { cluster: config.cluster, node: name };
     createHardState(realFileSystem, paths.directory, identity, readmittedState(primary.view));
