@@ -7,7 +7,20 @@
  */
 import { mkdtempSync, rmSync } from 'node:fs';
 
+import type { NativeCounters } from '../src/adapters/native.js';
+
 import { measure, type FabricName } from './members.js';
+
+/** Of the primary: entries, and the words and heartbeats beside them. */
+function writes({ before, after }: { before: NativeCounters; after: NativeCounters }): number {
+  const total = ({ fabric }: NativeCounters): number => (fabric as Record<string, number>)['writes'] ?? 0;
+  return total(after) - total(before);
+}
+
+/** What was appended meanwhile, the warm-up included. */
+function entriesOf({ before, after }: { before: NativeCounters; after: NativeCounters }): number {
+  return Number(after['entriesProposed']) - Number(before['entriesProposed']);
+}
 
 async function main(): Promise<void> {
   const [fabric, waiting, bytes, depth, entries, devices] = process.argv.slice(2);
@@ -22,9 +35,15 @@ async function main(): Promise<void> {
         depth: Number(depth),
         entries: Number(entries),
       },
-      { fabric: fabric as FabricName, devices: (devices ?? '').split(','), directory, shm },
+      {
+        fabric: fabric as FabricName,
+        devices: (devices ?? '').split(','),
+        directory,
+        shm,
+        segmentBytes: 4 << 20,
+      },
     );
-    console.log(JSON.stringify({ ...load, counted }));
+    console.log(JSON.stringify({ ...load, writesPerEntry: writes(counted) / entriesOf(counted) }));
   } finally {
     rmSync(directory, { recursive: true, force: true });
     rmSync(shm, { recursive: true, force: true });

@@ -53,6 +53,7 @@ async function main(): Promise<void> {
             const { counted: _counted, ...load } = await measure(c, {
               fabric: 'shm',
               devices: [],
+              segmentBytes: 64 << 20,
               directory,
               shm,
             });

@@ -36,6 +36,7 @@ export interface Place {
   readonly devices: readonly string[];
   /** Of the logs; emptied after each case. */
   readonly directory: string;
+  readonly segmentBytes: number;
   /** shm: of the regions. */
   readonly shm: string;
 }
@@ -58,6 +59,7 @@ interface Member {
 }
 
 const members = 3;
+const tickMs = 5;
 const ns = 1e6;
 
 function startMember(index: number, place: Place, c: LoadCase): Member {
@@ -85,8 +87,8 @@ function startMember(index: number, place: Place, c: LoadCase): Member {
     cluster: 'bench',
     walDirectory,
     walSalt: 0,
-    segmentBytes: 64 << 20,
-    retainBytes: 256 << 20,
+    segmentBytes: place.segmentBytes,
+    retainBytes: 4 * place.segmentBytes,
     fabric: place.fabric,
     fabricAddress: '127.0.0.1',
     verbs:
@@ -160,14 +162,14 @@ function connect(started: readonly Member[]): void {
   });
 }
 
-async function until(limitMs: number, done: () => boolean, what: string): Promise<void> {
-  for (const end = performance.now() + limitMs; !done(); await sleep(5))
+async function until(limitMs: number, done: () => boolean, what: string, everyMs = 5): Promise<void> {
+  for (const end = performance.now() + limitMs; !done(); await sleep(everyMs))
     if (performance.now() > end) throw new Error(what);
 }
 
 export async function measure(c: LoadCase, place: Place): Promise<Measured> {
   const started = c.polls.map((_poll, index) => startMember(index, place, c));
-  const timer = setInterval(() => started.forEach(({ engine }) => engine.tick()), 5);
+  const timer = setInterval(() => started.forEach(({ engine }) => engine.tick()), tickMs);
   try {
     connect(started);
     const primary = started[0]!.native;
@@ -188,7 +190,7 @@ export async function measure(c: LoadCase, place: Place): Promise<Measured> {
       warmUp: Math.ceil(c.entries / 10),
     });
     await sleep(20);
-    await until(60_000, () => primary.load().done, 'the load did not end');
+    await until(60_000, () => primary.load().done, 'the load did not end', 50);
     const load = primary.load();
     if (load.leadershipLost) throw new Error('leadership was lost under the load');
     const counted = { before, after: primary.counters() };
