@@ -37,7 +37,7 @@ const logCases = [
 const logEntryBytes = 64;
 const logEntries = { shm: 50_000, tcp: 3000, verbs: 300 } as const;
 /** A cluster that could not hold together in an emulated machine is told, not waited for. */
-const logLimitSeconds = 15;
+const logLimitSeconds = 20;
 
 interface Latency {
   readonly p50Ns: number;
