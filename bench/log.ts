@@ -18,7 +18,7 @@ const us = (nanoseconds: number): string => (nanoseconds / 1000).toFixed(nanosec
 async function main(): Promise<void> {
   const directory = mkdtempSync(join(process.env['BENCH_DIR'] ?? '/var/tmp', 'falcon-bench-'));
   const shm = mkdtempSync('/dev/shm/falcon-bench-');
-  const results: (LoadCase & Omit<Measured, 'counted'>)[] = [];
+  const results: (LoadCase & Measured)[] = [];
   try {
     process.stderr.write('floors...\n');
     const program = join(
@@ -50,7 +50,7 @@ async function main(): Promise<void> {
             const entries = slow ? (depth === 1 ? 4000 : 40_000) : depth === 1 ? 200_000 : 1_000_000;
             const poll = busy ? 'busy' : spinNs;
             const c: LoadCase = { durability, polls: [poll, poll], entryBytes, depth, entries };
-            const { counted: _counted, ...load } = await measure(c, {
+            const load = await measure(c, {
               fabric: 'shm',
               devices: [],
               segmentBytes: 64 << 20,
