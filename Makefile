@@ -49,7 +49,7 @@ demo: build images ## kill the primary under a client: SEED= IDLE= KILLS= HOSTS=
 sim: build ## simulate whole clusters: SEEDS=1000 or SEED=17
 	@node dist/test/sim/main.js
 
-bench-fabric: build ## one-sided writes of each fabric, beside floors: FABRICS="shm tcp verbs"
+bench-fabric: build ## one-sided writes and commits of each fabric, beside floors: FABRICS="shm tcp verbs"
 	@cluster/setup bench/packages cluster/softroce/test-packages
 	@node dist/bench/fabric.js
 

@@ -3,10 +3,15 @@
  * taken in turns in the same run: for `shm` a copy and a spin on shared memory, for `tcp` a socket, for `verbs`
  * perftest's ib_write_lat and ib_write_bw on the same devices (soft-RoCE in a machine of its own).
  *
+ * Beside it append to commit of a log in memory over the same fabric (fabric-log.ts), as a ratio to one write:
+ * a commit is one write there and one back. Two of its three members are up and both spin: on two processors
+ * that is the majority that a commit waits for, and a third that spins would only take turns with them. `3 up`
+ * has all three, which sleep when they have nothing to do; each of its commits pays for waking them.
+ *
  * Of REPEATS runs each the one with the least median counts: what else the machine does only adds. FABRICS="shm
  * tcp" measures some; JSON=1 prints one JSON object on the last line.
  */
-import { spawn } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { availableParallelism, loadavg } from 'node:os';
 import { join } from 'node:path';
@@ -17,11 +22,22 @@ const sizes = [64, 1024, 4096];
 const fabrics = ['shm', 'tcp', 'verbs'] as const;
 type Fabric = (typeof fabrics)[number];
 
-const repeats = Number(process.env['REPEATS'] ?? 5);
-const devices = ['rxe1', 'rxe2'] as const;
+const repeats = Number(process.env['REPEATS'] ?? 3);
+const devices = ['rxe1', 'rxe2', 'rxe3'] as const;
 const bedLimitSeconds = 900;
 /** Of round trips whose system calls are counted; twice as many are the second count. */
 const traced = 200;
+
+/** How the log's members wait, the primary first, and how many entries are in flight. */
+const logCases = [
+  { name: '2 up, spinning', waiting: 'busy,busy', depth: 1 },
+  { name: '2 up, spinning', waiting: 'busy,busy', depth: 64 },
+  { name: '3 up, sleeping', waiting: '20000,20000,20000', depth: 1 },
+] as const;
+const logEntryBytes = 64;
+const logEntries = { shm: 50_000, tcp: 3000, verbs: 300 } as const;
+/** A cluster that could not hold together in an emulated machine is told, not waited for. */
+const logLimitSeconds = 20;
 
 interface Latency {
   readonly p50Ns: number;
@@ -34,6 +50,21 @@ interface Rate {
   readonly inlined?: number;
   readonly probes?: number;
 }
+interface LogRow {
+  readonly fabric: Fabric;
+  readonly name: string;
+  readonly depth: number;
+  /** Runs that ended, of `repeats`. */
+  readonly runs: number;
+  readonly commit: (Latency & { readonly perSecond: number; readonly writesPerEntry: number }) | null;
+  /** To one write of `logEntryBytes` over the fabric, and to its floor. */
+  readonly writes: number | null;
+  readonly floors: number | null;
+}
+interface Measured {
+  readonly rows: readonly Row[];
+  readonly logs: readonly LogRow[];
+}
 interface Row {
   readonly fabric: Fabric;
   readonly bytes: number;
@@ -45,6 +76,8 @@ interface Row {
 }
 
 const program = join(process.env['FALCON_NATIVE'] ?? join(repositoryRoot, 'build/native'), 'fabric_bench');
+
+const logProgram = join(repositoryRoot, 'dist/bench/fabric-log.js');
 
 /** A shell line of one of perftest's programs against itself; its table's only row is printed. */
 const perftest = (name: string, bytes: number, count: number): string =>
@@ -77,6 +110,12 @@ function script(fabric: Fabric, where: string): string {
       const calls = `strace -f -qq -c -e trace=write,writev,sendto,sendmsg,ioctl -o "$trace" ${own('lat', bytes, count)}`;
       measure(`calls ${bytes}`, `${calls} >/dev/null; awk '$NF == "total" { print $4 }' "$trace"`);
     }
+  }
+  for (const [index, { waiting, depth }] of logCases.entries()) {
+    const command =
+      `timeout ${logLimitSeconds} node '${logProgram}' ${fabric} ${waiting} ${logEntryBytes} ${depth} ` +
+      `${logEntries[fabric]} ${fabric === 'verbs' ? devices.join(',') : ''}`;
+    for (let i = 0; i < repeats; i++) measure(`log-${index} ${logEntryBytes}`, `${command} || echo null`);
   }
   return `trace=$(mktemp)\n${lines.join('\n')}\nrm -f "$trace"`;
 }
@@ -117,47 +156,74 @@ function parseRate(text: string): Rate {
 const least = (all: readonly Latency[]): Latency => all.reduce((a, b) => (b.p50Ns < a.p50Ns ? b : a));
 const most = (all: readonly Rate[]): Rate => all.reduce((a, b) => (b.perSecond > a.perSecond ? b : a));
 
-function rows(fabric: Fabric, output: string): Row[] {
+function results(fabric: Fabric, output: string): Measured {
   const found = new Map<string, string[]>();
   for (const line of output.trim().split('\n')) {
     const match = /^(\S+ \d+) (.*)$/.exec(line);
     if (match === null) throw new Error(`${fabric}: cannot read: ${line}`);
     found.set(match[1]!, [...(found.get(match[1]!) ?? []), match[2]!]);
   }
-  return sizes.map((bytes) => {
-    const of = (label: string): string[] => {
-      const texts = found.get(`${label} ${bytes}`);
-      if (texts === undefined) throw new Error(`${fabric}: nothing for ${label} of ${bytes} bytes`);
-      return texts;
-    };
-    const [once, twice] = of('calls').map(Number);
+  const of = (label: string, bytes: number): string[] => {
+    const texts = found.get(`${label} ${bytes}`);
+    if (texts === undefined) throw new Error(`${fabric}: nothing for ${label} of ${bytes} bytes`);
+    return texts;
+  };
+  const rows = sizes.map((bytes) => {
+    const [once, twice] = of('calls', bytes).map(Number);
     return {
       fabric,
       bytes,
-      latency: least(of('lat').map(parseLatency)),
-      floor: least(of('floor-lat').map(parseLatency)),
-      rate: most(of('rate').map(parseRate)),
-      floorPerSecond: most(of('floor-rate').map(parseRate)).perSecond,
+      latency: least(of('lat', bytes).map(parseLatency)),
+      floor: least(of('floor-lat', bytes).map(parseLatency)),
+      rate: most(of('rate', bytes).map(parseRate)),
+      floorPerSecond: most(of('floor-rate', bytes).map(parseRate)).perSecond,
       // Both sides are counted, and both write in every round.
       sendCallsPerWrite: (twice! - once!) / (2 * traced),
     };
   });
+  const one = rows.find(({ bytes }) => bytes === logEntryBytes);
+  if (one === undefined) throw new Error(`no write of ${logEntryBytes} bytes is measured`);
+  const logs = logCases.map(({ name, depth }, index) => {
+    const ended = of(`log-${index}`, logEntryBytes)
+      .map((text) => JSON.parse(text) as LogRow['commit'])
+      .filter((each) => each !== null);
+    const commit =
+      ended.length === 0
+        ? null
+        : ended.reduce((a, b) => ((depth === 1 ? b.p50Ns < a.p50Ns : b.perSecond > a.perSecond) ? b : a));
+    // Of many in flight each waits for those before it: that is no ratio to one write.
+    const to = (write: Latency): number | null =>
+      commit === null || depth > 1 ? null : commit.p50Ns / write.p50Ns;
+    return {
+      fabric,
+      name,
+      depth,
+      runs: ended.length,
+      commit,
+      writes: to(one.latency),
+      floors: to(one.floor),
+    };
+  });
+  return { rows, logs };
 }
 
-async function measure(fabric: Fabric): Promise<Row[]> {
-  const total = sizes.length * (4 * repeats + 2);
+async function measure(fabric: Fabric): Promise<Measured> {
+  const total = sizes.length * (4 * repeats + 2) + logCases.length * repeats;
   let told = 0;
   const onLine = (): void => {
     process.stderr.write(`${fabric}: ${Math.min(++told, total)} of ${total}\n`);
   };
   if (fabric === 'verbs') {
     const bed = join(repositoryRoot, 'cluster/softroce/run');
-    const limit = ['--limit', String(bedLimitSeconds), '--devices', '2'];
-    return rows(fabric, await run(bed, [...limit, '--', script(fabric, devices.join(','))], onLine));
+    const limit = ['--limit', String(bedLimitSeconds), '--devices', String(devices.length)];
+    return results(
+      fabric,
+      await run(bed, [...limit, '--', script(fabric, devices.slice(0, 2).join(','))], onLine),
+    );
   }
   const directory = mkdtempSync('/dev/shm/falcon-bench-');
   try {
-    return rows(fabric, await run('bash', ['-c', script(fabric, directory)], onLine));
+    return results(fabric, await run('bash', ['-c', script(fabric, directory)], onLine));
   } finally {
     rmSync(directory, { recursive: true, force: true });
   }
@@ -182,6 +248,32 @@ function print(all: readonly Row[]): void {
   }
 }
 
+function printLogs(all: readonly LogRow[]): void {
+  console.log(`\nappend to commit, 3 members, in memory, ${logEntryBytes} B`);
+  console.log(
+    '                       in flight  p50 (µs)      p99  entries/s  writes/entry   p50 in writes  in floors  runs',
+  );
+  for (const { fabric, name, depth, runs, commit, writes, floors } of all) {
+    const ratio = (value: number | null): string => value?.toFixed(2) ?? '-';
+    const label = `  ${fabric.padEnd(5)} ${name} ${String(depth).padStart(9)} `;
+    if (commit === null) console.log(`${label}  not measured: the members lost each other in every run`);
+    else
+      console.log(
+        `${label}${us(commit.p50Ns)}${us(commit.p99Ns)} ${commit.perSecond.toFixed(0).padStart(10)}  ${commit.writesPerEntry.toFixed(2).padStart(12)}` +
+          `   ${ratio(writes).padStart(13)}  ${ratio(floors).padStart(9)}  ${runs} of ${repeats}`,
+      );
+  }
+}
+
+/** Whoever spins executes as many as there is time: only the sender's of a rate run would say anything. */
+function whyNoInstructions(): string {
+  const perf = spawnSync('perf', ['stat', '-e', 'instructions:u', 'true'], { encoding: 'utf8' });
+  if (perf.error !== undefined) return 'there is no perf here';
+  return /not (supported|counted)/.test(perf.stderr)
+    ? 'this machine has no counter for them'
+    : 'both sides spin';
+}
+
 async function main(): Promise<void> {
   const wanted = (process.env['FABRICS'] ?? fabrics.join(' ')).split(/\s+/);
   const unknown = wanted.filter((name) => !fabrics.some((fabric) => fabric === name));
@@ -191,12 +283,20 @@ async function main(): Promise<void> {
     return;
   }
   const all: Row[] = [];
-  for (const fabric of fabrics) if (wanted.includes(fabric)) all.push(...(await measure(fabric)));
+  const logs: LogRow[] = [];
+  for (const fabric of fabrics) {
+    if (!wanted.includes(fabric)) continue;
+    const measured = await measure(fabric);
+    all.push(...measured.rows);
+    logs.push(...measured.logs);
+  }
   print(all);
+  printLogs(logs);
+  console.log(`\ninstructions are not counted: ${whyNoInstructions()}`);
   const load = loadavg()[0] ?? 0;
   if (load > 2 * availableParallelism())
     console.log(`not to be believed: the machine was busy with something else (load ${load.toFixed(1)})`);
-  if (process.env['JSON'] === '1') console.log(JSON.stringify({ rows: all }));
+  if (process.env['JSON'] === '1') console.log(JSON.stringify({ rows: all, logs }));
 }
 
 await main();
