@@ -11,13 +11,12 @@
  * per duration [3], SECONDS= durations of load ["1 10 60"].
  */
 import { execFile, execFileSync, spawn } from 'node:child_process';
-import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 
 import { longest } from '../cluster/demo/divergence-report.js';
 import { sharedClockMs } from '../cluster/demo/key-client.js';
 import type { RemoteClient } from '../cluster/demo/remote-client.js';
-import { limits, Stage } from '../cluster/demo/stage.js';
+import { editConfig, limits, Stage } from '../cluster/demo/stage.js';
 import { nodePaths } from '../src/api/cluster.js';
 import { callDaemon } from '../src/api/client.js';
 import type { ClusterPlace } from '../src/api/lifecycle.js';
@@ -63,11 +62,7 @@ class TransferBench {
 
   async run(): Promise<Row[]> {
     const { stage } = this;
-    const clone = (directory: string): void => {
-      const path = join(directory, 'falcon.json');
-      const config = JSON.parse(readFileSync(path, 'utf8')) as object;
-      writeFileSync(path, JSON.stringify({ ...config, firstBoot: 'clone' }), { mode: 0o600 });
-    };
+    const clone = (directory: string): void => editConfig(directory, { firstBoot: 'clone' });
     const place = await stage.start(['--nodes', '3', '--name', 'bench'], clone);
     await this.clones(place);
     this.client = await stage.connect(place, 1, 1);
@@ -76,7 +71,7 @@ class TransferBench {
     for (const loadS of durations) {
       for (let i = 0; i < rounds; i++) await this.heal(place, primary, target, loadS);
     }
-    await this.rejoin(place, primary, target);
+    for (let i = 0; i < rounds; i++) await this.rejoin(place, primary, target);
     return this.rows;
   }
 
@@ -193,13 +188,13 @@ function table(rows: readonly Row[]): string[] {
   const head = [
     ...['what', 'load s', 'rounds', 'pages', 'equal', 'sent', 'KiB', 'of dirty'],
     ...['digest', 'wait', 'move', 'all', 'pause', 'stop', 'collect', 'round', 'save', 'send', 'resume'],
-    ...['gap', 'reply ms'],
+    ...['gap', 'reply', 'beyond ms'],
   ];
   const lines = rows.map(({ what, loadS, record: r, dirtyBytes, gapMs, replyMs }) => [
     ...[what + (r.based ? '' : '*'), loadS, r.rounds, r.pages, percent(r.equal, r.pages), r.sent],
     ...[Math.round(r.bytes / 1024), percent(r.bytes, dirtyBytes)],
     ...[r.digestMs, r.waitMs, r.moveMs, r.durationMs, r.pauseMs, ...Object.values(r.pauseParts)].map(tenth),
-    ...[gapMs, replyMs].map((ms) => (ms === null ? '-' : tenth(ms))),
+    ...[gapMs, replyMs, beyond(gapMs, replyMs, r)].map((ms) => (ms === null ? '-' : tenth(ms))),
   ]);
   const cells = [head, ...lines].map((row) => row.map(String));
   const widths = head.map((_, i) => Math.max(...cells.map((row) => (row[i] ?? '').length)));
@@ -207,6 +202,11 @@ function table(rows: readonly Row[]): string[] {
     ...cells.map((row) => row.map((cell, i) => cell.padStart(widths[i] ?? 0)).join('  ')),
     '* without a common point: all pages that are not empty are looked at',
   ];
+}
+
+/** How much longer the client waited than the pause and one round trip. */
+function beyond(gapMs: number | null, replyMs: number | null, record: SyncRecord): number | null {
+  return gapMs === null || replyMs === null ? null : Math.max(0, gapMs - record.pauseMs - replyMs);
 }
 
 function percent(part: number, whole: number): string {

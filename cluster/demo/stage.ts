@@ -4,7 +4,16 @@
  */
 import { spawn } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
-import { cpSync, existsSync, mkdirSync, mkdtempSync, realpathSync, rmSync } from 'node:fs';
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 
@@ -198,6 +207,13 @@ export class Stage {
     }
     this.say(`logs are in ${to}`);
   }
+}
+
+/** Replaces fields of a cluster's configuration. */
+export function editConfig(directory: string, fields: object): void {
+  const path = join(directory, 'falcon.json');
+  const config = JSON.parse(readFileSync(path, 'utf8')) as object;
+  writeFileSync(path, JSON.stringify({ ...config, ...fields }));
 }
 
 /** The guest that cluster/demo/run has built and names in GUEST; without it, what the daemon finds. */
