@@ -99,7 +99,12 @@ class TransferBench {
     await this.load(place, loadS);
     const { adminSocket } = nodePaths(place.directory, primary);
     const request = async (): Promise<SyncRecord> =>
-      (await callDaemon(adminSocket, 'sync', { node: target }, { timeoutMs: bounds.adminSyncMs })) as SyncRecord;
+      (await callDaemon(
+        adminSocket,
+        'sync',
+        { node: target },
+        { timeoutMs: bounds.adminSyncMs },
+      )) as SyncRecord;
     const { result, gapMs, replyMs } = await this.watched(request);
     this.note('heal', loadS, result, gapMs, replyMs);
   }

@@ -95,8 +95,7 @@ export function judgeDivergence(seen: Observed): DivergenceDemoReport {
   const clientIsWell =
     tally.alive && tally.lost === 0 && tally.wrong === 0 && tally.acked > 0 && tally.readBack >= tally.acked;
   return {
-    ok:
-      within && seen.mended && agreed > 0 && diverged === 0 && seen.served === fault.node && clientIsWell,
+    ok: within && seen.mended && agreed > 0 && diverged === 0 && seen.served === fault.node && clientIsWell,
     seed: seen.seed,
     fault: {
       node: fault.node,
@@ -148,7 +147,8 @@ export function judgeDivergence(seen: Observed): DivergenceDemoReport {
 
 export function divergenceLines(report: DivergenceDemoReport): string[] {
   const { fault, detection, heal, afterwards, failover } = report;
-  const text = (hex: string | null): string => JSON.stringify(Buffer.from(hex ?? '', 'hex').toString('latin1'));
+  const text = (hex: string | null): string =>
+    JSON.stringify(Buffer.from(hex ?? '', 'hex').toString('latin1'));
   return [
     '',
     `replicas              3, seed ${report.seed}`,

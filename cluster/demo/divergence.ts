@@ -41,7 +41,12 @@ class DivergenceDemo {
     this.options = options;
     this.random = new Random(options.seed);
     const limitMs =
-      limits.startMs + findMs + healMs + 4 * options.writeS * second + 2 * limits.takeoverMs + limits.verifyMs;
+      limits.startMs +
+      findMs +
+      healMs +
+      4 * options.writeS * second +
+      2 * limits.takeoverMs +
+      limits.verifyMs;
     this.stage = new Stage({ name: 'demo', limitMs, logs: options.logs });
   }
 

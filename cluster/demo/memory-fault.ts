@@ -27,9 +27,7 @@ export interface MemoryFault {
 /** The memory of `node`'s guest. Errors: START_FAILED if there is none. */
 export function guestMemory(cluster: string, node: string): string {
   const directory = shmDirectory(cluster);
-  const name = readdirSync(directory).find((file) =>
-    new RegExp(`^${node}-[0-9a-f]{16}\\.ram$`).test(file),
-  );
+  const name = readdirSync(directory).find((file) => new RegExp(`^${node}-[0-9a-f]{16}\\.ram$`).test(file));
   if (name === undefined) throw new FalconError('START_FAILED', `${directory}: no memory of ${node}'s guest`);
   return join(directory, name);
 }
