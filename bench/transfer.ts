@@ -12,6 +12,7 @@
  */
 import { execFile, execFileSync, spawn } from 'node:child_process';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 
 import { longest } from '../cluster/demo/divergence-report.js';
 import { sharedClockMs } from '../cluster/demo/key-client.js';
@@ -178,15 +179,10 @@ class TransferBench {
 }
 
 /** How fast pages are digested, and copied, in this run. */
-function digests(): Promise<Digests> {
+async function digests(): Promise<Digests> {
   const addon = execFileSync(join(repositoryRoot, 'cluster/build/addon'), { encoding: 'utf8' }).trim();
-  const program = join(addon, 'digest_bench');
-  return new Promise((resolve, reject) => {
-    execFile(program, (error, out) => {
-      if (error !== null) reject(error);
-      else resolve(JSON.parse(out) as Digests);
-    });
-  });
+  const { stdout } = await promisify(execFile)(join(addon, 'digest_bench'));
+  return JSON.parse(stdout) as Digests;
 }
 
 function table(rows: readonly Row[]): string[] {

@@ -22,7 +22,7 @@ t.test('a bit flips in the memory of a guest', skip, async (t) => {
     ok: true,
     fault: { node: /^h\d$/, key: Number, was: /^[0-9a-f]{32}$/ },
     detection: { within_period: true, first_different: Number },
-    // What the dirty logs know is not enough: no guest wrote the wrong bit.
+    // Though there is a common point: the dirty logs do not know of a bit that no guest wrote.
     heal: { based: false, memory_mended: true },
     afterwards: { diverged: 0 },
     lost: 0,
