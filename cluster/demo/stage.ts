@@ -109,7 +109,7 @@ export class Stage {
   kill(replica: ReplicaStatus): void {
     signal(replica.pid, 'SIGKILL');
     if (replica.guest.pid !== null) signal(replica.guest.pid, 'SIGKILL');
-    this.say(`killed ${replica.node}, primary of view ${replica.view}`);
+    this.say(`killed ${replica.node}, ${replica.role} of view ${replica.view}`);
   }
 
   /** The host is repaired: it is made a full copy while the client writes on. */
