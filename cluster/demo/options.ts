@@ -59,8 +59,8 @@ how that is found and healed; then kills the primary, lets the healed guest serv
   JSON=1         the last line is one JSON object
   LOGS=DIR       leave the logs of daemons and guests there
 
-Exit status: 0 if the fault was found within a checking period and healed, and the client saw nothing of it; 1 if not;
-2 wrong usage.`;
+Exit status: 0 if the fault was found by the first check of the bytes, no later than half a second beyond the checking
+period, and healed, and the client saw nothing of it; 1 if not; 2 wrong usage.`;
 
 type Environment = Readonly<Record<string, string | undefined>>;
 

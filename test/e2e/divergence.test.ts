@@ -21,7 +21,7 @@ t.test('a bit flips in the memory of a guest', skip, async (t) => {
   t.match(report, {
     ok: true,
     fault: { node: /^h\d$/, key: Number, was: /^[0-9a-f]{32}$/ },
-    detection: { within_period: true, first_different: Number },
+    detection: { in_time: true, first_different: Number },
     // Though there is a common point: the dirty logs do not know of a bit that no guest wrote.
     heal: { based: false, memory_mended: true },
     afterwards: { diverged: 0 },

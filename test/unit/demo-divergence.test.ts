@@ -103,7 +103,7 @@ t.test('the report of a divergence is ok only if everything is', async (t) => {
   const report = judgeDivergence(seen);
   t.match(report, {
     ok: true,
-    detection: { after_read_ms: 89, within_period: true },
+    detection: { after_read_ms: 89, in_time: true },
     heal: { after_detection_ms: 110 },
     afterwards: { agreed: 4, diverged: 0 },
     failover: { outage_ms: 90 },
