@@ -8,10 +8,10 @@ export SOFTROCE_COMMAND
 export FALCON_CACHE ?= $(HOME)/.cache/falcon
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build images check format test test-softroce softroce demo sim bench-fabric bench-log bench-vm clean
+.PHONY: help setup build images check format test test-softroce softroce demo demo-divergence sim bench-fabric bench-log bench-vm bench-transfer clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-15s %s\n' "$$name" "$$text"; done
 
 setup: ## install Debian packages and npm packages that are missing
 	@cluster/setup
@@ -46,6 +46,9 @@ softroce: ## run CMD='...' on a machine with RDMA devices (soft-RoCE): OUT=folde
 demo: build images ## kill the primary under a client: SEED= IDLE= KILLS= HOSTS= JSON=1
 	@cluster/demo/run
 
+demo-divergence: build images ## flip a bit in a backup's memory under a client: SEED= JSON=1 LOGS=
+	@cluster/demo/run divergence
+
 sim: build ## simulate whole clusters: SEEDS=1000 or SEED=17
 	@node dist/test/sim/main.js
 
@@ -59,6 +62,10 @@ bench-log: build ## latency and throughput of the log, beside floors
 bench-vm: build images ## Redis in a VM: alone, with one replica, with three
 	@cluster/setup bench/packages
 	@node dist/bench/vm.js
+
+bench-transfer: build images ## state transfer: bytes, pause and what the client notices, beside all dirty pages
+	@cluster/setup bench/packages
+	@node dist/bench/transfer.js
 
 clean: ## remove what was built here; the cache stays
 	@rm -rf dist build .tap

@@ -3,7 +3,7 @@
  *
  *   node client.js HOST PORT SEED [DEPTH]
  *
- * Reads one word a line from stdin (write, rest, verify, tally, quit) and answers each with one line of JSON:
+ * Reads one word a line from stdin (write, rest, verify, tally, read:N, quit) and answers each with one line of JSON:
  * the tally. Ends when stdin does, so that it never outlives its driver.
  */
 import { createInterface } from 'node:readline';
@@ -42,6 +42,7 @@ async function main([host, port, seed, depth]: readonly string[]): Promise<void>
     if (word === 'write') client.write();
     else if (word === 'rest') await client.rest();
     else if (word === 'verify') await client.verify();
+    else if (/^read:\d+$/.test(word)) await client.readKey(Number(word.slice('read:'.length)));
     else if (word !== 'tally') throw new Error(`no such word: ${JSON.stringify(word)}`);
     answer();
   }

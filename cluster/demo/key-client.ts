@@ -88,6 +88,8 @@ export class KeyClient {
   /** When the reply that is waited for became due: at the last reply, or at the request that ended a rest. */
   private dueMs = 0;
   private wakeIdle: (() => void)[] = [];
+  private readonly ended: Promise<void>;
+  private onEnded: () => void = () => undefined;
 
   private constructor(socket: Socket, options: KeyClientOptions) {
     const silenceMs = options.silenceMs ?? 30_000;
@@ -95,6 +97,7 @@ export class KeyClient {
     this.seed = options.seed;
     this.depth = options.depth ?? 1;
     this.random = new Random(options.seed);
+    this.ended = new Promise((resolve) => (this.onEnded = resolve));
     socket.setNoDelay(true);
     socket.on('data', (chunk) => this.onData(chunk));
     socket.on('error', (error) => this.end(`the connection broke: ${error.message}`));
@@ -147,6 +150,11 @@ export class KeyClient {
       // A broken connection answers nothing: rest() ends then as well.
       await Promise.race([Promise.all(batch), this.rest()]);
     }
+  }
+
+  /** Reads one key that was written, also in the middle of writing; returns when its reply, or the end, has come. */
+  async readKey(n: number): Promise<void> {
+    if (this.alive) await Promise.race([this.read(n), this.ended]);
   }
 
   tally(): Tally {
@@ -248,6 +256,7 @@ export class KeyClient {
     const waiting = this.pending[0];
     this.say(waiting === undefined ? why : `${why} (waiting for ${waiting.request})`);
     this.socket.destroy();
+    this.onEnded();
     for (const wake of this.wakeIdle.splice(0)) wake();
   }
 }

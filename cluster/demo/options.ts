@@ -37,6 +37,31 @@ Starts a cluster of network namespaces on this machine, kills the primary under 
 
 Exit status: 0 if nothing was lost, nothing was wrong and the connection survived; 1 if not; 2 wrong usage.`;
 
+export interface DivergenceDemoOptions {
+  readonly seed: number;
+  /** How long the client writes before the fault, and between the steps, in seconds. */
+  readonly writeS: number;
+  readonly depth: number;
+  readonly durability: 'disk' | 'memory';
+  readonly json: boolean;
+  readonly logs: string | null;
+}
+
+export const divergenceDemoHelp = `usage: make demo-divergence [NAME=VALUE]...
+
+Starts a cluster of three on this machine, flips one bit in the memory of one backup's guest under a client, and shows
+how that is found and healed; then kills the primary, lets the healed guest serve, and reads everything back.
+
+  SEED=N         decides which backup, which key and which bit      [random]
+  WRITE=SECONDS  the client writes this long before and after       [3]
+  DEPTH=N        requests in flight                                 [1]
+  DURABILITY=disk or memory                                         [disk]
+  JSON=1         the last line is one JSON object
+  LOGS=DIR       leave the logs of daemons and guests there
+
+Exit status: 0 if the fault was found by the first check of the bytes, no later than half a second beyond the checking
+period, and healed, and the client saw nothing of it; 1 if not; 2 wrong usage.`;
+
 type Environment = Readonly<Record<string, string | undefined>>;
 
 /** Errors: USAGE. */
@@ -57,6 +82,18 @@ export function demoOptions(env: Environment, randomSeed: number): DemoOptions {
     writeS: integer(env, 'WRITE', 3, 1, 600),
     depth: integer(env, 'DEPTH', 1, 1, 256),
     lan: choice(env, 'LAN', ['flood', 'learn']),
+    durability: choice(env, 'DURABILITY', ['disk', 'memory']),
+    json: choice(env, 'JSON', ['0', '1']) === '1',
+    logs: given(env, 'LOGS') ?? null,
+  };
+}
+
+/** Errors: USAGE. */
+export function divergenceDemoOptions(env: Environment, randomSeed: number): DivergenceDemoOptions {
+  return {
+    seed: integer(env, 'SEED', randomSeed, 0, 2 ** 32 - 1),
+    writeS: integer(env, 'WRITE', 3, 1, 600),
+    depth: integer(env, 'DEPTH', 1, 1, 256),
     durability: choice(env, 'DURABILITY', ['disk', 'memory']),
     json: choice(env, 'JSON', ['0', '1']) === '1',
     logs: given(env, 'LOGS') ?? null,

@@ -15,7 +15,7 @@ export interface RemoteClientOptions {
   readonly depth: number;
 }
 
-export type ClientWord = 'write' | 'rest' | 'verify' | 'tally';
+export type ClientWord = 'write' | 'rest' | 'verify' | 'tally' | `read:${number}`;
 
 /** Longer than the client itself tries to connect. */
 const startMs = 45_000;

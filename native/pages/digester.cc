@@ -38,6 +38,7 @@ Status Digester::Make(const DigesterOptions& options, std::unique_ptr<Digester>*
     return {"START_FAILED", "digester: the number of threads is out of range"};
   if (Status status = StartDigests(); !status.ok()) return status;
   std::unique_ptr<Digester> made(new Digester());
+  made->inline_pages_ = options.inline_pages;
   made->event_.Reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!made->event_.valid()) return {"START_FAILED", ErrnoText("digester: eventfd", errno)};
   const int threads = options.threads > 0 ? options.threads : DefaultThreads();
@@ -93,6 +94,7 @@ void Digester::Start(DigestJob job) {
     FALCON_CHECK(write(event_.get(), &one, sizeof one) == sizeof one);
     return;
   }
+  if (rank <= inline_pages_) return Work();
   work_.notify_all();
 }
 

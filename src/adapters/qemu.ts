@@ -212,8 +212,9 @@ export class QemuGuest implements GuestRunner {
   }
 
   async pause(): Promise<void> {
-    await this.execute('stop');
-    const { status } = (await this.execute('query-status')) as { status?: unknown };
+    // The monitor takes both in this order; the second does not wait for an answer to the first.
+    const [, answer] = await Promise.all([this.execute('stop'), this.execute('query-status')]);
+    const { status } = answer as { status?: unknown };
     if (status !== 'paused' && status !== 'prelaunch')
       throw new FalconError('GUEST_WRONG_STATE', `it is not paused but ${String(status)}`);
   }

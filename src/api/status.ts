@@ -59,6 +59,15 @@ export interface SyncRecord {
   readonly durationMs: number;
   /** How long the source's guest stood still. */
   readonly pauseMs: number;
+  /** What the pause went to. The last round runs while the state is saved; `send` begins when both are done. */
+  readonly pauseParts: {
+    readonly stopMs: number;
+    readonly collectMs: number;
+    readonly roundMs: number;
+    readonly saveMs: number;
+    readonly sendMs: number;
+    readonly resumeMs: number;
+  };
 }
 
 export interface SyncStatus {

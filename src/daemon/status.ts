@@ -98,7 +98,7 @@ function syncStatus(transfer: StateTransfer, name: (index: number) => string): S
 
 export function syncRecord(record: TransferRecord, name: (index: number) => string): SyncRecord {
   const { reason, ok, why, op, based, rounds, pages, equal, sent, bytes } = record;
-  const { finalPages, finalSent, stateBytes } = record;
+  const { finalPages, finalSent, stateBytes, pauseParts: parts } = record;
   const ms = (value: number): number => Math.round(value * 10) / 10;
   return {
     ...{ target: name(record.peer), reason, ok, why, op, based, rounds, pages, equal, sent, bytes },
@@ -108,6 +108,14 @@ export function syncRecord(record: TransferRecord, name: (index: number) => stri
     moveMs: ms(record.moveNs / 1e6),
     durationMs: ms(record.durationMs),
     pauseMs: ms(record.pauseMs),
+    pauseParts: {
+      stopMs: ms(parts.stopMs),
+      collectMs: ms(parts.collectMs),
+      roundMs: ms(parts.roundMs),
+      saveMs: ms(parts.saveMs),
+      sendMs: ms(parts.sendMs),
+      resumeMs: ms(parts.resumeMs),
+    },
   };
 }
 

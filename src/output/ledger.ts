@@ -269,8 +269,10 @@ function describe(record: CheckRecord, member: Member, item: DivergedItem): Dive
   const tail = record.tails[item.index];
   const difference = tail === undefined ? null : firstDifference({ end: position, bytes: tail }, found);
   const shown = difference?.found ?? item.tail.slice(-bounds.outputShownBytes);
-  // More was said than was expected, and what was expected is the same.
-  const extra = difference?.at === null && item.position > position ? position : null;
+  // More was said than was expected, and what was expected is the same, all of it that was not known to be equal.
+  const keptFrom = position - Math.min(tail?.length ?? 0, item.tail.length);
+  const extra =
+    difference?.at === null && item.position > position && keptFrom <= item.agreed ? position : null;
   return {
     view,
     op,

@@ -13,7 +13,14 @@ import type { RoundFigures, RoundPages } from '../ports/data-plane.js';
 import type { Op, View } from '../wire/viewstamp.js';
 import { sessionId, sessionsPerView } from '../wire/transfer-messages.js';
 import type { SessionId, TransferMessage } from '../wire/transfer-messages.js';
-import type { PeerFacts, SourceEffect, SourceEvent, TransferOptions, TransferReason } from './types.js';
+import type {
+  PauseParts,
+  PeerFacts,
+  SourceEffect,
+  SourceEvent,
+  TransferOptions,
+  TransferReason,
+} from './types.js';
 
 type Phase =
   | 'opening'
@@ -46,6 +53,9 @@ interface Session {
   op: Op;
   pausedAt: Milliseconds | null;
   pauseMs: Milliseconds;
+  parts: PauseParts;
+  /** When the step of the pause that runs was begun. */
+  stepAt: Milliseconds;
   finalDone: boolean;
   saved: boolean;
   figures: RoundFigures;
@@ -54,6 +64,7 @@ interface Session {
 }
 
 const nothing: RoundFigures = { pages: 0, equal: 0, sent: 0, bytes: 0, digestNs: 0, waitNs: 0, moveNs: 0 };
+const noPause: PauseParts = { stopMs: 0, collectMs: 0, roundMs: 0, saveMs: 0, sendMs: 0, resumeMs: 0 };
 
 export interface SourceSetting {
   /** Fresh for each session. */
@@ -190,6 +201,8 @@ export class TransferSource {
       op: 0,
       pausedAt: null,
       pauseMs: 0,
+      parts: noPause,
+      stepAt: 0,
       finalDone: false,
       saved: false,
       figures: nothing,
@@ -243,26 +256,31 @@ export class TransferSource {
         s.phase = 'pausing';
         s.op = event.op;
         s.pausedAt = now;
+        s.stepAt = now;
         s.deadline = now + this.options.pauseMaxMs;
         this.out.push({ type: 'pause', session: s.id });
         return;
       case 'paused':
         if (s.phase !== 'pausing') return;
         s.phase = 'final';
+        this.spent(s, 'stopMs', now);
         this.out.push({ type: 'collect', session: s.id });
         return;
       case 'saved':
         s.saved = true;
-        return this.sendState(s);
+        s.parts = { ...s.parts, saveMs: now - s.stepAt };
+        return this.sendState(s, now);
       case 'sent':
         if (s.phase !== 'sending') return;
         s.phase = 'resuming';
+        this.spent(s, 'sendMs', now);
         s.stateBytes = event.bytes;
         this.out.push({ type: 'resume', session: s.id });
         return;
       case 'resumed':
         if (s.phase !== 'resuming') return;
         s.phase = 'confirming';
+        this.spent(s, 'resumeMs', now);
         s.pauseMs = now - (s.pausedAt ?? now);
         s.pausedAt = null;
         s.deadline = now + this.options.confirmWaitMs;
@@ -283,7 +301,9 @@ export class TransferSource {
       view: this.view,
       machine: this.setting.machine(),
       ramBytes: this.setting.ramBytes(),
-      baseOp: this.setting.baseOf(s.peer),
+      // The dirty logs know what guests wrote. What made a guest part may have been something else, a failing
+      // memory module say, so all of its memory is looked at.
+      baseOp: s.reason === 'diverged' ? 0 : this.setting.baseOf(s.peer),
       key: s.key,
       inbox,
     };
@@ -293,6 +313,7 @@ export class TransferSource {
   private onCollected(s: Session, now: Milliseconds, pages: number): void {
     s.pendingPages += pages;
     if (s.phase === 'final') {
+      this.spent(s, 'collectMs', now);
       this.round(s, 'pending', true);
       this.out.push({ type: 'save', session: s.id, op: s.op });
       return;
@@ -321,7 +342,8 @@ export class TransferSource {
     if (s.phase === 'final') {
       s.finalDone = true;
       s.finalFigures = figures;
-      return this.sendState(s);
+      s.parts = { ...s.parts, roundMs: now - s.stepAt };
+      return this.sendState(s, now);
     }
     if (s.phase !== 'copying') return;
     s.roundPages = figures.pages;
@@ -329,10 +351,16 @@ export class TransferSource {
     this.out.push({ type: 'collect', session: s.id });
   }
 
-  private sendState(s: Session): void {
+  private sendState(s: Session, now: Milliseconds): void {
     if (s.phase !== 'final' || !s.saved || !s.finalDone) return;
     s.phase = 'sending';
+    s.stepAt = now;
     this.out.push({ type: 'send-state', session: s.id, peer: s.peer, op: s.op });
+  }
+
+  private spent(s: Session, step: keyof PauseParts, now: Milliseconds): void {
+    s.parts = { ...s.parts, [step]: now - s.stepAt };
+    s.stepAt = now;
   }
 
   private advance(s: Session, now: Milliseconds): void {
@@ -384,6 +412,7 @@ export class TransferSource {
         startedAt: s.startedAt,
         durationMs: now - s.startedAt,
         pauseMs,
+        pauseParts: s.parts,
       },
     });
   }

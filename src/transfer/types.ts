@@ -62,6 +62,17 @@ export interface TransferRecord extends RoundFigures {
   readonly durationMs: Milliseconds;
   /** How long the source's guest stood still. */
   readonly pauseMs: Milliseconds;
+  readonly pauseParts: PauseParts;
+}
+
+/** What the pause went to. The last round runs while the state is saved; `send` begins when both are done. */
+export interface PauseParts {
+  readonly stopMs: Milliseconds;
+  readonly collectMs: Milliseconds;
+  readonly roundMs: Milliseconds;
+  readonly saveMs: Milliseconds;
+  readonly sendMs: Milliseconds;
+  readonly resumeMs: Milliseconds;
 }
 
 /** A peer as the source sees it. */

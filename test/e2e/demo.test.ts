@@ -92,7 +92,7 @@ t.test('ctrl-C in the middle', skip, async (t) => {
 
 t.test('wrong usage', async (t) => {
   t.match(await runLong(demo, ['--help']), { status: 0, out: /KILLS/ });
-  t.match(await runLong(demo, [], { HOSTS: '3', KILLS: '2', JSON: '1' }), {
+  t.match(await runLong(demo, [], { HOSTS: '3', KILLS: '2', REVIVE: '0', JSON: '1' }), {
     status: 2,
     err: /USAGE/,
     out: /"ok":false/,

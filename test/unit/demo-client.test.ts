@@ -157,15 +157,16 @@ t.test('replies that arrive byte by byte', async (t) => {
 t.test('what is asked for', async (t) => {
   t.match(demoOptions({}, 9), { hosts: 3, kills: 1, seed: 9, idleS: 0, lan: 'flood', json: false });
   t.match(demoOptions({ KILLS: '2', JSON: '1', IDLE: '60', SEED: '' }, 9), {
-    hosts: 5,
+    hosts: 3,
     kills: 2,
+    revive: true,
     idleS: 60,
     json: true,
     seed: 9,
   });
   const wrongs = [
     { HOSTS: '4' },
-    { HOSTS: '3', KILLS: '2' },
+    { HOSTS: '3', KILLS: '2', REVIVE: '0' },
     { SEED: '-1' },
     { LAN: 'loud' },
     { WRITE: '1e9' },

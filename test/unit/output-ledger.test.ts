@@ -148,6 +148,21 @@ t.test('one diverged backup is healed, and the first differing byte is known', (
   t.end();
 });
 
+t.test('a difference before the bytes that are kept has no place', (t) => {
+  const world = new World(3);
+  world.check(5, [100]);
+  world.verdict(2, 5, 'diverged', { position: 200, agreed: 40, tail: text('expected') });
+  world.wait(3000);
+  t.match(world.ledgers[0]?.divergences, [{ agreed: 40, position: 100, firstDifferent: null }]);
+  // All bytes that were not equal before are kept, and are: the guest has said more.
+  world.step(0, { type: 'healed', member: 2 });
+  world.check(6, [100], 8);
+  world.verdict(2, 6, 'diverged', { position: 200, agreed: 92, tail: text('expected') });
+  world.wait(3000);
+  t.match(world.ledgers[0]?.divergences[1], { agreed: 92, position: 100, firstDifferent: 100 });
+  t.end();
+});
+
 t.test('a judgement waits for all, but not for ever', (t) => {
   const world = new World(3);
   world.check(5, [8]);

@@ -59,7 +59,7 @@ class Pair {
       key: () => new Uint8Array(32),
       machine: () => 'pc',
       ramBytes: () => 4096,
-      baseOf: () => 0,
+      baseOf: () => 17,
     });
     this.target = new TransferTarget(transferOptions(1), { machine: () => 'pc', ramBytes: () => 4096 });
   }
@@ -216,12 +216,38 @@ void t.test('a target is filled, and a request fills it again', (t) => {
   t.equal(record?.op, pair.wholeOp);
   t.ok((record?.rounds ?? 0) >= 2, 'one round while the guest runs, one while it stands still');
   t.equal(record?.sent, 6 * (record?.rounds ?? 0));
+  const { stopMs, collectMs, roundMs, saveMs, sendMs, resumeMs } = record!.pauseParts;
+  const parts = stopMs + collectMs + Math.max(roundMs, saveMs) + sendMs + resumeMs;
+  t.equal(parts, record?.pauseMs, 'the parts of the pause are all of it');
   for (let i = 0; i < 100; i++) pair.step(5);
   t.equal(pair.records.length, 1, 'a member that is whole is left alone');
   pair.ask();
   for (let i = 0; i < 400 && pair.records.length < 2; i++) pair.step(5);
   t.equal(pair.records[1]?.ok, true);
   t.equal(pair.records[1]?.reason, 'asked');
+  t.end();
+});
+
+void t.test('a guest that has parted is compared with all of its memory', (t) => {
+  const source = new TransferSource(transferOptions(0), {
+    key: () => new Uint8Array(32),
+    machine: () => 'pc',
+    ramBytes: () => 4096,
+    baseOf: () => 17,
+  });
+  const peers = [{ node: 1, reachable: true, whole: true, booting: false, syncOp: 17 }];
+  const offered = (reason: 'asked' | 'diverged', view: number): unknown => {
+    const out: SourceEffect[] = [];
+    source.step({ type: 'tick', now: 0, view, able: false, peers }, out);
+    source.step({ type: 'request', now: 0, peer: 1, reason }, out);
+    source.step({ type: 'tick', now: 0, view, able: true, peers }, out);
+    const session = source.status?.session ?? 0;
+    source.step({ type: 'opened', now: 0, session, inbox: new Uint8Array() }, out);
+    source.step({ type: 'failed', now: 0, session, why: 'SYNC_MEMORY it was to be' }, out);
+    return out.find((effect) => effect.type === 'send')?.message;
+  };
+  t.match(offered('asked', 1), { type: 'offer', baseOp: 17 });
+  t.match(offered('diverged', 2), { type: 'offer', baseOp: 0 });
   t.end();
 });
 

@@ -1,0 +1,239 @@
+/**
+ * make bench-transfer: what bringing a replica to a full copy costs, in bytes, in pause, and to a client.
+ *
+ *   heal     a backup that ran beside the primary is levelled: after 1, 10 and 60 s of SETs since the last session
+ *   rejoin   a backup's host is killed and comes back without a guest
+ *   clone    all replicas become copies of the first guest when the cluster starts (firstBoot: clone)
+ *
+ * Figures are the source's own records (falcon sync --json, status). A client asks one thing after the other over
+ * one connection meanwhile, and notes its longest gap. Beside it: what sending every dirty page would take, and how
+ * fast pages are digested and copied in the same run. JSON=1 prints one JSON object on the last line; ROUNDS= heals
+ * per duration [3], SECONDS= durations of load ["1 10 60"].
+ */
+import { execFile, execFileSync, spawn } from 'node:child_process';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+
+import { longest } from '../cluster/demo/divergence-report.js';
+import { sharedClockMs } from '../cluster/demo/key-client.js';
+import type { RemoteClient } from '../cluster/demo/remote-client.js';
+import { editConfig, limits, Stage } from '../cluster/demo/stage.js';
+import { nodePaths } from '../src/api/cluster.js';
+import { callDaemon } from '../src/api/client.js';
+import type { ClusterPlace } from '../src/api/lifecycle.js';
+import type { SyncRecord } from '../src/api/status.js';
+import { answered, fetchAll } from '../src/cli/replicas.js';
+import { bounds } from '../src/lib/bounds.js';
+import { formatError, asFalconError } from '../src/lib/errors.js';
+import { repositoryRoot } from '../src/lib/root.js';
+
+interface Row {
+  readonly what: string;
+  readonly loadS: number;
+  readonly record: SyncRecord;
+  /** All dirty pages, sent without looking. */
+  readonly dirtyBytes: number;
+  /** The client's longest gap round the session, and its usual time for a reply before it. */
+  readonly gapMs: number | null;
+  readonly replyMs: number | null;
+}
+
+interface Digests {
+  readonly copyGBs: number;
+  readonly digestGBs: number;
+  readonly workersGBs: number;
+}
+
+const second = 1000;
+const rounds = Number(process.env['ROUNDS'] ?? '3');
+const durations = (process.env['SECONDS'] ?? '1 10 60').split(/\s+/).map(Number);
+const loadClients = 4;
+/** Between a load and a session, so that both guests have taken all of it. */
+const settleMs = 500;
+const probeMs = 1000;
+const cloneWaitMs = 120_000;
+const limitMs = 40 * 60 * second;
+
+const tenth = (value: number): number => Math.round(value * 10) / 10;
+
+class TransferBench {
+  private readonly stage = new Stage({ name: 'bench-transfer', limitMs, logs: process.env['LOGS'] ?? null });
+  private readonly rows: Row[] = [];
+  private client: RemoteClient | null = null;
+
+  async run(): Promise<Row[]> {
+    const { stage } = this;
+    const clone = (directory: string): void => editConfig(directory, { firstBoot: 'clone' });
+    const place = await stage.start(['--nodes', '3', '--name', 'bench'], clone);
+    await this.clones(place);
+    this.client = await stage.connect(place, 1, 1);
+    const primary = (await stage.primary(place, 0)).node;
+    const target = place.config.nodes.find(({ name }) => name !== primary)?.name ?? '';
+    for (const loadS of durations) {
+      for (let i = 0; i < rounds; i++) await this.heal(place, primary, target, loadS);
+    }
+    for (let i = 0; i < rounds; i++) await this.rejoin(place, primary, target);
+    return this.rows;
+  }
+
+  async end(failed: boolean): Promise<void> {
+    this.client?.stop();
+    await this.stage.end(failed);
+  }
+
+  /** The sessions of the start. */
+  private async clones(place: ClusterPlace): Promise<void> {
+    const end = sharedClockMs() + cloneWaitMs;
+    for (;;) {
+      const { node } = await this.stage.primary(place, 0);
+      const made = (await this.records(place, node)).filter(({ ok, reason }) => ok && reason === 'fill');
+      if (made.length < 2 && sharedClockMs() < end) {
+        await this.stage.pause(200, 'cloning');
+        continue;
+      }
+      for (const record of made) this.note('clone', 0, record, null, null);
+      return;
+    }
+  }
+
+  private async heal(place: ClusterPlace, primary: string, target: string, loadS: number): Promise<void> {
+    await this.load(place, loadS);
+    const { adminSocket } = nodePaths(place.directory, primary);
+    const request = async (): Promise<SyncRecord> =>
+      (await callDaemon(
+        adminSocket,
+        'sync',
+        { node: target },
+        { timeoutMs: bounds.adminSyncMs },
+      )) as SyncRecord;
+    const { result, gapMs, replyMs } = await this.watched(request);
+    this.note('heal', loadS, result, gapMs, replyMs);
+  }
+
+  private async rejoin(place: ClusterPlace, primary: string, target: string): Promise<void> {
+    const { stage } = this;
+    const victim = answered(await fetchAll(place)).find(({ node }) => node === target);
+    if (victim !== undefined) stage.kill(victim);
+    await this.load(place, 1);
+    const { result, gapMs, replyMs } = await this.watched(async () => {
+      await stage.bringBack(target);
+      return (await this.records(place, primary)).findLast((one) => one.ok && one.target === target);
+    });
+    if (result !== undefined) this.note('rejoin', 1, result, gapMs, replyMs);
+  }
+
+  private async records(place: ClusterPlace, node: string): Promise<readonly SyncRecord[]> {
+    return answered(await fetchAll(place)).find((one) => one.node === node)?.sync.last ?? [];
+  }
+
+  /** Does something while the client asks one thing after the other. */
+  private async watched<T>(
+    work: () => Promise<T>,
+  ): Promise<{ readonly result: T; readonly gapMs: number; readonly replyMs: number }> {
+    const { stage, client } = this;
+    if (client === null) throw new Error('no client');
+    const before = await stage.ask(client, 'write', limits.clientMs);
+    await stage.pause(probeMs, 'probing');
+    const probed = await stage.ask(client, 'tally', limits.clientMs);
+    const replyMs = probeMs / Math.max(1, probed.acked - before.acked);
+    const startMs = sharedClockMs();
+    const result = await work();
+    const endMs = sharedClockMs();
+    await stage.pause(settleMs, 'settling');
+    const tally = await stage.ask(client, 'rest', limits.clientMs);
+    if (!tally.alive || tally.wrong > 0) throw new Error(tally.trouble.join('; '));
+    return { result, gapMs: longest(tally.gaps, startMs, endMs), replyMs };
+  }
+
+  /** redis-benchmark for about so long. */
+  private async load(place: ClusterPlace, forS: number): Promise<void> {
+    const { vm, cluster } = place.config;
+    const netns = `falcon-${cluster.slice(-8)}-client`;
+    const program = ['redis-benchmark', '-h', vm.address, '-t', 'set', '-d', '64', '-r', '100000', '-q'];
+    const args = ['netns', 'exec', netns, ...program, '-c', String(loadClients), '-l'];
+    const child = spawn('ip', args, { stdio: 'ignore' });
+    const ended = new Promise<void>((resolve) => child.once('close', () => resolve()));
+    try {
+      await this.stage.pause(forS * second, `${forS} s of load`);
+    } finally {
+      child.kill('SIGKILL');
+    }
+    await ended;
+    await this.stage.pause(settleMs, 'settling');
+  }
+
+  private note(
+    what: string,
+    loadS: number,
+    record: SyncRecord,
+    gapMs: number | null,
+    replyMs: number | null,
+  ): void {
+    const dirtyBytes = record.pages * bounds.guestPageBytes;
+    this.rows.push({ what, loadS, record, dirtyBytes, gapMs, replyMs });
+    this.stage.say(
+      `${what}, ${loadS} s of load: ${record.pages} pages, ${record.sent} sent, pause ${tenth(record.pauseMs)} ms` +
+        (gapMs === null ? '' : `, the client's longest gap ${tenth(gapMs)} ms`),
+    );
+  }
+}
+
+/** How fast pages are digested, and copied, in this run. */
+async function digests(): Promise<Digests> {
+  const addon = execFileSync(join(repositoryRoot, 'cluster/build/addon'), { encoding: 'utf8' }).trim();
+  const { stdout } = await promisify(execFile)(join(addon, 'digest_bench'));
+  return JSON.parse(stdout) as Digests;
+}
+
+function table(rows: readonly Row[]): string[] {
+  const head = [
+    ...['what', 'load s', 'rounds', 'pages', 'equal', 'sent', 'KiB', 'of dirty'],
+    ...['digest', 'wait', 'move', 'all', 'pause', 'stop', 'collect', 'round', 'save', 'send', 'resume'],
+    ...['gap', 'reply', 'beyond ms'],
+  ];
+  const lines = rows.map(({ what, loadS, record: r, dirtyBytes, gapMs, replyMs }) => [
+    ...[what + (r.based ? '' : '*'), loadS, r.rounds, r.pages, percent(r.equal, r.pages), r.sent],
+    ...[Math.round(r.bytes / 1024), percent(r.bytes, dirtyBytes)],
+    ...[r.digestMs, r.waitMs, r.moveMs, r.durationMs, r.pauseMs, ...Object.values(r.pauseParts)].map(tenth),
+    ...[gapMs, replyMs, beyond(gapMs, replyMs, r)].map((ms) => (ms === null ? '-' : tenth(ms))),
+  ]);
+  const cells = [head, ...lines].map((row) => row.map(String));
+  const widths = head.map((_, i) => Math.max(...cells.map((row) => (row[i] ?? '').length)));
+  return [
+    ...cells.map((row) => row.map((cell, i) => cell.padStart(widths[i] ?? 0)).join('  ')),
+    '* without a common point: all pages that are not empty are looked at',
+  ];
+}
+
+/** How much longer the client waited than the pause and one round trip. */
+function beyond(gapMs: number | null, replyMs: number | null, record: SyncRecord): number | null {
+  return gapMs === null || replyMs === null ? null : Math.max(0, gapMs - record.pauseMs - replyMs);
+}
+
+function percent(part: number, whole: number): string {
+  return whole === 0 ? '-' : `${Math.round((100 * part) / whole)} %`;
+}
+
+async function main(): Promise<void> {
+  const rate = await digests();
+  const bench = new TransferBench();
+  let rows: Row[] | null = null;
+  try {
+    rows = await bench.run();
+  } finally {
+    await bench.end(rows === null);
+  }
+  const lines = table(rows);
+  lines.push(
+    `digests ${rate.digestGBs.toFixed(1)} GB/s, by a worker ${rate.workersGBs.toFixed(1)} GB/s; a copy of the same pages ${rate.copyGBs.toFixed(1)} GB/s`,
+  );
+  process.stdout.write(`${lines.join('\n')}\n`);
+  if (process.env['JSON'] === '1') process.stdout.write(`${JSON.stringify({ rows, digests: rate })}\n`);
+}
+
+try {
+  await main();
+} catch (error) {
+  process.stderr.write(`${formatError(error, 'bench-transfer')}\n`);
+  process.exitCode = asFalconError(error).exit;
+}
