@@ -35,7 +35,7 @@ class Source final : public TransferSource {
     if (pages_ > 0) {
       if (Status s = GuestMemory::Open(options_.ram_path, options_.ram_bytes, &memory_); !s.ok())
         return s;
-      if (Status s = Digester::Make({}, &digester_); !s.ok()) return s;
+      if (Status s = Digester::Make({options_.digest_threads}, &digester_); !s.ok()) return s;
       if (Status s = memory_.ResidentPages(&resident_); !s.ok()) return s;
     }
     if (Status s = inbox_.Make(options_.inbox_path, InboxBytes(pages_)); !s.ok()) return s;

@@ -37,7 +37,7 @@ class Target final : public TransferTarget {
     if (pages_ == 0) return Ok();
     if (Status s = GuestMemory::Open(options_.ram_path, options_.ram_bytes, &memory_); !s.ok())
       return s;
-    if (Status s = Digester::Make({}, &digester_); !s.ok()) return s;
+    if (Status s = Digester::Make({options_.digest_threads}, &digester_); !s.ok()) return s;
     if (Status s = memory_.ResidentPages(&resident_); !s.ok()) return s;
     return fabric_->Expose(kRamRegion, options_.peer, {memory_.all(), memory_.path()}, ram);
   }
