@@ -1,6 +1,7 @@
 // The source of a state transfer: which pages differ, and the writes that make them equal.
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "os/check.h"
 #include "pages/page_mover.h"
@@ -66,6 +67,11 @@ class Source final : public TransferSource {
     } else if (which == RoundPages::kPending) {
       wanted = pending_;
     } else if (pages_ > 0) {
+      // A page that the guest has touched for the first time since the memory was opened, and before
+      // its changes began to be noted, is known from nowhere else.
+      PageSet resident;
+      failure_ = memory_.ResidentPages(&resident);
+      if (failure_.ok()) resident_.Unite(resident);
       wanted = resident_;
       record.resident = 1;
     }
@@ -150,6 +156,7 @@ class Source final : public TransferSource {
   }
 
   Status Advance(Nanoseconds now, std::vector<TransferNews>* news, int* done) {
+    if (!failure_.ok()) return std::exchange(failure_, Ok());
     const size_t most = final_ ? kStillBytes : kRunningBytes;
     if (step_ == Step::kIdle) return Ok();
     if (began_ == 0) began_ = now;
@@ -184,6 +191,9 @@ class Source final : public TransferSource {
                        {}});
     }
     if (step_ == Step::kState && writer_.posted()) {
+      if (Status s = PagesRead(); !s.ok()) return s;
+      // The fabric may read a page long after it was posted, and the guest goes on when it is told.
+      if (mover_ != nullptr && !mover_->Done()) return Ok();
       ++*done;
       step_ = Step::kIdle;
       news->push_back({TransferNews::Kind::kSent, {state_bytes_}, {}});
@@ -236,6 +246,12 @@ class Source final : public TransferSource {
     return Ok();
   }
 
+  // Takes note of the pages whose source the fabric needs no more.
+  Status PagesRead() {
+    size_t none = 0;
+    return mover_ == nullptr ? Ok() : mover_->Step(0, &none);
+  }
+
   Status PostMark() {
     mark_ = MakeRoundMark(options_.session, round_);
     const auto piece = std::as_bytes(std::span(&mark_, 1));
@@ -265,6 +281,7 @@ class Source final : public TransferSource {
   InboxKind outgoing_kind_ = InboxKind::kPages;
   RoundMark mark_{};
   RoundFigures figures_;
+  Status failure_;  // of what cannot say so itself
   Nanoseconds began_ = 0;
   Nanoseconds moving_since_ = 0;
   size_t state_bytes_ = 0;

@@ -95,7 +95,7 @@ function inject(world: World, random: Random, id: number): void {
 function disturb(world: World, checkers: Checkers, random: Random, nemesis: Nemesis): number {
   const alive = world.nodes.filter((node) => node.alive);
   const dead = world.nodes.filter((node) => !node.alive);
-  switch (random.below(12)) {
+  switch (random.below(13)) {
     case 0:
     case 1: {
       if (alive.length <= 1) return 0;
@@ -141,10 +141,13 @@ function disturb(world: World, checkers: Checkers, random: Random, nemesis: Neme
       return 0;
     }
     case 9:
-    case 10: {
+    case 10:
+    case 11: {
       const primary = alive.find((node) => node.engine?.role === 'primary' && !node.paused);
       if (primary === undefined) return 0;
-      const to = random.pick(world.nodes);
+      // One that is a copy already has a common point with its source.
+      const copies = alive.filter((node) => (node.engine?.guest.own.syncOp ?? 0) !== 0);
+      const to = random.pick(copies.length > 0 && random.chance(0.6) ? copies : alive);
       if (to === primary || !world.runsGuest(to.id)) return 0;
       world.log(`sync from ${primary.id} to ${to.id}`);
       void primary.engine?.sync(to.id).then(({ ok, why }) => world.log(`sync: ${ok} ${why}`));
