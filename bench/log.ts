@@ -108,6 +108,7 @@ function startMember(index: number, directory: string, shm: string, c: Case): Me
       boot: { mode: 'each', fillWaitMs: 0, firstBootWaitMs: 1e9, rebootWaitMs: 1e9, quorumReadyWaitMs: 0 },
       canRunGuest: false,
       reportIntervalMs: 1000,
+      mailSilenceMs: 5000,
       outputs: { waitMs: 1000, primaryDiverged: 'heal-backups' },
     },
     {

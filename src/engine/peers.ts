@@ -1,5 +1,6 @@
 /** What an engine knows of the other members beside consensus: connections, what broke them, and their guests. */
 import type { Milliseconds, NodeId } from '../consensus/types.js';
+import type { PlaneProgress } from '../ports/data-plane.js';
 import type { PeerFacts } from '../transfer/types.js';
 import { noGuest } from '../wire/engine-mail.js';
 import type { GuestReport } from '../wire/engine-mail.js';
@@ -22,9 +23,16 @@ export class Peers {
   readonly reports = new Map<NodeId, GuestReport>();
   /** Connections made to each peer, counted as the data plane counts them. */
   private readonly generations = new Map<NodeId, number>();
+  /** When a peer's mail came last, and when anything else showed that it lives. */
+  private readonly mailAt = new Map<NodeId, Milliseconds>();
+  private readonly lifeAt = new Map<NodeId, Milliseconds>();
+  private readonly ackedOp = new Map<NodeId, Op | null>();
+  private watchedAt: Milliseconds = 0;
   private readonly links = new Map<NodeId, PeerLinkState>();
 
-  up(peer: NodeId): void {
+  up(peer: NodeId, now: Milliseconds): void {
+    this.mailAt.set(peer, now);
+    this.lifeAt.set(peer, now);
     this.generations.set(peer, (this.generations.get(peer) ?? 0) + 1);
     this.connected.add(peer);
   }
@@ -32,6 +40,31 @@ export class Peers {
   down(peer: NodeId, trouble: PeerTrouble): void {
     if (this.connected.delete(peer)) this.note(peer, trouble, true);
     this.reports.delete(peer);
+  }
+
+  mail(peer: NodeId, now: Milliseconds): void {
+    this.mailAt.set(peer, now);
+  }
+
+  /**
+   * Connected members that live, by their heartbeats or acknowledgements, and whose mail has stopped for longer than
+   * `silenceMs`, though all send some at short intervals. A record that was damaged in the mailbox, by a late write of
+   * an earlier connection say, is waited for for ever: only a new connection has an end of it.
+   */
+  silent(now: Milliseconds, silenceMs: Milliseconds, progress: Pick<PlaneProgress, 'heard' | 'acked'>): NodeId[] {
+    const { heard, acked } = progress;
+    if (heard !== null) this.lifeAt.set(heard.from, Math.max(heard.at, this.lifeAt.get(heard.from) ?? 0));
+    for (const peer of this.connected) {
+      const op = acked[peer] ?? null;
+      if (op !== null && op !== this.ackedOp.get(peer)) this.lifeAt.set(peer, now);
+      this.ackedOp.set(peer, op);
+      // What came while this process stood still has not been read yet.
+      if (now - this.watchedAt > silenceMs / 4) this.mailAt.set(peer, now);
+    }
+    this.watchedAt = now;
+    return [...this.connected].filter(
+      (peer) => (this.lifeAt.get(peer) ?? 0) - (this.mailAt.get(peer) ?? 0) > silenceMs,
+    );
   }
 
   /** What an earlier incarnation of the peer said must not be taken for this one's word. */

@@ -318,6 +318,7 @@ export class World {
         },
         canRunGuest: this.runsGuest(id),
         reportIntervalMs: 20,
+        mailSilenceMs: 500,
         outputs: { waitMs: 500, primaryDiverged: 'heal-backups' },
       },
       {
