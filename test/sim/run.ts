@@ -95,7 +95,7 @@ function inject(world: World, random: Random, id: number): void {
 function disturb(world: World, checkers: Checkers, random: Random, nemesis: Nemesis): number {
   const alive = world.nodes.filter((node) => node.alive);
   const dead = world.nodes.filter((node) => !node.alive);
-  switch (random.below(13)) {
+  switch (random.below(14)) {
     case 0:
     case 1: {
       if (alive.length <= 1) return 0;
@@ -151,6 +151,12 @@ function disturb(world: World, checkers: Checkers, random: Random, nemesis: Neme
       if (to === primary || !world.runsGuest(to.id)) return 0;
       world.log(`sync from ${primary.id} to ${to.id}`);
       void primary.engine?.sync(to.id).then(({ ok, why }) => world.log(`sync: ${ok} ${why}`));
+      return 0;
+    }
+    case 12: {
+      const node = random.pick(alive);
+      const clear = world.blockInbox(node);
+      if (clear !== null) nemesis.undo.push(clear);
       return 0;
     }
     default: {

@@ -6,7 +6,7 @@
  * drifting clock, disks force when the seed says so, and the network delivers some of what is under way, whole or
  * torn. The world itself injects no faults (nemesis.ts does) and judges nothing (checkers.ts does).
  */
-import { mkdtempSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 
@@ -381,6 +381,15 @@ export class World {
     return { inbox: file('inbox'), dirty: file('dirty'), state: file('state') };
   }
 
+  /** No inbox can be made on this host until what is returned is called; null: there is something already. */
+  blockInbox(node: SimNode): (() => void) | null {
+    const { inbox } = this.files(node.id);
+    if (existsSync(inbox)) return null;
+    this.log(`no inbox on ${node.id}`);
+    mkdirSync(join(inbox, 'in-the-way'), { recursive: true });
+    return () => rmSync(inbox, { recursive: true });
+  }
+
   /** Sessions of state transfer so far, those of processes that are gone included. */
   syncs(): { syncs: number; syncsBased: number; syncsAbandoned: number } {
     for (const node of this.nodes) this.countSyncs(node);
@@ -474,7 +483,9 @@ export class World {
       node.engine.tick();
     }
     node.guest?.step();
-    node.bootOp = node.engine.guest.own.bootOp;
+    // While it boots, what the service says is of the guest before.
+    const { ready, bootOp } = node.engine.guest.own;
+    node.bootOp = ready ? bootOp : 0;
     assert(node.failure === null, `node ${node.id} failed: ${node.failure ?? ''}`);
   }
 
