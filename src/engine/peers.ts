@@ -18,6 +18,8 @@ export interface PeerLinkState {
   readonly breaks: number;
 }
 
+export type LinkProgress = Pick<PlaneProgress, 'heard' | 'acked' | 'commitOp'>;
+
 export class Peers {
   readonly connected = new Set<NodeId>();
   readonly reports = new Map<NodeId, GuestReport>();
@@ -26,6 +28,8 @@ export class Peers {
   /** When a peer's mail came last, and when anything else showed that it lives. */
   private readonly mailAt = new Map<NodeId, Milliseconds>();
   private readonly lifeAt = new Map<NodeId, Milliseconds>();
+  /** When a follower's log had all that is committed, or grew, last. */
+  private readonly levelAt = new Map<NodeId, Milliseconds>();
   private readonly ackedOp = new Map<NodeId, Op | null>();
   private watchedAt: Milliseconds = 0;
   private readonly links = new Map<NodeId, PeerLinkState>();
@@ -33,6 +37,7 @@ export class Peers {
   up(peer: NodeId, now: Milliseconds): void {
     this.mailAt.set(peer, now);
     this.lifeAt.set(peer, now);
+    this.levelAt.set(peer, now);
     this.generations.set(peer, (this.generations.get(peer) ?? 0) + 1);
     this.connected.add(peer);
   }
@@ -47,23 +52,31 @@ export class Peers {
   }
 
   /**
-   * Connected members that live, by their heartbeats or acknowledgements, and whose mail has stopped for longer than
-   * `silenceMs`, though all send some at short intervals. A record that was damaged in the mailbox, by a late write of
-   * an earlier connection say, is waited for for ever: only a new connection has an end of it.
+   * Connected members that live and to whom, or from whom, something does not get through for longer than `silenceMs`:
+   * mail, which all send at short intervals, or committed entries. A record that was damaged in a ring, by a late write
+   * of an earlier connection say, is waited for for ever: only a new connection has an end of it.
    */
-  silent(now: Milliseconds, silenceMs: Milliseconds, progress: Pick<PlaneProgress, 'heard' | 'acked'>): NodeId[] {
-    const { heard, acked } = progress;
+  silent(now: Milliseconds, silenceMs: Milliseconds, progress: LinkProgress): NodeId[] {
+    const { heard, acked, commitOp } = progress;
     if (heard !== null) this.lifeAt.set(heard.from, Math.max(heard.at, this.lifeAt.get(heard.from) ?? 0));
     for (const peer of this.connected) {
       const op = acked[peer] ?? null;
-      if (op !== null && op !== this.ackedOp.get(peer)) this.lifeAt.set(peer, now);
+      const moved = op !== this.ackedOp.get(peer);
+      if (op !== null && moved) this.lifeAt.set(peer, now);
+      if (op === null || op >= commitOp || moved) this.levelAt.set(peer, now);
       this.ackedOp.set(peer, op);
       // What came while this process stood still has not been read yet.
-      if (now - this.watchedAt > silenceMs / 4) this.mailAt.set(peer, now);
+      if (now - this.watchedAt > silenceMs / 4) {
+        this.mailAt.set(peer, now);
+        this.levelAt.set(peer, now);
+      }
     }
     this.watchedAt = now;
     return [...this.connected].filter(
-      (peer) => (this.lifeAt.get(peer) ?? 0) - (this.mailAt.get(peer) ?? 0) > silenceMs,
+      (peer) =>
+        (this.lifeAt.get(peer) ?? 0) - (this.mailAt.get(peer) ?? 0) > silenceMs ||
+        // By its mail it lives; one that is paused is none of this.
+        (this.mailAt.get(peer) ?? 0) - (this.levelAt.get(peer) ?? 0) > silenceMs,
     );
   }
 

@@ -185,9 +185,9 @@ export class ReplicaEngine {
     this.outputs.tick(this.guestMembers());
   }
 
-  /** A connection over which mail comes no more. */
+  /** A connection over which mail or entries come no more. */
   private renew(peer: NodeId): void {
-    const why = `no mail for ${this.options.mailSilenceMs} ms from a peer that lives`;
+    const why = `the peer lives, and for ${this.options.mailSilenceMs} ms mail or entries did not get through`;
     this.ports.log('warn', 'FABRIC_DOWN: connection dropped', { peer, why });
     this.ports.plane.disconnect(peer);
     this.onPeerDown(peer, 'FABRIC_DOWN', why);

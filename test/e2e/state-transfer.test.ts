@@ -169,6 +169,15 @@ t.test('sessions with troubles', skip, async (t) => {
       t.match(outcome, { ok: false, why: /SYNC_MEMORY/ }, `an inbox of ${node}`);
       await goesOn(t);
       rmSync(inbox, { recursive: true });
+      // It is tried again by itself, until it is done.
+      t.ok(
+        await cluster.becomes(
+          primary.node,
+          ({ sync: { active, last } }) => active === null && last.at(-1)?.ok === true,
+          fillMs,
+        ),
+        'the session is made up for',
+      );
       await becomeFull(t);
     }
     t.match(await sync(cluster, primary, target.node), { ok: true });

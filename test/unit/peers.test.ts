@@ -18,7 +18,7 @@ function watch(
   return silent;
 }
 
-const none = { heard: null, acked: [null, null, null] };
+const none = { heard: null, acked: [null, null, null], commitOp: 0 };
 
 void t.test('heartbeats of the primary come, its mail does not', (t) => {
   const peers = new Peers();
@@ -37,6 +37,20 @@ void t.test('a backup acknowledges, and its mail does not come', (t) => {
   peers.up(1, 0);
   const acks = (now: number): typeof none => ({ ...none, acked: [null, now, null] as never });
   t.same(watch(peers, 0, 2 * silenceMs, acks), [1]);
+  t.end();
+});
+
+void t.test('committed entries do not reach a backup whose mail comes', (t) => {
+  const peers = new Peers();
+  peers.up(1, 0);
+  const stuck = (now: number): typeof none => {
+    peers.mail(1, now);
+    return { ...none, acked: [null, 7, null] as never, commitOp: 8 };
+  };
+  t.same(watch(peers, 0, silenceMs, stuck), []);
+  t.same(watch(peers, silenceMs + tickMs, silenceMs + 3 * tickMs, stuck), [1]);
+  const level = (now: number): typeof none => ({ ...stuck(now), commitOp: 7 });
+  t.same(watch(peers, silenceMs + 4 * tickMs, 5 * silenceMs, level), [], 'one that has all of them is level');
   t.end();
 });
 
