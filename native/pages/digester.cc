@@ -40,7 +40,8 @@ Status Digester::Make(const DigesterOptions& options, std::unique_ptr<Digester>*
   std::unique_ptr<Digester> made(new Digester());
   made->event_.Reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!made->event_.valid()) return {"START_FAILED", ErrnoText("digester: eventfd", errno)};
-  const int threads = options.threads == DigesterOptions::kAuto ? DefaultThreads() : options.threads;
+  const int threads =
+      options.threads == DigesterOptions::kAuto ? DefaultThreads() : options.threads;
   // Signals are for the threads that were there before.
   sigset_t all;
   sigset_t before;

@@ -67,8 +67,8 @@ class Source final : public TransferSource {
     } else if (which == RoundPages::kPending) {
       wanted = pending_;
     } else if (pages_ > 0) {
-      // A page that the guest has touched for the first time since the memory was opened, and before
-      // its changes began to be noted, is known from nowhere else.
+      // A page that the guest has touched for the first time since the memory was opened, and
+      // before its changes began to be noted, is known from nowhere else.
       PageSet resident;
       failure_ = memory_.ResidentPages(&resident);
       if (failure_.ok()) resident_.Unite(resident);

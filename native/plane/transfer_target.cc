@@ -163,7 +163,7 @@ class Target final : public TransferTarget {
   std::unique_ptr<Digester> digester_;
   std::unique_ptr<PageSet> changed_;
   Step step_ = Step::kDone;  // until it is open: there is no inbox to look into
-  uint32_t round_ = 0;  // the last that was answered
+  uint32_t round_ = 0;       // the last that was answered
   PageSet looked_at_;
   std::vector<Digest> digests_;
   PageSet resident_;  // everything else is zero, and must not be read

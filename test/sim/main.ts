@@ -4,7 +4,16 @@ import { runSeed, SeedFailure } from './run.js';
 const count = Number(process.env['SEEDS'] ?? '200');
 const first = Number(process.env['SEED'] ?? '1');
 const started = performance.now();
-const total = { commits: 0, outputs: 0, kills: 0, views: 0, syncs: 0, syncsBased: 0, syncsAbandoned: 0, copies: 0 };
+const total = {
+  commits: 0,
+  outputs: 0,
+  kills: 0,
+  views: 0,
+  syncs: 0,
+  syncsBased: 0,
+  syncsAbandoned: 0,
+  copies: 0,
+};
 let nextProgress = started + 2000;
 for (let seed = first; seed < first + count; seed++) {
   try {

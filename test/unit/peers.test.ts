@@ -26,7 +26,11 @@ void t.test('heartbeats of the primary come, its mail does not', (t) => {
   peers.up(2, 0);
   const heard = (now: number): typeof none => ({ ...none, heard: { view: 1, from: 1, at: now } as never });
   t.same(watch(peers, 0, silenceMs, heard), []);
-  t.same(watch(peers, silenceMs + tickMs, silenceMs + 2 * tickMs, heard), [1], 'and the quiet one is left alone');
+  t.same(
+    watch(peers, silenceMs + tickMs, silenceMs + 2 * tickMs, heard),
+    [1],
+    'and the quiet one is left alone',
+  );
   peers.mail(1, silenceMs + 2 * tickMs);
   t.same(watch(peers, silenceMs + 3 * tickMs, silenceMs + 3 * tickMs, heard), [], 'one word is enough');
   t.end();
@@ -57,7 +61,10 @@ void t.test('committed entries do not reach a backup whose mail comes', (t) => {
 void t.test('a peer that shows no life is left to the election and the fabric', (t) => {
   const peers = new Peers();
   peers.up(1, 0);
-  t.same(watch(peers, 0, 5 * silenceMs, () => ({ ...none, acked: [null, 7, null] as never })), []);
+  t.same(
+    watch(peers, 0, 5 * silenceMs, () => ({ ...none, acked: [null, 7, null] as never })),
+    [],
+  );
   t.end();
 });
 
