@@ -132,6 +132,7 @@ function startMember(index: number, place: Place, c: LoadCase): Member {
       boot: { mode: 'each', fillWaitMs: 0, firstBootWaitMs: 1e9, rebootWaitMs: 1e9, quorumReadyWaitMs: 0 },
       canRunGuest: false,
       reportIntervalMs: 1000,
+      mailSilenceMs: 60_000,
       outputs: { waitMs: 1000, primaryDiverged: 'heal-backups' },
     },
     {

@@ -35,6 +35,11 @@ Napi::Function Simulation::Define(Napi::Env env) {
                       InstanceMethod("inject", &Simulation::Inject),
                       InstanceMethod("outputs", &Simulation::Outputs),
                       InstanceMethod("service", &Simulation::Service),
+                      InstanceMethod("startGuest", &Simulation::StartGuest),
+                      InstanceMethod("stopGuest", &Simulation::StopGuest),
+                      InstanceMethod("runGuest", &Simulation::RunGuest),
+                      InstanceMethod("logDirty", &Simulation::LogDirty),
+                      InstanceMethod("takeDirty", &Simulation::TakeDirty),
                       InstanceMethod("entries", &Simulation::Entries),
                       InstanceMethod("pending", &Simulation::Pending),
                       InstanceMethod("deliver", &Simulation::Deliver),
@@ -68,7 +73,8 @@ Napi::Value Simulation::Start(const Napi::CallbackInfo& info) {
   Node& node = At(info);
   FALCON_CHECK(node.plane == nullptr);
   const auto from = info[1].As<Napi::Object>();
-  const PlaneOptions options = ReadPlaneOptions(from);
+  PlaneOptions options = ReadPlaneOptions(from);
+  options.digest_threads = 0;
   WalOptions wal;
   wal.directory = "/wal";
   wal.force = options.force;
@@ -85,12 +91,12 @@ Napi::Value Simulation::Start(const Napi::CallbackInfo& info) {
   if (Flag(from, "vm")) {
     node.rings = std::make_unique<VmRings>();
     if (Throw(info.Env(), node.rings->Make(kSimRingBytes))) return info.Env().Null();
-    node.builtin.Attach(node.rings.get());
+    node.guest.service().Attach(node.rings.get());
     node.tap.Attach(node.rings->shm(), FALCON_RING_INGRESS, node.rings->to_falcond_fd());
   }
   node.plane = std::make_unique<DataPlane>(options, &node.clock, node.fabric.get(), node.wal.get(),
                                            node.recovered, node.rings.get(), &node.wire);
-  if (node.rings != nullptr) node.plane->SetBuiltin(&node.builtin);
+  if (node.rings != nullptr) node.plane->SetBuiltin(&node.guest.service());
   return RecoveredObject(info.Env(), node.recovered);
 }
 
@@ -102,6 +108,7 @@ Napi::Value Simulation::Kill(const Napi::CallbackInfo& info) {
   node.wal.reset();
   node.fabric.reset();
   node.rings.reset();
+  node.guest.Stop();
   if (info[1].ToBoolean().Value()) {
     node.storage->LosePower();
   } else {
@@ -115,7 +122,7 @@ Napi::Value Simulation::Poll(const Napi::CallbackInfo& info) {
   if (node.plane == nullptr) return Napi::Number::New(info.Env(), 0);
   node.clock.now = static_cast<Nanoseconds>(info[1].ToNumber().DoubleValue());
   int done = node.plane->PollOnce(node.clock.now);
-  if (node.rings != nullptr) done += node.builtin.Poll();
+  if (node.rings != nullptr) done += node.guest.Poll();
   return Napi::Number::New(info.Env(), done);
 }
 
@@ -199,7 +206,7 @@ Napi::Value Simulation::ExpectVm(const Napi::CallbackInfo& info) {
   if (node.plane == nullptr || node.rings == nullptr) return info.Env().Undefined();
   node.rings->Reset();
   node.plane->AttachRings();
-  node.builtin.Attach(node.rings.get());
+  node.guest.service().Attach(node.rings.get());
   node.tap.Attach(node.rings->shm(), FALCON_RING_INGRESS, node.rings->to_falcond_fd());
   return info.Env().Undefined();
 }
@@ -230,8 +237,40 @@ Napi::Value Simulation::Outputs(const Napi::CallbackInfo& info) {
 Napi::Value Simulation::Service(const Napi::CallbackInfo& info) {
   const Node& node = At(info);
   Napi::Object object = Napi::Object::New(info.Env());
-  object.Set("frames", static_cast<double>(node.builtin.frames()));
-  object.Set("digest", static_cast<double>(node.builtin.digest()));
+  object.Set("frames", static_cast<double>(node.guest.service().frames()));
+  object.Set("digest", static_cast<double>(node.guest.service().digest()));
+  return object;
+}
+
+Napi::Value Simulation::StartGuest(const Napi::CallbackInfo& info) {
+  const std::string path = info[1].As<Napi::String>().Utf8Value();
+  const uint32_t pages = info[2].ToNumber().Uint32Value();
+  Throw(info.Env(), At(info).guest.Start(path, pages, info[3].ToNumber().Uint32Value()));
+  return info.Env().Undefined();
+}
+
+Napi::Value Simulation::StopGuest(const Napi::CallbackInfo& info) {
+  At(info).guest.Stop();
+  return info.Env().Undefined();
+}
+
+Napi::Value Simulation::RunGuest(const Napi::CallbackInfo& info) {
+  At(info).guest.Run(info[1].ToBoolean().Value());
+  return info.Env().Undefined();
+}
+
+Napi::Value Simulation::LogDirty(const Napi::CallbackInfo& info) {
+  At(info).guest.LogDirty();
+  return info.Env().Undefined();
+}
+
+Napi::Value Simulation::TakeDirty(const Napi::CallbackInfo& info) {
+  const PageSet dirty = At(info).guest.TakeDirty();
+  Napi::Buffer<std::byte> set = Napi::Buffer<std::byte>::New(info.Env(), dirty.SavedBytes());
+  dirty.Save(std::span(set.Data(), set.Length()));
+  Napi::Object object = Napi::Object::New(info.Env());
+  object.Set("pages", static_cast<double>(dirty.Count()));
+  object.Set("set", set);
   return object;
 }
 

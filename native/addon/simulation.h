@@ -10,10 +10,10 @@
 #include <string>
 #include <vector>
 
+#include "addon/sim_guest.h"
 #include "fabric/sim.h"
 #include "log/sim_storage.h"
 #include "plane/data_plane.h"
-#include "vm/builtin_service.h"
 #include "vm/vm_rings.h"
 
 namespace falcon::addon {
@@ -44,7 +44,7 @@ class Simulation : public Napi::ObjectWrap<Simulation> {
     Recorder wire;
     std::unique_ptr<VmRings> rings;
     RingProducer tap;  // what the network sends
-    BuiltinService builtin;
+    SimGuest guest;
     std::unique_ptr<Fabric> fabric;
     std::unique_ptr<Wal> wal;
     RecoveredLog recovered;
@@ -70,6 +70,12 @@ class Simulation : public Napi::ObjectWrap<Simulation> {
   Napi::Value Outputs(
       const Napi::CallbackInfo& info);  // (node) -> [{atNs, frame}], and forgets them
   Napi::Value Service(const Napi::CallbackInfo& info);  // (node) -> {frames, digest}
+  // The guest: (node, ...)
+  Napi::Value StartGuest(const Napi::CallbackInfo& info);  // (node, path, pages, seed)
+  Napi::Value StopGuest(const Napi::CallbackInfo& info);
+  Napi::Value RunGuest(const Napi::CallbackInfo& info);  // (node, run)
+  Napi::Value LogDirty(const Napi::CallbackInfo& info);
+  Napi::Value TakeDirty(const Napi::CallbackInfo& info);  // (node) -> {pages, set}
   Napi::Value Entries(const Napi::CallbackInfo& info);  // (node, from, until) -> [{view, op, kind,
                                                         // checksum}] from its disk and memory
   // The network: (from, to, ...)

@@ -34,14 +34,15 @@ void BecomeOrdinary() {
 }  // namespace
 
 Status Digester::Make(const DigesterOptions& options, std::unique_ptr<Digester>* digester) {
-  if (options.threads < 0 || options.threads > DigesterOptions::kMaxThreads)
+  if (options.threads < DigesterOptions::kAuto || options.threads > DigesterOptions::kMaxThreads)
     return {"START_FAILED", "digester: the number of threads is out of range"};
   if (Status status = StartDigests(); !status.ok()) return status;
   std::unique_ptr<Digester> made(new Digester());
   made->inline_pages_ = options.inline_pages;
   made->event_.Reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!made->event_.valid()) return {"START_FAILED", ErrnoText("digester: eventfd", errno)};
-  const int threads = options.threads > 0 ? options.threads : DefaultThreads();
+  const int threads =
+      options.threads == DigesterOptions::kAuto ? DefaultThreads() : options.threads;
   // Signals are for the threads that were there before.
   sigset_t all;
   sigset_t before;
@@ -94,7 +95,7 @@ void Digester::Start(DigestJob job) {
     FALCON_CHECK(write(event_.get(), &one, sizeof one) == sizeof one);
     return;
   }
-  if (rank <= inline_pages_) return Work();
+  if (threads_.empty() || rank <= inline_pages_) return Work();
   work_.notify_all();
 }
 

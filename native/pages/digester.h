@@ -23,7 +23,10 @@
 namespace falcon {
 
 struct DigesterOptions {
-  int threads = 0;  // 0: one processor is left to others, and two are enough; 1 to kMaxThreads
+  // 1 to kMaxThreads; kAuto: one processor is left to others, and two are enough; 0: whoever starts
+  // a job does it there and then (simulations, where nothing may depend on threads).
+  int threads = kAuto;
+  static constexpr int kAuto = -1;
   static constexpr int kMaxThreads = 16;
   // A job of so few pages is done by who starts it, in Start (about 0.4 ms): waking a worker, and waiting
   // for a processor for it, can take longer, and a guest may be standing still.
@@ -48,7 +51,7 @@ class Digester {
   Digester& operator=(const Digester&) = delete;
 
   // Begins a job; memory and digests stay where they are until it is over. Nothing may be running.
-  // `resident` is copied.
+  // `resident` is copied. Without threads all digests are there when it returns.
   void Start(DigestJob job);
   // A job is running until the owner has seen the end of it in Finished, or cancelled it.
   [[nodiscard]] bool running() const { return running_; }

@@ -58,6 +58,7 @@ struct PlaneOptions {
     std::vector<std::byte> from, to;
   };
   std::vector<Fault> faults;
+  int digest_threads = DigesterOptions::kAuto;  // of state transfers; 0: none
   uint32_t vm_address =
       0;  // IPv4 of the guest in network order, for the announcement; 0: RARP only
 };

@@ -47,6 +47,7 @@ void DataPlane::TransferFailed(SessionId session, const std::string& why) {
 void DataPlane::TransferOpen(TransferOptions options) {
   if (transfer_ != nullptr) TransferClose(transfer_->options().session);
   const SessionId session = options.session;
+  options.digest_threads = options_.digest_threads;
   LetLeave();
   if (leaving_ != nullptr)
     return TransferFailed(session, "SYNC_MEMORY the session before has not left yet");

@@ -23,6 +23,7 @@
 #include "os/clock.h"
 #include "os/status.h"
 #include "pages/digest.h"
+#include "pages/digester.h"
 #include "pages/page_set.h"
 
 namespace falcon {
@@ -45,6 +46,7 @@ struct TransferOptions {
   bool based = false;  // target: of the common point, not of everything
   size_t ram_bytes = 0;
   DigestKey key{};
+  int digest_threads = DigesterOptions::kAuto;
   std::string ram_path, inbox_path, state_path;
   std::string grant;  // target: of the source's inbox
 };

@@ -1,6 +1,7 @@
 // The source of a state transfer: which pages differ, and the writes that make them equal.
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "os/check.h"
 #include "pages/page_mover.h"
@@ -35,7 +36,7 @@ class Source final : public TransferSource {
     if (pages_ > 0) {
       if (Status s = GuestMemory::Open(options_.ram_path, options_.ram_bytes, &memory_); !s.ok())
         return s;
-      if (Status s = Digester::Make({}, &digester_); !s.ok()) return s;
+      if (Status s = Digester::Make({options_.digest_threads}, &digester_); !s.ok()) return s;
       if (Status s = memory_.ResidentPages(&resident_); !s.ok()) return s;
     }
     if (Status s = inbox_.Make(options_.inbox_path, InboxBytes(pages_)); !s.ok()) return s;
@@ -68,6 +69,11 @@ class Source final : public TransferSource {
     } else if (which == RoundPages::kPending) {
       wanted = pending_;
     } else if (pages_ > 0) {
+      // A page that the guest has touched for the first time since the memory was opened, and
+      // before its changes began to be noted, is known from nowhere else.
+      PageSet resident;
+      failure_ = memory_.ResidentPages(&resident);
+      if (failure_.ok()) resident_.Unite(resident);
       wanted = resident_;
       record.resident = 1;
     }
@@ -160,6 +166,7 @@ class Source final : public TransferSource {
   }
 
   Status Advance(Nanoseconds now, std::vector<TransferNews>* news, int* done) {
+    if (!failure_.ok()) return std::exchange(failure_, Ok());
     const size_t most = final_ ? kStillBytes : kRunningBytes;
     if (step_ == Step::kIdle) return Ok();
     if (began_ == 0) began_ = now;
@@ -247,6 +254,7 @@ class Source final : public TransferSource {
     return Ok();
   }
 
+  // Takes note of the pages whose source the fabric needs no more.
   Status PostMark() {
     mark_ = MakeRoundMark(options_.session, round_);
     const auto piece = std::as_bytes(std::span(&mark_, 1));
@@ -276,6 +284,7 @@ class Source final : public TransferSource {
   InboxKind outgoing_kind_ = InboxKind::kPages;
   RoundMark mark_{};
   RoundFigures figures_;
+  Status failure_;  // of what cannot say so itself
   Nanoseconds began_ = 0;
   Nanoseconds moving_since_ = 0;
   size_t state_bytes_ = 0;

@@ -34,12 +34,11 @@ class Target final : public TransferTarget {
     if (Status s = fabric_->Attach(options_.peer, kInboxRegion, options_.grant); !s.ok()) return s;
     if (Status s = fabric_->Expose(kInboxRegion, options_.peer, inbox_.exposed(), inbox); !s.ok())
       return s;
-    if (pages_ == 0) return Ok();
-    if (Status s = GuestMemory::Open(options_.ram_path, options_.ram_bytes, &memory_); !s.ok())
-      return s;
-    if (Status s = Digester::Make({}, &digester_); !s.ok()) return s;
-    if (Status s = memory_.ResidentPages(&resident_); !s.ok()) return s;
-    return fabric_->Expose(kRamRegion, options_.peer, {memory_.all(), memory_.path()}, ram);
+    if (pages_ > 0) {
+      if (Status s = OpenMemory(ram); !s.ok()) return s;
+    }
+    step_ = Step::kWait;
+    return Ok();
   }
 
   int Poll(Nanoseconds /*now*/, std::vector<TransferNews>* news) override {
@@ -58,6 +57,14 @@ class Target final : public TransferTarget {
 
  private:
   enum class Step : uint8_t { kWait, kDigest, kAnswer, kDone };
+
+  Status OpenMemory(std::string* ram) {
+    if (Status s = GuestMemory::Open(options_.ram_path, options_.ram_bytes, &memory_); !s.ok())
+      return s;
+    if (Status s = Digester::Make({options_.digest_threads}, &digester_); !s.ok()) return s;
+    if (Status s = memory_.ResidentPages(&resident_); !s.ok()) return s;
+    return fabric_->Expose(kRamRegion, options_.peer, {memory_.all(), memory_.path()}, ram);
+  }
 
   Status Advance(std::vector<TransferNews>* news, int* done) {
     if (step_ == Step::kWait) {
@@ -155,8 +162,8 @@ class Target final : public TransferTarget {
   Inbox inbox_;
   std::unique_ptr<Digester> digester_;
   std::unique_ptr<PageSet> changed_;
-  Step step_ = Step::kWait;
-  uint32_t round_ = 0;  // the last that was answered
+  Step step_ = Step::kDone;  // until it is open: there is no inbox to look into
+  uint32_t round_ = 0;       // the last that was answered
   PageSet looked_at_;
   std::vector<Digest> digests_;
   PageSet resident_;  // everything else is zero, and must not be read

@@ -115,6 +115,7 @@ export async function startDaemon(cluster: Cluster, node: NodeConfig, logger: Lo
       },
       canRunGuest: node.vm,
       reportIntervalMs: bounds.guestReportMs,
+      mailSilenceMs: bounds.mailSilenceMs,
       outputs: { waitMs: config.output.waitMs, primaryDiverged: config.output.primaryDiverged },
     },
     {

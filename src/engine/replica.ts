@@ -44,6 +44,8 @@ export interface EngineOptions {
   /** This member runs a guest. */
   readonly canRunGuest: boolean;
   readonly reportIntervalMs: number;
+  /** Many reports: a peer that lives and sends none for so long has lost its mailbox. */
+  readonly mailSilenceMs: number;
   readonly outputs: Omit<LedgerOptions, 'self'>;
 }
 
@@ -142,7 +144,7 @@ export class ReplicaEngine {
   // ---- what comes in
 
   onPeerUp(peer: NodeId, connection: Uint8Array, descriptor: Uint8Array): void {
-    this.peers.up(peer);
+    this.peers.up(peer, this.ports.clock.now());
     this.ports.plane.connect(peer, connection, descriptor);
     this.step({ type: 'peer-up', now: this.ports.clock.now(), node: peer });
     this.nextReportAt = 0;
@@ -178,11 +180,21 @@ export class ReplicaEngine {
     this.ports.plane.tick();
     const progress = this.ports.plane.progress();
     this.observe(progress, now);
+    for (const peer of this.peers.silent(now, this.options.mailSilenceMs, progress)) this.renew(peer);
     this.step({ type: 'tick', now });
     this.decide();
     this.tickTransfer(progress);
     if (now >= this.nextReportAt) this.report(now);
     this.outputs.tick(this.guestMembers());
+  }
+
+  /** A connection over which mail or entries come no more. */
+  private renew(peer: NodeId): void {
+    const why = `the peer lives, and for ${this.options.mailSilenceMs} ms mail or entries did not get through`;
+    this.ports.log('warn', 'FABRIC_DOWN: connection dropped', { peer, why });
+    this.ports.plane.disconnect(peer);
+    this.onPeerDown(peer, 'FABRIC_DOWN', why);
+    this.ports.reconnect(peer, why);
   }
 
   /** Asks for a leadership transfer and waits for its outcome. */
@@ -273,6 +285,7 @@ export class ReplicaEngine {
   }
 
   private onMail(from: NodeId, bytes: Uint8Array, now: number): void {
+    this.peers.mail(from, now);
     if (bytes[0] === mailTags.consensus) {
       const message = decodeMessage(bytes.subarray(1));
       if (message.type === 'malformed') {

@@ -51,6 +51,8 @@ export const bounds = {
   // the engine
   tickMs: 5,
   guestReportMs: 100,
+  /** A peer that lives and sends no report for so long gets a new connection. */
+  mailSilenceMs: 5_000,
   /** How long a first primary waits for members that have not reported before it boots guests. */
   firstBootWaitMs: 3_000,
   /** How long a primary looks for a surviving guest before it boots all anew. */

@@ -266,8 +266,28 @@ TEST(a_digester_ends_with_its_job) {
   }
 }
 
-TEST(the_workers_are_named_and_ordinary) {
+TEST(without_threads_a_job_is_done_when_it_is_started) {
+  const Bytes memory = Noise(4, 3000 * kPageBytes);
+  PageSet set(3000);
+  for (size_t page = 0; page < 3000; page += 3) set.Set(page);
+  std::vector<Digest> inline_digests, digests;
   const auto digester = Make(0);
+  CHECK(digester->threads() == 0);
+  digester->Start(Job(memory, set, {}, &inline_digests));
+  CHECK(digester->running() && digester->Finished() && !digester->running());
+  digester->Start(Job(memory, PageSet(3000), {}, &digests));
+  CHECK(digester->Finished());
+  digester->Start(Job(memory, set, {}, &digests));
+  digester->Cancel();
+  CHECK(!digester->Finished());
+  const auto threads = Make(2);
+  threads->Start(Job(memory, set, {}, &digests));
+  while (!threads->Finished()) sched_yield();
+  CHECK(digests == inline_digests);
+}
+
+TEST(the_workers_are_named_and_ordinary) {
+  const auto digester = Make(falcon::DigesterOptions::kAuto);
   CHECK(digester->threads() >= 1 && digester->threads() <= 2);
   usleep(50000);
   size_t found = 0;
@@ -285,7 +305,7 @@ TEST(the_workers_are_named_and_ordinary) {
   closedir(tasks);
   CHECK(found == digester->threads());
   std::unique_ptr<Digester> none;
-  CHECK(!Digester::Make({-1}, &none).ok() && !Digester::Make({17}, &none).ok());
+  CHECK(!Digester::Make({-2}, &none).ok() && !Digester::Make({17}, &none).ok());
 }
 
 }  // namespace

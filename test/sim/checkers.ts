@@ -6,6 +6,7 @@ import { assert } from '../../src/lib/assert.js';
 import type { SimNode, World } from './world.js';
 
 const ethernetBytes = 14;
+const pageBytes = 4096;
 
 interface Answer {
   readonly frames: number;
@@ -23,6 +24,15 @@ function parseAnswer(frame: Uint8Array): Answer | null {
   };
 }
 
+function pagesDiffering(a: Uint8Array, b: Uint8Array): string {
+  const pages = [];
+  for (let at = 0; at < Math.max(a.length, b.length); at += pageBytes) {
+    if (Buffer.compare(a.subarray(at, at + pageBytes), b.subarray(at, at + pageBytes)) !== 0)
+      pages.push(at / pageBytes);
+  }
+  return `${pages.length} of ${a.length / pageBytes} pages: ${pages.slice(0, 8).join(', ')}`;
+}
+
 export class Checkers {
   private readonly world: World;
   private readonly committed = new Map<number, { view: number; checksum: number }>();
@@ -31,15 +41,19 @@ export class Checkers {
   /** By boot and number of frames taken: the digest, the same for every guest. */
   private readonly digests = new Map<string, number>();
   private readonly framesOf: { bootOp: number; frames: number }[];
+  private readonly syncOf: number[];
   private lastAnswer = new Map<number, number>();
   answered = new Set<number>();
   commits = 0;
   outputs = 0;
+  /** State transfers whose copy was compared with its source. */
+  copies = 0;
 
   constructor(world: World) {
     this.world = world;
     this.checkedOp = world.nodes.map(() => 0);
     this.viewOf = world.nodes.map(() => 0);
+    this.syncOf = world.nodes.map(() => 0);
     this.framesOf = world.nodes.map(() => ({ bootOp: 0, frames: 0 }));
   }
 
@@ -47,6 +61,7 @@ export class Checkers {
     this.checkedOp[node.id] = 0;
     // A view that was promised and not yet forced to disk bound nobody: no vote had left.
     this.viewOf[node.id] = node.hard.view;
+    this.syncOf[node.id] = 0;
     this.framesOf[node.id] = { bootOp: 0, frames: 0 };
   }
 
@@ -54,6 +69,7 @@ export class Checkers {
     this.oneOpenGate();
     for (const node of this.world.nodes) {
       if (!node.alive) continue;
+      this.wholeCopies(node);
       this.sameGuests(node);
       this.collect(node);
     }
@@ -65,6 +81,27 @@ export class Checkers {
       (node) => node.alive && this.world.sim.mayRelease(node.id, this.world.localNs(node)),
     );
     assert(open.length <= 1, `gates of ${open.map((node) => node.id).join(' and ')} are open at once`);
+  }
+
+  /** A guest that becomes a copy as of a vm-sync is what the source's was behind that entry, to the last byte. */
+  private wholeCopies(node: SimNode): void {
+    const op = node.engine?.guest.own.syncOp ?? 0;
+    if (op === this.syncOf[node.id]) return;
+    this.syncOf[node.id] = op;
+    if (op === 0) return;
+    const source = this.world.captures.get(op);
+    assert(source !== undefined, `the guest of ${node.id} is a copy as of op ${op}, of which none was made`);
+    const who = `the copy on ${node.id} of the guest of ${source.node} as of op ${op}`;
+    const { frames, digest } = this.world.sim.service(node.id);
+    assert(
+      frames === source.frames && digest === source.digest,
+      `${who} has taken ${frames} frames, not ${source.frames}, or others`,
+    );
+    const copy = node.guest?.image() ?? null;
+    assert(copy !== null, `${who} has no memory`);
+    if (copy.hash !== source.image.hash)
+      assert(false, `${who} differs in ${pagesDiffering(copy.bytes, source.image.bytes)}`);
+    this.copies++;
   }
 
   /** Guests of one boot that have taken n frames have taken the same n frames. */

@@ -4,7 +4,16 @@ import { runSeed, SeedFailure } from './run.js';
 const count = Number(process.env['SEEDS'] ?? '200');
 const first = Number(process.env['SEED'] ?? '1');
 const started = performance.now();
-const total = { commits: 0, outputs: 0, kills: 0, views: 0, syncs: 0, syncsAbandoned: 0 };
+const total = {
+  commits: 0,
+  outputs: 0,
+  kills: 0,
+  views: 0,
+  syncs: 0,
+  syncsBased: 0,
+  syncsAbandoned: 0,
+  copies: 0,
+};
 let nextProgress = started + 2000;
 for (let seed = first; seed < first + count; seed++) {
   try {
@@ -14,6 +23,8 @@ for (let seed = first; seed < first + count; seed++) {
     total.kills += result.kills;
     total.views += result.views;
     total.syncs += result.syncs;
+    total.syncsBased += result.syncsBased;
+    total.copies += result.copies;
     total.syncsAbandoned += result.syncsAbandoned;
   } catch (error) {
     if (!(error instanceof SeedFailure)) throw error;
@@ -29,5 +40,5 @@ for (let seed = first; seed < first + count; seed++) {
 }
 const seconds = ((performance.now() - started) / 1000).toFixed(1);
 console.log(
-  `${count} seeds passed in ${seconds} s: ${total.commits} entries committed, ${total.outputs} answers, ${total.kills} kills, ${total.views} views, ${total.syncs} state transfers, ${total.syncsAbandoned} given up`,
+  `${count} seeds passed in ${seconds} s: ${total.commits} entries committed, ${total.outputs} answers, ${total.kills} kills, ${total.views} views, ${total.syncs} state transfers (${total.syncsBased} from a common point), ${total.syncsAbandoned} given up, ${total.copies} copies compared`,
 );

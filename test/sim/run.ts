@@ -12,9 +12,12 @@ export interface RunResult {
   readonly outputs: number;
   readonly views: number;
   readonly kills: number;
-  /** State transfers that made a member whole, and that were given up. */
+  /** State transfers that made a member whole, those of them with a common point, and those that were given up. */
   readonly syncs: number;
+  readonly syncsBased: number;
   readonly syncsAbandoned: number;
+  /** Copies that were compared with their source, byte by byte. */
+  readonly copies: number;
 }
 
 export class SeedFailure extends Error {
@@ -72,8 +75,8 @@ export async function runSeed(seed: number): Promise<RunResult> {
     const views = await awaitService(world, checkers, random, request);
     await awaitCopies(world, checkers);
     checkers.checkLogs();
-    const { commits, outputs } = checkers;
-    return { seed, members, commits, outputs, views, kills, ...world.syncs() };
+    const { commits, outputs, copies } = checkers;
+    return { seed, members, commits, outputs, copies, views, kills, ...world.syncs() };
   } catch (error) {
     throw new SeedFailure(seed, error, world.trace);
   } finally {
@@ -92,7 +95,7 @@ function inject(world: World, random: Random, id: number): void {
 function disturb(world: World, checkers: Checkers, random: Random, nemesis: Nemesis): number {
   const alive = world.nodes.filter((node) => node.alive);
   const dead = world.nodes.filter((node) => !node.alive);
-  switch (random.below(10)) {
+  switch (random.below(14)) {
     case 0:
     case 1: {
       if (alive.length <= 1) return 0;
@@ -135,6 +138,25 @@ function disturb(world: World, checkers: Checkers, random: Random, nemesis: Neme
       const to = random.chance(0.5) ? null : random.pick(world.nodes).id;
       world.log(`transfer from ${primary.id} to ${to ?? 'any'}`);
       void primary.engine?.transfer(to).then(({ ok, reason }) => world.log(`transfer: ${ok} ${reason}`));
+      return 0;
+    }
+    case 9:
+    case 10:
+    case 11: {
+      const primary = alive.find((node) => node.engine?.role === 'primary' && !node.paused);
+      if (primary === undefined) return 0;
+      // One that is a copy already has a common point with its source.
+      const copies = alive.filter((node) => (node.engine?.guest.own.syncOp ?? 0) !== 0);
+      const to = random.pick(copies.length > 0 && random.chance(0.6) ? copies : alive);
+      if (to === primary || !world.runsGuest(to.id)) return 0;
+      world.log(`sync from ${primary.id} to ${to.id}`);
+      void primary.engine?.sync(to.id).then(({ ok, why }) => world.log(`sync: ${ok} ${why}`));
+      return 0;
+    }
+    case 12: {
+      const node = random.pick(alive);
+      const clear = world.blockInbox(node);
+      if (clear !== null) nemesis.undo.push(clear);
       return 0;
     }
     default: {

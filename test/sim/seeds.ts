@@ -7,13 +7,16 @@ const traceLines = 60;
 const seedsATest = 10;
 
 export async function testSeeds(first: number, count: number): Promise<void> {
-  let commits = 0;
+  let [commits, copies, based] = [0, 0, 0];
   for (let from = first; from < first + count; from += seedsATest) {
     const until = Math.min(from + seedsATest, first + count);
     await t.test(`seeds ${from} to ${until - 1}`, async (t) => {
       for (let seed = from; seed < until; seed++) {
         try {
-          commits += (await runSeed(seed)).commits;
+          const result = await runSeed(seed);
+          commits += result.commits;
+          copies += result.copies;
+          based += result.syncsBased;
         } catch (error) {
           if (!(error instanceof SeedFailure)) throw error;
           t.comment(error.trace.slice(-traceLines).join('\n'));
@@ -23,5 +26,7 @@ export async function testSeeds(first: number, count: number): Promise<void> {
       t.pass('each serves again after its faults');
     });
   }
+  t.ok(copies > count, `${copies} copies of guests were what their source was`);
+  t.ok(based > count / 10, `${based} of them were made from a common point`);
   t.ok(commits > count * 50, `${commits} entries were committed under faults`);
 }

@@ -6,7 +6,7 @@
  * drifting clock, disks force when the seed says so, and the network delivers some of what is under way, whole or
  * torn. The world itself injects no faults (nemesis.ts does) and judges nothing (checkers.ts does).
  */
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 
@@ -23,12 +23,14 @@ import { ReplicaEngine } from '../../src/engine/replica.js';
 import { assert } from '../../src/lib/assert.js';
 import { Random } from '../../src/lib/random.js';
 import type { PlaneProgress } from '../../src/ports/data-plane.js';
-import type { GuestRunner } from '../../src/ports/guest.js';
 import { transferOptions } from '../../src/transfer/defaults.js';
+import { SimGuest } from './guest.js';
+import type { GuestMemoryImage } from './guest.js';
 
 export const stepNs = 500_000;
 const nsPerMs = 1e6;
 const tickMs = 5;
+const capturesMax = 16;
 
 export interface SimOutput {
   readonly atNs: number;
@@ -62,6 +64,11 @@ export interface NativeSimulation {
   inject(node: number, frame: Uint8Array): boolean;
   outputs(node: number): SimOutput[];
   service(node: number): { frames: number; digest: number };
+  startGuest(node: number, path: string, pages: number, seed: number): void;
+  stopGuest(node: number): void;
+  runGuest(node: number, run: boolean): void;
+  logDirty(node: number): void;
+  takeDirty(node: number): { pages: number; set: Uint8Array };
   entries(node: number, from: number, until: number): SimEntry[];
   pending(from: number, to: number): number;
   deliver(from: number, to: number, bytes: number): boolean;
@@ -96,9 +103,16 @@ export interface SimNode {
   diskSpeed: number;
   /** Op of the vm-boot that the running guest was started by; 0: none. */
   bootOp: number;
-  guestReadyAtNs: number | null;
-  onGuestReady: (() => void) | null;
+  guest: SimGuest | null;
   failure: string | null;
+}
+
+/** A guest that stood still while it was copied. */
+export interface Capture {
+  readonly node: NodeId;
+  readonly image: GuestMemoryImage;
+  readonly frames: number;
+  readonly digest: number;
 }
 
 interface Link {
@@ -122,13 +136,18 @@ export class World {
   private readonly links = new Map<string, Link>();
   private readonly directory = mkdtempSync('/dev/shm/falcon-sim-');
   private readonly clone: boolean;
+  /** Of every guest's memory. */
+  private readonly pages: number;
+  private memories = 0;
   private synced = 0;
+  private based = 0;
   private abandoned = 0;
 
   constructor(options: WorldOptions) {
     this.options = options;
     this.random = new Random(options.seed);
     this.clone = this.random.chance(0.5);
+    this.pages = 64 + this.random.below(193);
     const Simulation = loadNative().Simulation as unknown as new (
       members: number,
       seed: number,
@@ -147,8 +166,7 @@ export class World {
         nextTickNs: 0,
         diskSpeed: 0.7,
         bootOp: 0,
-        guestReadyAtNs: null,
-        onGuestReady: null,
+        guest: null,
         failure: null,
       });
     }
@@ -210,7 +228,7 @@ export class World {
     node.paused = false;
     node.started = true;
     node.bootOp = 0;
-    node.guestReadyAtNs = null;
+    node.guest = this.runsGuest(node.id) ? this.makeGuest(node) : null;
     node.failure = null;
     node.nextTickNs = this.localNs(node);
     node.engine = this.makeEngine(node, recovered);
@@ -227,6 +245,8 @@ export class World {
     this.countSyncs(node);
     node.engine?.stop();
     node.engine = null;
+    node.guest?.end();
+    node.guest = null;
     node.alive = false;
     node.bootOp = 0;
     this.sim.kill(node.id, losePower, this.random.chance(0.5));
@@ -288,6 +308,8 @@ export class World {
             confirmWaitMs: 400,
             backOffMinMs: 20,
             backOffMaxMs: 200,
+            settledPages: 4,
+            roundsMax: 6,
           },
           machine: 'sim',
           files: this.files(id),
@@ -296,6 +318,7 @@ export class World {
         },
         canRunGuest: this.runsGuest(id),
         reportIntervalMs: 20,
+        mailSilenceMs: 500,
         outputs: { waitMs: 500, primaryDiverged: 'heal-backups' },
       },
       {
@@ -305,7 +328,7 @@ export class World {
             node.hard = state;
           },
         },
-        guest: this.runsGuest(id) ? this.makeGuest(node) : null,
+        guest: node.guest,
         clock: { now: () => this.localNs(node) / nsPerMs },
         reconnect: (peer) => this.scheduleConnect(id, peer),
         fail: (why) => {
@@ -319,36 +342,38 @@ export class World {
     );
   }
 
-  private makeGuest(node: SimNode): GuestRunner {
-    return {
-      pid: null,
-      start: ({ onEmpty, onReady }) => {
-        onEmpty();
-        node.guestReadyAtNs = this.nowNs + this.random.below(40) * nsPerMs;
-        node.onGuestReady = onReady;
-        return Promise.resolve();
+  private makeGuest(node: SimNode): SimGuest {
+    const { sim } = this;
+    const { id } = node;
+    const now = (): number => this.nowNs;
+    return new SimGuest(
+      {
+        get nowNs() {
+          return now();
+        },
+        pages: this.pages,
+        startGuest: (path, pages, seed) => sim.startGuest(id, path, pages, seed),
+        stopGuest: () => sim.stopGuest(id),
+        runGuest: (run) => sim.runGuest(id, run),
+        logDirty: () => sim.logDirty(id),
+        takeDirty: () => sim.takeDirty(id),
+        ramPath: () => join(this.directory, `${id}.ram.${++this.memories}`),
+        captured: (image) => this.capture(node, image),
       },
-      stop: () => Promise.resolve(),
-      prepare: ({ onEmpty }) => {
-        onEmpty();
-        return Promise.resolve();
-      },
-      pause: () => Promise.resolve(),
-      resume: () => Promise.resolve(),
-      dirtyStart: () => Promise.resolve(),
-      dirtyStop: () => Promise.resolve(),
-      dirtyCollect: (path) => this.emptyFile(path, { pages: 0 }),
-      saveState: (path) => this.emptyFile(path, { bytes: 0 }),
-      loadState: () => Promise.resolve({ bytes: 0 }),
-      restartRings: () => Promise.resolve(),
-      ramPath: null,
-      ramBytes: 0,
-    };
+      this.random.fork(),
+    );
   }
 
-  private emptyFile<T>(path: string, result: T): Promise<T> {
-    writeFileSync(path, '');
-    return Promise.resolve(result);
+  /** What a guest held that stood still behind a vm-sync entry, by the entry's op. */
+  readonly captures = new Map<number, Capture>();
+
+  private capture(node: SimNode, image: GuestMemoryImage): void {
+    const op = this.progress(node).deliveredOp;
+    this.captures.set(op, { node: node.id, image, ...this.sim.service(node.id) });
+    for (const old of this.captures.keys()) {
+      if (this.captures.size <= capturesMax) break;
+      this.captures.delete(old);
+    }
   }
 
   private files(id: NodeId): { inbox: string; dirty: string; state: string } {
@@ -356,15 +381,25 @@ export class World {
     return { inbox: file('inbox'), dirty: file('dirty'), state: file('state') };
   }
 
+  /** No inbox can be made on this host until what is returned is called; null: there is something already. */
+  blockInbox(node: SimNode): (() => void) | null {
+    const { inbox } = this.files(node.id);
+    if (existsSync(inbox)) return null;
+    this.log(`no inbox on ${node.id}`);
+    mkdirSync(join(inbox, 'in-the-way'), { recursive: true });
+    return () => rmSync(inbox, { recursive: true });
+  }
+
   /** Sessions of state transfer so far, those of processes that are gone included. */
-  syncs(): { syncs: number; syncsAbandoned: number } {
+  syncs(): { syncs: number; syncsBased: number; syncsAbandoned: number } {
     for (const node of this.nodes) this.countSyncs(node);
-    return { syncs: this.synced, syncsAbandoned: this.abandoned };
+    return { syncs: this.synced, syncsBased: this.based, syncsAbandoned: this.abandoned };
   }
 
   private countSyncs(node: SimNode): void {
     const records = node.engine?.stateTransfer.records.splice(0) ?? [];
     this.synced += records.filter((record) => record.ok).length;
+    this.based += records.filter((record) => record.ok && record.based).length;
     this.abandoned += records.filter((record) => !record.ok).length;
   }
 
@@ -439,10 +474,6 @@ export class World {
   private run(node: SimNode): void {
     if (!node.alive || node.paused || node.engine === null) return;
     const localNs = this.localNs(node);
-    if (node.guestReadyAtNs !== null && this.nowNs >= node.guestReadyAtNs) {
-      node.guestReadyAtNs = null;
-      node.onGuestReady?.();
-    }
     this.sim.poll(node.id, localNs);
     if (this.random.chance(node.diskSpeed)) this.sim.stepWal(node.id);
     const events = this.sim.events(node.id);
@@ -451,7 +482,10 @@ export class World {
       node.nextTickNs = localNs + tickMs * nsPerMs;
       node.engine.tick();
     }
-    node.bootOp = node.engine.guest.own.bootOp;
+    node.guest?.step();
+    // While it boots, what the service says is of the guest before.
+    const { ready, bootOp } = node.engine.guest.own;
+    node.bootOp = ready ? bootOp : 0;
     assert(node.failure === null, `node ${node.id} failed: ${node.failure ?? ''}`);
   }
 

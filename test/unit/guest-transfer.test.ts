@@ -102,6 +102,7 @@ class Bench {
         },
         canRunGuest: true,
         reportIntervalMs: 1e6,
+        mailSilenceMs: 60_000,
         outputs: { waitMs: 1, primaryDiverged: 'heal-backups' },
       },
       {
