@@ -28,8 +28,8 @@ struct DigesterOptions {
   int threads = kAuto;
   static constexpr int kAuto = -1;
   static constexpr int kMaxThreads = 16;
-  // A job of so few pages is done by who starts it, in Start (about 0.4 ms): waking a worker, and waiting
-  // for a processor for it, can take longer, and a guest may be standing still.
+  // A job of so few pages is done by who starts it, in Start (about 0.4 ms): waking a worker, and
+  // waiting for a processor for it, can take longer, and a guest may be standing still.
   size_t inline_pages = 256;
 };
 

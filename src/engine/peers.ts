@@ -97,6 +97,11 @@ export class Peers {
     return this.reports.get(peer) ?? noGuest;
   }
 
+  /** Those that are there and whose guest is a whole copy. */
+  withGuest(): NodeId[] {
+    return [...this.reports.keys()].filter((peer) => this.report(peer).ready && this.connected.has(peer));
+  }
+
   /** For the source of a state transfer. `acked`: by member, null for those that do not follow. */
   facts(nodes: readonly NodeId[], acked: readonly (Op | null)[]): PeerFacts[] {
     return nodes.map((node) => {

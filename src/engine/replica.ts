@@ -185,7 +185,7 @@ export class ReplicaEngine {
     this.decide();
     this.tickTransfer(progress);
     if (now >= this.nextReportAt) this.report(now);
-    this.outputs.tick(this.guestMembers());
+    this.outputs.tick([...(this.guest.own.ready ? [this.options.core.self] : []), ...this.peers.withGuest()]);
   }
 
   /** A connection over which mail or entries come no more. */
@@ -398,14 +398,6 @@ export class ReplicaEngine {
       );
     }
     if (decision.admit) this.admit();
-  }
-
-  private guestMembers(): NodeId[] {
-    const peers = [...this.peers.reports].filter(
-      ([peer, report]) => report.ready && this.peers.connected.has(peer),
-    );
-    const own = this.guest.own.ready ? [this.options.core.self] : [];
-    return [...own, ...peers.map(([peer]) => peer)];
   }
 
   private report(now: number): void {
