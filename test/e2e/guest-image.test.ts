@@ -93,6 +93,9 @@ t.test('the builder says what is wrong and finds what it has built', async (t) =
   t.match(run(build, '--frobnicate'), { status: 2, out: '', err: /unknown option/ });
   t.match(run(build, '--port', '70000'), { status: 2, out: '', err: /--port/ });
   t.match(run(build, '--command', 'redis-server'), { status: 2, err: /absolute/ });
+  t.match(run(build, '--service', 'gopher'), { status: 2, err: /gopher is none of memcached nginx redis/ });
+  t.match(run(build, '--service', '../services/redis'), { status: 2, err: /--service/ });
+  t.match(run(build, '--files', '/nowhere'), { status: 2, err: /no folder \/nowhere/ });
   const image = built(build);
   for (const name of ['vmlinux', 'initrd', 'manifest.json']) t.ok(statSync(join(image, name)).size > 0, name);
   const start = monotonicMs();
