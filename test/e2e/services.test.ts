@@ -137,9 +137,7 @@ t.test('nginx', skip, async (t) => {
   cluster.configure((config) => ({
     // A copy would have the clock of the guest that it is a copy of.
     firstBoot: 'each',
-    // Beside two others that boot, a guest may measure its TSC wrongly, and its clock then runs many times too fast: it would
-    // end kept connections as idle. The other clock's rate is known.
-    vm: { ...config.vm, port: masked, qemu, append: 'clocksource=acpi_pm' },
+    vm: { ...config.vm, port: masked, qemu },
     output: { ...config.output, masks: [{ port: masked, mask: [{ start: '\r\nDate: ', bytes: 29 }] }] },
   }));
   t.match(await cluster.up(), { status: 0 });
