@@ -7,7 +7,9 @@ import { existsSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 
 import { RemoteClient } from '../../cluster/demo/remote-client.js';
-import { loadConfig, shmDirectory } from '../../src/api/cluster.js';
+import { loadConfig, shmDirectory, writeConfig } from '../../src/api/cluster.js';
+import { parseConfig } from '../../src/api/config.js';
+import type { ClusterConfig } from '../../src/api/config.js';
 import type { ClusterPlace } from '../../src/api/lifecycle.js';
 import type { ReplicaStatus } from '../../src/api/status.js';
 import { answered, fetchAll } from '../../src/cli/replicas.js';
@@ -27,11 +29,16 @@ const launchScript = join(repositoryRoot, 'cluster/launch');
 const commandMs = 240_000;
 
 /** Runs a program to its end without stopping this process's event loop. */
-export function runLong(file: string, args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<Ran> {
+export function runLong(
+  file: string,
+  args: readonly string[],
+  env: NodeJS.ProcessEnv = {},
+  timeout = commandMs,
+): Promise<Ran> {
   return new Promise((resolve, reject) => {
     const child = spawn(file, args, {
       stdio: ['ignore', 'pipe', 'pipe'],
-      timeout: commandMs,
+      timeout,
       env: { ...process.env, ...env },
     });
     let out = '';
@@ -46,10 +53,14 @@ export function runLong(file: string, args: readonly string[], env: NodeJS.Proce
 export const falcon = (...args: string[]): Promise<Ran> => runLong(process.execPath, [cli, ...args]);
 
 export class LiveCluster {
-  readonly place: ClusterPlace;
+  private at: ClusterPlace;
 
   private constructor(place: ClusterPlace) {
-    this.place = place;
+    this.at = place;
+  }
+
+  get place(): ClusterPlace {
+    return this.at;
   }
 
   /** `falcon init` with `args`; taken down when the test ends, however it ends. */
@@ -64,6 +75,27 @@ export class LiveCluster {
 
   get directory(): string {
     return this.place.directory;
+  }
+
+  /** Edits falcon.json, as an operator does before the first start. */
+  configure(change: (config: ClusterConfig) => object): void {
+    const { directory, config } = this.place;
+    this.at = { directory, config: parseConfig({ ...config, ...change(config) }) };
+    writeConfig(directory, this.at.config);
+  }
+
+  /** A program of the tests with its arguments, in the client's namespace; it prints one JSON object. */
+  async load(
+    program: string,
+    args: readonly string[],
+    timeoutMs = commandMs,
+  ): Promise<Record<string, unknown>> {
+    const netns = `falcon-${this.place.config.cluster.slice(-8)}-client`;
+    const file = join(repositoryRoot, 'dist/test/support', program);
+    const node = [process.execPath, file, ...args];
+    const ran = await runLong('ip', ['netns', 'exec', netns, ...node], {}, timeoutMs);
+    if (ran.status !== 0) throw new Error(`${program} ended with ${ran.status}: ${ran.err}`);
+    return JSON.parse(ran.out) as Record<string, unknown>;
   }
 
   up(...args: string[]): Promise<Ran> {
