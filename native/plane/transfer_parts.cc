@@ -18,9 +18,12 @@ RoundMark MakeRoundMark(uint64_t session, uint32_t round) {
   return mark;
 }
 
-size_t InboxBytes(size_t pages) {
-  const size_t round = pages / 8 + 8 + pages * sizeof(Digest);
-  return std::max(round, kStateBytesMax) + 4096;
+size_t SourceInboxBytes(size_t pages) {
+  return PageSet::SavedBytes(pages) + pages * sizeof(Digest);
+}
+
+size_t TargetInboxBytes(size_t pages) {
+  return std::max(sizeof(PagesRecord) + PageSet::SavedBytes(pages), kStateBytesMax);
 }
 
 void AppendSet(std::vector<std::byte>* to, const PageSet& set) {

@@ -50,7 +50,10 @@ struct PagesRecord {
   uint64_t resident;  // 1: and that is all its pages that are not empty
 };
 
-[[nodiscard]] size_t InboxBytes(size_t pages);
+// What an inbox must hold: a source is sent page sets with their digests, a target page sets and
+// the state. Over verbs all of it is locked, on the reactor: no more than that.
+[[nodiscard]] size_t SourceInboxBytes(size_t pages);
+[[nodiscard]] size_t TargetInboxBytes(size_t pages);
 
 // Errors: SYNC_MEMORY (also: longer than `most` bytes).
 Status ReadFile(const std::string& path, size_t most, std::vector<std::byte>* into);

@@ -39,7 +39,7 @@ class Source final : public TransferSource {
       if (Status s = Digester::Make({options_.digest_threads}, &digester_); !s.ok()) return s;
       if (Status s = memory_.ResidentPages(&resident_); !s.ok()) return s;
     }
-    if (Status s = inbox_.Make(options_.inbox_path, InboxBytes(pages_)); !s.ok()) return s;
+    if (Status s = inbox_.Make(options_.inbox_path, SourceInboxBytes(pages_)); !s.ok()) return s;
     return fabric_->Expose(kInboxRegion, options_.peer, inbox_.exposed(), inbox);
   }
 

@@ -30,7 +30,7 @@ class Target final : public TransferTarget {
   }
 
   Status Open(std::string* inbox, std::string* ram) override {
-    if (Status s = inbox_.Make(options_.inbox_path, InboxBytes(pages_)); !s.ok()) return s;
+    if (Status s = inbox_.Make(options_.inbox_path, TargetInboxBytes(pages_)); !s.ok()) return s;
     if (Status s = fabric_->Attach(options_.peer, kInboxRegion, options_.grant); !s.ok()) return s;
     if (Status s = fabric_->Expose(kInboxRegion, options_.peer, inbox_.exposed(), inbox); !s.ok())
       return s;
