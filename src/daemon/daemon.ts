@@ -354,6 +354,7 @@ async function sync(cluster: Cluster, engine: ReplicaEngine, params: unknown): P
   if (nodes[node]?.vm !== true) throw new FalconError('SYNC_REFUSED', `${String(name)} runs no guest`);
   if (engine.role !== 'primary') throw new FalconError('NOT_PRIMARY', 'this node is not the primary');
   const record = await engine.sync(node);
+  if (record === null) throw new FalconError('LEADERSHIP_LOST', 'the request is forgotten with it');
   if (!record.ok) throw new FalconError('SYNC_ABANDONED', record.why);
   return syncRecord(record, (index) => nodes[index]?.name ?? String(index));
 }

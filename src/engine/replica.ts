@@ -202,8 +202,8 @@ export class ReplicaEngine {
     return this.handover.ask(to, () => this.step({ type: 'transfer', now: this.ports.clock.now(), to }));
   }
 
-  /** Makes `peer` a copy of this guest, and waits for the session's end. */
-  sync(peer: NodeId): Promise<TransferRecord> {
+  /** Makes `peer` a copy of this guest, and waits for the session's end; null: leadership was lost before. */
+  sync(peer: NodeId): Promise<TransferRecord | null> {
     return this.stateTransfer.request(peer, 'asked');
   }
 

@@ -60,6 +60,12 @@ export interface TransferFacts {
 
 type TransferPlaneEvent = Extract<PlaneEvent, { type: `transfer-${string}` }>;
 
+interface Waiter {
+  readonly peer: NodeId;
+  /** null: this replica is the source no more. */
+  readonly resolve: (record: TransferRecord | null) => void;
+}
+
 export class StateTransfer {
   /** Sessions of which this replica was the source, newest last. */
   readonly records: TransferRecord[] = [];
@@ -74,8 +80,7 @@ export class StateTransfer {
   private queue: Promise<void> = Promise.resolve();
   private queued = 0;
   private bootOp: Op = 0;
-  private readonly waiters: { readonly peer: NodeId; readonly resolve: (record: TransferRecord) => void }[] =
-    [];
+  private waiters: Waiter[] = [];
   private stopped = false;
 
   constructor(options: StateTransferOptions, ports: StateTransferPorts) {
@@ -116,10 +121,10 @@ export class StateTransfer {
   }
 
   /** Brings a member to a full copy, though it may seem to be one. */
-  request(peer: NodeId, reason: TransferReason): Promise<TransferRecord> {
+  request(peer: NodeId, reason: TransferReason): Promise<TransferRecord | null> {
     return new Promise((resolve) => {
       this.waiters.push({ peer, resolve });
-      if (this.waiters.length > this.options.recordsMax) this.waiters.shift();
+      if (this.waiters.length > this.options.recordsMax) this.waiters.shift()?.resolve(null);
       this.toSource({ type: 'request', now: this.ports.now(), peer, reason });
     });
   }
@@ -129,6 +134,8 @@ export class StateTransfer {
     const { keeper } = this.ports;
     const { view, primary } = facts;
     const able = facts.leads && keeper.state === 'ready';
+    // Nobody else knows of the request.
+    if (!able) this.settle(() => true, null);
     this.toSource({ type: 'tick', now, view, able, peers: facts.peers });
     this.toTarget({ type: 'tick', now, view, primary: facts.leads ? null : primary, guest: keeper.fillable });
   }
@@ -278,13 +285,16 @@ export class StateTransfer {
     if (this.source.status?.session === session && peer !== undefined) this.bases.delete(peer);
   }
 
+  private settle(whom: (waiter: Waiter) => boolean, record: TransferRecord | null): void {
+    const settled = this.waiters.filter(whom);
+    this.waiters = this.waiters.filter((waiter) => !settled.includes(waiter));
+    for (const { resolve } of settled) resolve(record);
+  }
+
   private note(record: TransferRecord): void {
     this.records.push(record);
     if (this.records.length > this.options.recordsMax) this.records.shift();
-    for (const waiter of this.waiters.splice(0)) {
-      if (waiter.peer === record.peer) waiter.resolve(record);
-      else this.waiters.push(waiter);
-    }
+    this.settle((waiter) => waiter.peer === record.peer, record);
     const { peer, reason, rounds, pages, equal, sent, op } = record;
     const ms = (value: number): number => Math.round(value * 10) / 10;
     const fields = {

@@ -150,7 +150,7 @@ function disturb(world: World, checkers: Checkers, random: Random, nemesis: Neme
       const to = random.pick(copies.length > 0 && random.chance(0.6) ? copies : alive);
       if (to === primary || !world.runsGuest(to.id)) return 0;
       world.log(`sync from ${primary.id} to ${to.id}`);
-      void primary.engine?.sync(to.id).then(({ ok, why }) => world.log(`sync: ${ok} ${why}`));
+      void primary.engine?.sync(to.id).then((record) => world.log(`sync: ${record?.ok} ${record?.why}`));
       return 0;
     }
     case 12: {

@@ -264,3 +264,10 @@ void t.test('changes that may have been collected and lost are counted against n
   t.match(bench.engine.stateTransfer.records.at(-1), { ok: false, peer: 2 });
   t.ok(bench.told.includes('transferForget null'), 'nor against the common point with member 0');
 });
+
+void t.test('who has asked a replica that leads no more is told', async (t) => {
+  const bench = new Bench('clone');
+  const asked = bench.engine.sync(0);
+  bench.tick();
+  t.equal(await asked, null);
+});
