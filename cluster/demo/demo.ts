@@ -6,7 +6,6 @@
 import { randomInt } from 'node:crypto';
 
 import type { ClusterPlace } from '../../src/api/lifecycle.js';
-import { asFalconError, formatError } from '../../src/lib/errors.js';
 import { Random } from '../../src/lib/random.js';
 import { demoHelp, demoOptions } from './options.js';
 import type { DemoOptions } from './options.js';
@@ -14,7 +13,7 @@ import { makeReport, reportLines } from './report.js';
 import type { DemoReport, Kill } from './report.js';
 import { sharedClockMs } from './key-client.js';
 import type { RemoteClient } from './remote-client.js';
-import { limits, Stage } from './stage.js';
+import { limits, runProgram, Stage } from './stage.js';
 
 const second = 1000;
 
@@ -84,31 +83,9 @@ class Demo {
   }
 }
 
-async function main(): Promise<number> {
-  if (process.argv[2] === '--help') {
-    process.stdout.write(`${demoHelp}\n`);
-    return 0;
-  }
-  const options = demoOptions(process.env, randomInt(2 ** 32));
-  const demo = new Demo(options);
-  let report: DemoReport | null = null;
-  try {
-    report = await demo.run();
-  } finally {
-    await demo.end(report?.ok !== true);
-  }
-  const lines = reportLines(report);
-  if (options.json) lines.push(JSON.stringify(report));
-  process.stdout.write(`${lines.join('\n')}\n`);
-  return report.ok ? 0 : 1;
-}
-
-try {
-  process.exitCode = await main();
-} catch (error) {
-  const line = formatError(error, 'demo');
-  process.stderr.write(`${line}\n`);
-  // Whoever reads the last line as JSON is to find an answer there, whatever happened.
-  if (process.env['JSON'] === '1') process.stdout.write(`${JSON.stringify({ ok: false, error: line })}\n`);
-  process.exitCode = asFalconError(error).exit;
-}
+await runProgram({
+  help: demoHelp,
+  options: () => demoOptions(process.env, randomInt(2 ** 32)),
+  show: (options) => new Demo(options),
+  lines: reportLines,
+});

@@ -10,7 +10,7 @@ import { nodePaths } from '../../src/api/cluster.js';
 import type { ClusterPlace } from '../../src/api/lifecycle.js';
 import type { DivergenceReport, DivergenceStatus, ReplicaStatus, SyncRecord } from '../../src/api/status.js';
 import { answered, fetchAll } from '../../src/cli/replicas.js';
-import { asFalconError, FalconError, formatError } from '../../src/lib/errors.js';
+import { asFalconError, FalconError } from '../../src/lib/errors.js';
 import { Random } from '../../src/lib/random.js';
 import { divergenceLines, judgeDivergence } from './divergence-report.js';
 import type { DivergenceDemoReport } from './divergence-report.js';
@@ -20,7 +20,7 @@ import type { MemoryFault } from './memory-fault.js';
 import { divergenceDemoHelp, divergenceDemoOptions } from './options.js';
 import type { DivergenceDemoOptions } from './options.js';
 import type { RemoteClient } from './remote-client.js';
-import { editConfig, limits, Stage } from './stage.js';
+import { editConfig, limits, runProgram, Stage } from './stage.js';
 
 const second = 1000;
 const findMs = 15 * second;
@@ -201,31 +201,9 @@ function agreedOf(report: DivergenceReport, member: string): number {
   return report.members.find(({ node }) => node === member)?.agreed ?? 0;
 }
 
-async function main(): Promise<number> {
-  if (process.argv[2] === '--help') {
-    process.stdout.write(`${divergenceDemoHelp}\n`);
-    return 0;
-  }
-  const options = divergenceDemoOptions(process.env, randomInt(2 ** 32));
-  const demo = new DivergenceDemo(options);
-  let report: DivergenceDemoReport | null = null;
-  try {
-    report = await demo.run();
-  } finally {
-    await demo.end(report?.ok !== true);
-  }
-  const lines = divergenceLines(report);
-  if (options.json) lines.push(JSON.stringify(report));
-  process.stdout.write(`${lines.join('\n')}\n`);
-  return report.ok ? 0 : 1;
-}
-
-try {
-  process.exitCode = await main();
-} catch (error) {
-  const line = formatError(error, 'demo');
-  process.stderr.write(`${line}\n`);
-  // Whoever reads the last line as JSON is to find an answer there, whatever happened.
-  if (process.env['JSON'] === '1') process.stdout.write(`${JSON.stringify({ ok: false, error: line })}\n`);
-  process.exitCode = asFalconError(error).exit;
-}
+await runProgram({
+  help: divergenceDemoHelp,
+  options: () => divergenceDemoOptions(process.env, randomInt(2 ** 32)),
+  show: (options) => new DivergenceDemo(options),
+  lines: divergenceLines,
+});

@@ -22,7 +22,7 @@ import { lastLogLine } from '../../src/api/lifecycle.js';
 import type { ClusterPlace } from '../../src/api/lifecycle.js';
 import type { ReplicaStatus } from '../../src/api/status.js';
 import { fetchAll, primaryOf } from '../../src/cli/replicas.js';
-import { FalconError, messageOf } from '../../src/lib/errors.js';
+import { asFalconError, FalconError, formatError, messageOf } from '../../src/lib/errors.js';
 import { Interrupt } from '../../src/lib/interrupt.js';
 import { signal } from '../../src/lib/processes.js';
 import { repositoryRoot } from '../../src/lib/root.js';
@@ -227,4 +227,54 @@ function guestArguments(): string[] {
 
 export function seconds(milliseconds: number): string {
   return (milliseconds / second).toFixed(1);
+}
+
+interface Show<Report> {
+  run(): Promise<Report>;
+  /** Takes everything away again. */
+  end(failed: boolean): Promise<void>;
+}
+
+interface Program<Options, Report> {
+  readonly help: string;
+  /** Errors: USAGE. */
+  readonly options: () => Options;
+  readonly show: (options: Options) => Show<Report>;
+  readonly lines: (report: Report) => readonly string[];
+}
+
+/** What a demo is as a program: help, report and exit code. */
+export async function runProgram<
+  Options extends { readonly json: boolean },
+  Report extends { readonly ok: boolean },
+>(program: Program<Options, Report>): Promise<void> {
+  try {
+    process.exitCode = await present(program);
+  } catch (error) {
+    const line = formatError(error, 'demo');
+    process.stderr.write(`${line}\n`);
+    // Whoever reads the last line as JSON is to find an answer there, whatever happened.
+    if (process.env['JSON'] === '1') process.stdout.write(`${JSON.stringify({ ok: false, error: line })}\n`);
+    process.exitCode = asFalconError(error).exit;
+  }
+}
+
+async function present<Options extends { readonly json: boolean }, Report extends { readonly ok: boolean }>(
+  program: Program<Options, Report>,
+): Promise<number> {
+  if (process.argv[2] === '--help') {
+    process.stdout.write(`${program.help}\n`);
+    return 0;
+  }
+  const options = program.options();
+  const show = program.show(options);
+  let report: Report | null = null;
+  try {
+    report = await show.run();
+  } finally {
+    await show.end(report?.ok !== true);
+  }
+  const lines = [...program.lines(report), ...(options.json ? [JSON.stringify(report)] : [])];
+  process.stdout.write(`${lines.join('\n')}\n`);
+  return report.ok ? 0 : 1;
 }

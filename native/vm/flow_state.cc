@@ -108,8 +108,6 @@ size_t RetainedBytes(const Flow& flow) {
   return flow.diverged() ? 0 : static_cast<size_t>(flow.output.end() - flow.output.begin());
 }
 
-bool SameKey(const FlowKey& a, const FlowKey& b) { return a == b; }
-
 bool KeyBefore(const FlowKey& a, const FlowKey& b) {
   return std::tie(a.client, a.vm, a.client_port, a.vm_port) <
          std::tie(b.client, b.vm, b.client_port, b.vm_port);
@@ -241,7 +239,7 @@ const char* FlowEngine::ReadState(std::span<const std::byte> body, Nanoseconds n
   if (needs.held_blocks > held_.blocks() || needs.retained_blocks > retained_.blocks())
     return "more bytes than there is room for";
   std::ranges::sort(needs.keys, KeyBefore);
-  if (std::ranges::adjacent_find(needs.keys, SameKey) != needs.keys.end()) return "a flow twice";
+  if (std::ranges::adjacent_find(needs.keys) != needs.keys.end()) return "a flow twice";
   if (const char* why = ReadOrders(in, &needs, apply); why != nullptr) return why;
   if (const char* why = ReadNeighbours(in, apply); why != nullptr) return why;
   if (const char* why = ReadPending(in, apply); why != nullptr) return why;

@@ -158,7 +158,7 @@ export class TransferTarget {
       case 'loaded':
         if (s.phase !== 'loading') return;
         this.session = null;
-        this.out.push({ type: 'close', session: s.id }, { type: 'trace', text: 'the guest is a whole copy' });
+        this.out.push({ type: 'close', session: s.id });
         return;
       case 'failed':
         return this.lose(s, event.why);

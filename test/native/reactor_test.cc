@@ -15,6 +15,7 @@
 #include "os/check.h"
 #include "os/clock.h"
 #include "os/unique_fd.h"
+#include "reactor_place.h"
 
 namespace {
 
@@ -34,16 +35,7 @@ void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 namespace {
 
 using namespace falcon;
-
-struct Place {
-  Place() {
-    root = std::filesystem::temp_directory_path() / "falcon-test-XXXXXX";
-    FALCON_CHECK(mkdtemp(root.data()) != nullptr);
-    std::filesystem::create_directory(root + "/wal");
-  }
-  ~Place() { std::filesystem::remove_all(root); }
-  std::string root;
-};
+using falcon::test::Place;
 
 ReactorOptions Alone(const Place& place) {
   ReactorOptions o;

@@ -14,20 +14,12 @@
 #include "os/check.h"
 #include "os/clock.h"
 #include "plane/reactor.h"
+#include "reactor_place.h"
 
 namespace {
 
 using namespace falcon;
-
-struct Place {
-  Place() {
-    root = std::filesystem::temp_directory_path() / "falcon-test-XXXXXX";
-    FALCON_CHECK(mkdtemp(root.data()) != nullptr);
-    std::filesystem::create_directory(root + "/wal");
-  }
-  ~Place() { std::filesystem::remove_all(root); }
-  std::string root;
-};
+using falcon::test::Place;
 
 ReactorOptions Over(const Place& place) {
   ReactorOptions o;
