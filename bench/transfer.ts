@@ -187,14 +187,36 @@ async function digests(): Promise<Digests> {
 
 function table(rows: readonly Row[]): string[] {
   const head = [
-    ...['what', 'load s', 'rounds', 'pages', 'equal', 'sent', 'KiB', 'of dirty'],
-    ...['digest', 'wait', 'move', 'all', 'pause', 'stop', 'collect', 'round', 'save', 'send', 'resume'],
+    ...['what', 'load s', 'rounds', 'pages', 'equal', 'found', 'sent', 'parts', 'KiB', 'of dirty'],
+    ...[
+      'digest',
+      'wait',
+      'refine',
+      'move',
+      'all',
+      'pause',
+      'stop',
+      'collect',
+      'round',
+      'save',
+      'send',
+      'resume',
+    ],
     ...['gap', 'reply', 'beyond ms'],
   ];
   const lines = rows.map(({ what, loadS, record: r, dirtyBytes, gapMs, replyMs }) => [
-    ...[what + (r.based ? '' : '*'), loadS, r.rounds, r.pages, percent(r.equal, r.pages), r.sent],
-    ...[Math.round(r.bytes / 1024), percent(r.bytes, dirtyBytes)],
-    ...[r.digestMs, r.waitMs, r.moveMs, r.durationMs, r.pauseMs, ...Object.values(r.pauseParts)].map(tenth),
+    ...[what + (r.based ? '' : '*'), loadS, r.rounds, r.pages, percent(r.equal, r.pages)],
+    ...[r.found, r.sent, r.partial],
+    ...[Math.round(moved(r) / 1024), percent(moved(r), dirtyBytes)],
+    ...[
+      r.digestMs,
+      r.waitMs,
+      r.refineMs,
+      r.moveMs,
+      r.durationMs,
+      r.pauseMs,
+      ...Object.values(r.pauseParts),
+    ].map(tenth),
     ...[gapMs, replyMs, beyond(gapMs, replyMs, r)].map((ms) => (ms === null ? '-' : tenth(ms))),
   ]);
   const cells = [head, ...lines].map((row) => row.map(String));
@@ -203,6 +225,11 @@ function table(rows: readonly Row[]): string[] {
     ...cells.map((row) => row.map((cell, i) => cell.padStart(widths[i] ?? 0)).join('  ')),
     '* without a common point: all pages that are not empty are looked at',
   ];
+}
+
+/** All that crossed the network, but for the state of devices. */
+function moved(record: SyncRecord): number {
+  return record.bytes + record.overheadBytes;
 }
 
 /** How much longer the client waited than the pause and one round trip. */
