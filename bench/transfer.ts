@@ -24,7 +24,7 @@ import type { ClusterPlace } from '../src/api/lifecycle.js';
 import type { SyncRecord } from '../src/api/status.js';
 import { answered, fetchAll } from '../src/cli/replicas.js';
 import { bounds } from '../src/lib/bounds.js';
-import { formatError, asFalconError } from '../src/lib/errors.js';
+import { asFalconError, FalconError, formatError } from '../src/lib/errors.js';
 import { repositoryRoot } from '../src/lib/root.js';
 
 interface Row {
@@ -45,8 +45,17 @@ interface Digests {
 }
 
 const second = 1000;
-const rounds = Number(process.env['ROUNDS'] ?? '3');
-const durations = (process.env['SECONDS'] ?? '1 10 60').split(/\s+/).map(Number);
+/** Whole numbers from the environment. Errors: USAGE. */
+function numbers(name: string, otherwise: string): number[] {
+  const text = process.env[name] ?? otherwise;
+  const found = text
+    .trim()
+    .split(/[\s,]+/)
+    .map(Number);
+  if (found.every((one) => Number.isInteger(one) && one > 0)) return found;
+  throw new FalconError('USAGE', `${name} is made of whole numbers above 0, not "${text}"`);
+}
+
 const loadClients = 4;
 /** Between a load and a session, so that both guests have taken all of it. */
 const settleMs = 500;
@@ -60,6 +69,9 @@ class TransferBench {
   private readonly stage = new Stage({ name: 'bench-transfer', limitMs, logs: process.env['LOGS'] ?? null });
   private readonly rows: Row[] = [];
   private client: RemoteClient | null = null;
+  /** Heals per duration of load, and the durations in seconds. */
+  private readonly rounds = numbers('ROUNDS', '3')[0] ?? 3;
+  private readonly durations = numbers('SECONDS', '1 10 60');
 
   async run(): Promise<Row[]> {
     const { stage } = this;
@@ -69,10 +81,10 @@ class TransferBench {
     this.client = await stage.connect(place, 1, 1);
     const primary = (await stage.primary(place, 0)).node;
     const target = place.config.nodes.find(({ name }) => name !== primary)?.name ?? '';
-    for (const loadS of durations) {
-      for (let i = 0; i < rounds; i++) await this.heal(place, primary, target, loadS);
+    for (const loadS of this.durations) {
+      for (let i = 0; i < this.rounds; i++) await this.heal(place, primary, target, loadS);
     }
-    for (let i = 0; i < rounds; i++) await this.rejoin(place, primary, target);
+    for (let i = 0; i < this.rounds; i++) await this.rejoin(place, primary, target);
     return this.rows;
   }
 
