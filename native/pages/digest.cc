@@ -69,8 +69,7 @@ BlockMask DifferingBlocks(const BlockDigests& ours, const BlockDigests& theirs) 
 // Blocks of zeroes are everywhere, and say nothing.
 PageFeatures FeaturesOf(const BlockDigests& digests, BlockMask filled) {
   // Odd, so that each makes an order of all numbers.
-  constexpr PageFeatures kOrders{1, 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F,
-                                 0xD6E8FEB86659FD93};
+  constexpr PageFeatures kOrders{1, 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93};
   PageFeatures features;
   features.fill(kNoFeature);
   for (; filled != 0; filled &= filled - 1) {
