@@ -108,8 +108,8 @@ export const errorTable = {
   // the guest
   GUEST_MEMORY: { severity: 'error', exit: x.failure, text: 'the memory of the guest cannot be used' },
   PAGE_SET: { severity: 'error', exit: x.failure, text: 'a set of pages is not valid' },
-  QEMU_FAILED: { severity: 'fatal', exit: x.failure, text: 'QEMU did not start' },
-  QEMU_LOST: { severity: 'fatal', exit: x.failure, text: 'QEMU ended' },
+  QEMU_FAILED: { severity: 'error', exit: x.failure, text: 'QEMU did not start' },
+  QEMU_LOST: { severity: 'error', exit: x.failure, text: 'QEMU ended' },
   VM_LINK: { severity: 'error', exit: x.failure, text: 'the link to QEMU failed' },
   FLOW_STATE: { severity: 'error', exit: x.failure, text: 'the state of the connections is not valid' },
   TAP_OPEN: { severity: 'fatal', exit: x.failure, text: 'the tap cannot be opened' },

@@ -16,7 +16,8 @@ const maxTextChars = 200;
 /** Number of a session, unique among all that a cluster ever begins: its view, and a count within it. */
 export type SessionId = number;
 
-export const sessionsPerView = 65_536;
+/** One every three seconds lasts for 36 days of one view; views are far below 2^33. */
+export const sessionsPerView = 1_048_576;
 
 export function sessionId(view: View, count: number): SessionId {
   assert(count > 0 && count < sessionsPerView, 'sessions of a view are counted');
