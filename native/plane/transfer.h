@@ -44,6 +44,7 @@ struct TransferOptions {
   PeerId peer = 0;
   bool source = false;
   bool based = false;  // target: of the common point, not of everything
+  bool verify = false;  // the guests are compared (verify.h)
   size_t ram_bytes = 0;
   DigestKey key{};
   int digest_threads = DigesterOptions::kAuto;
@@ -74,7 +75,7 @@ class TransferBases {
 };
 
 struct TransferNews {
-  enum class Kind : uint8_t { kRound, kSent, kProgress, kArrived, kFailed };
+  enum class Kind : uint8_t { kRound, kSent, kProgress, kArrived, kFailed, kTaken, kVerified };
   Kind kind;
   std::array<uint64_t, 7> numbers{};  // kRound: figures; kSent: bytes; kArrived: op, boot op
   std::string why;                    // kFailed: "CODE detail"

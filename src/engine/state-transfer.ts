@@ -28,6 +28,7 @@ import type { SessionId, TransferMessage } from '../wire/transfer-messages.js';
 import type { Op, View } from '../wire/viewstamp.js';
 import { mailTags } from '../wire/engine-mail.js';
 import type { GuestKeeper } from './guest-keeper.js';
+import { Verification } from './verification.js';
 
 export interface StateTransferOptions {
   readonly core: TransferOptions;
@@ -69,6 +70,7 @@ interface Waiter {
 export class StateTransfer {
   /** Sessions of which this replica was the source, newest last. */
   readonly records: TransferRecord[] = [];
+  readonly verification: Verification;
   private readonly options: StateTransferOptions;
   private readonly ports: StateTransferPorts;
   private readonly source: TransferSource;
@@ -97,6 +99,16 @@ export class StateTransfer {
       machine: () => (ports.guest === null ? null : options.machine),
       ramBytes,
     });
+    this.verification = new Verification(options, {
+      plane: ports.plane,
+      guest: ports.guest,
+      now: () => ports.now(),
+      log: (...line) => ports.log(...line),
+      send: (to, message) => this.send(to, message),
+      enqueue: (work) => this.enqueue(work),
+      resume: (guest) => this.resumeForSure(guest),
+      transferring: () => this.source.status !== null,
+    });
   }
 
   get sending(): SourceStatus | null {
@@ -109,7 +121,8 @@ export class StateTransfer {
 
   /** A session runs, or the guest is still being told something of one. */
   get active(): boolean {
-    return this.source.status !== null || this.target.status !== null || this.queued > 0;
+    const { source, target, verification } = this;
+    return source.status !== null || target.status !== null || verification.active || this.queued > 0;
   }
 
   get requested(): ReadonlyMap<NodeId, TransferReason> {
@@ -118,6 +131,7 @@ export class StateTransfer {
 
   stop(): void {
     this.stopped = true;
+    this.verification.stop();
   }
 
   /** Brings a member to a full copy, though it may seem to be one. */
@@ -136,7 +150,11 @@ export class StateTransfer {
     const able = facts.leads && keeper.state === 'ready';
     // Nobody else knows of the request.
     if (!able) this.settle(() => true, null);
-    this.toSource({ type: 'tick', now, view, able, peers: facts.peers });
+    const whole = keeper.state === 'ready';
+    this.verification.tick({ view, primary: facts.leads ? null : primary, able, whole, peers: facts.peers });
+    // One session at a time, of either kind.
+    const free = this.verification.sending === null;
+    this.toSource({ type: 'tick', now, view, able: able && free, peers: facts.peers });
     this.toTarget({ type: 'tick', now, view, primary: facts.leads ? null : primary, guest: keeper.fillable });
   }
 
@@ -144,12 +162,15 @@ export class StateTransfer {
     const message = decodeTransfer(bytes);
     const now = this.ports.now();
     if (message === null) return this.ports.log('warn', 'malformed mail', { from });
+    // A transfer that begins ends what was compared: that guest goes on before this one stands still.
+    this.verification.onMail(from, message);
     this.toSource({ type: 'mail', now, from, message });
     this.toTarget({ type: 'mail', now, from, message });
   }
 
   onPeerDown(peer: NodeId): void {
     const now = this.ports.now();
+    this.verification.onPeerDown(peer);
     this.toSource({ type: 'peer-down', now, peer });
     this.toTarget({ type: 'peer-down', now, peer });
   }
@@ -186,6 +207,7 @@ export class StateTransfer {
   onPlaneEvent(event: TransferPlaneEvent): void {
     const now = this.ports.now();
     const { session } = event;
+    this.verification.onPlaneEvent(event);
     switch (event.type) {
       case 'transfer-opened':
         this.toSource({ type: 'opened', now, session, inbox: event.inbox });
@@ -422,7 +444,8 @@ export class StateTransfer {
     const { guest, plane } = this.ports;
     const { inbox, state } = this.options.files;
     const [ram, ramBytes] = [guest?.ramPath ?? '', guest?.ramBytes ?? 0];
-    plane.transferOpen({ session, peer, role, key, ram, ramBytes, inbox, state, based, grant });
+    const what = { ram, ramBytes, inbox, state, based, verify: false };
+    plane.transferOpen({ session, peer, role, key, grant, ...what });
   }
 
   private send(to: NodeId, message: TransferMessage): void {

@@ -23,8 +23,12 @@ export interface GuestWorld {
   takeDirty(): { pages: number; set: Uint8Array };
   /** A fresh path for each memory. */
   ramPath(): string;
+  /** The guest stands still, and its state is about to be saved. */
+  stands(ramPath: string): void;
   /** The guest stands still and its state is saved. */
   captured(memory: GuestMemoryImage): void;
+  /** It stands still no more; `memory` asks what it holds. */
+  goesOn(memory: () => GuestMemoryImage): void;
 }
 
 /** A memory at one moment. */
@@ -133,6 +137,7 @@ export class SimGuest implements GuestRunner {
   saveState(path: string): Promise<{ bytes: number }> {
     return this.stopped(() => {
       writeFileSync(path, '');
+      this.world.stands(this.ramPath!);
       this.world.captured(this.image()!);
       return { bytes: 0 };
     });
@@ -163,6 +168,7 @@ export class SimGuest implements GuestRunner {
   }
 
   private stand(still: boolean): void {
+    if (!still && this.paused) this.world.goesOn(() => this.image()!);
     this.paused = still;
     this.world.runGuest(!still);
   }

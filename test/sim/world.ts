@@ -6,7 +6,7 @@
  * drifting clock, disks force when the seed says so, and the network delivers some of what is under way, whole or
  * torn. The world itself injects no faults (nemesis.ts does) and judges nothing (checkers.ts does).
  */
-import { existsSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
+import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readSync, rmSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 
@@ -113,6 +113,13 @@ export interface Capture {
   readonly image: GuestMemoryImage;
   readonly frames: number;
   readonly digest: number;
+}
+
+/** One byte of a guest's memory that is another for a while, as a failing memory module would have it. */
+interface Flipped {
+  readonly path: string;
+  readonly at: number;
+  readonly was: number;
 }
 
 interface Link {
@@ -246,6 +253,8 @@ export class World {
     node.engine?.stop();
     node.engine = null;
     node.guest?.end();
+    this.standing.delete(node.id);
+    this.flipped.delete(node.id);
     node.guest = null;
     node.alive = false;
     node.bootOp = 0;
@@ -358,7 +367,9 @@ export class World {
         logDirty: () => sim.logDirty(id),
         takeDirty: () => sim.takeDirty(id),
         ramPath: () => join(this.directory, `${id}.ram.${++this.memories}`),
+        stands: (path) => this.flip(node, path),
         captured: (image) => this.capture(node, image),
+        goesOn: (image) => this.goOn(node, image),
       },
       this.random.fork(),
     );
@@ -367,12 +378,66 @@ export class World {
   /** What a guest held that stood still behind a vm-sync entry, by the entry's op. */
   readonly captures = new Map<number, Capture>();
 
+  /** What both guests of a verification held, by the op of its vm-sync, then by node. */
+  readonly stood = new Map<number, Map<NodeId, Capture>>();
+  private readonly flipped = new Map<NodeId, Flipped>();
+  flips = 0;
+  /** Of guests that stand still to be compared: a hash of what they held. */
+  private readonly standing = new Map<NodeId, string>();
+
+  /** Of a guest that is compared: now and then one byte of it is another until it goes on. */
+  private flip(node: SimNode, path: string): void {
+    const comparing = node.engine?.stateTransfer.verification.receiving ?? null;
+    if (comparing === null || !this.random.chance(0.5)) return;
+    const at = this.random.below(this.pages * 4096);
+    const was = exchangeByte(path, at, (value) => value ^ 0x40);
+    this.flipped.set(node.id, { path, at, was });
+    this.flips++;
+  }
+
+  /** Comparing has changed nothing. */
+  private goOn(node: SimNode, image: () => GuestMemoryImage): void {
+    const before = this.standing.get(node.id);
+    this.standing.delete(node.id);
+    assert(
+      before === undefined || before === image().hash,
+      `comparing the guest of ${node.id} has changed its memory`,
+    );
+    const flipped = this.flipped.get(node.id);
+    this.flipped.delete(node.id);
+    if (flipped !== undefined && existsSync(flipped.path))
+      exchangeByte(flipped.path, flipped.at, () => flipped.was);
+  }
+
   private capture(node: SimNode, image: GuestMemoryImage): void {
     const op = this.progress(node).deliveredOp;
+    if (node.engine?.stateTransfer.verification.active === true) return this.captureOfTwo(op, node, image);
     this.captures.set(op, { node: node.id, image, ...this.sim.service(node.id) });
     for (const old of this.captures.keys()) {
       if (this.captures.size <= capturesMax) break;
       this.captures.delete(old);
+    }
+  }
+
+  private misjudged: unknown = null;
+
+  /** What a judge throws where nobody hears it ends the run with the next step. */
+  judge(verdict: () => void): void {
+    try {
+      verdict();
+    } catch (error) {
+      this.misjudged ??= error;
+    }
+  }
+
+  private captureOfTwo(op: number, node: SimNode, image: GuestMemoryImage): void {
+    this.standing.set(node.id, image.hash);
+    const both = this.stood.get(op) ?? new Map<NodeId, Capture>();
+    both.set(node.id, { node: node.id, image, ...this.sim.service(node.id) });
+    this.stood.set(op, both);
+    for (const old of this.stood.keys()) {
+      if (this.stood.size <= capturesMax) break;
+      this.stood.delete(old);
     }
   }
 
@@ -459,6 +524,7 @@ export class World {
 
   /** One step, and whatever its promises lead to. */
   async step(): Promise<void> {
+    if (this.misjudged !== null) throw this.misjudged;
     this.nowNs += stepNs;
     this.connectDue();
     const order = [...this.nodes.keys()];
@@ -506,4 +572,18 @@ export class World {
 
 function linkKey(a: NodeId, b: NodeId): string {
   return a < b ? `${a}-${b}` : `${b}-${a}`;
+}
+
+/** The byte that was there. */
+function exchangeByte(path: string, at: number, change: (was: number) => number): number {
+  const file = openSync(path, 'r+');
+  try {
+    const byte = new Uint8Array(1);
+    readSync(file, byte, 0, 1, at);
+    const was = byte[0]!;
+    writeSync(file, Uint8Array.of(change(was)), 0, 1, at);
+    return was;
+  } finally {
+    closeSync(file);
+  }
 }

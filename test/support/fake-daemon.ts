@@ -127,7 +127,7 @@ async function main(): Promise<void> {
         ackedOp: 119,
         guest: true,
       })),
-    sync: { active: null, last: [] },
+    sync: { active: null, last: [], verifying: null, verified: [] },
     link: {
       writes: 2400,
       writtenBytes: 307_200,
