@@ -16,6 +16,7 @@ type Phase = 'opening' | 'waiting' | 'pausing' | 'taking' | 'resuming' | 'sendin
 interface Session {
   readonly id: SessionId;
   readonly peer: NodeId;
+  readonly view: View;
   phase: Phase;
   deadline: Milliseconds;
   /** The guest stands still, or is about to. */
@@ -67,7 +68,7 @@ export class VerifyTarget {
     this.whole = whole;
     const s = this.session;
     if (s === null) return;
-    if (primary !== s.peer) return this.lose(s, 'the source leads no more');
+    if (primary !== s.peer || view !== s.view) return this.lose(s, 'the source leads no more');
     if (!whole) return this.lose(s, 'the guest here is whole no more');
     if (now >= s.deadline) this.lose(s, `nothing happened while ${s.phase}`);
   }
@@ -98,7 +99,8 @@ export class VerifyTarget {
     if (this.session !== null) this.lose(this.session, 'another session begins');
     this.newest = session;
     const deadline = now + this.options.progressWaitMs;
-    this.session = { id: session, peer, phase: 'opening', deadline, still: false, accept: null };
+    const { view } = this;
+    this.session = { id: session, peer, view, phase: 'opening', deadline, still: false, accept: null };
     this.out.push({ type: 'open', role: 'target', session, peer, key, grant: offer.inbox });
   }
 
