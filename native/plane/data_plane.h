@@ -398,7 +398,7 @@ class DataPlane final : private FlowSink {
   size_t guest_pages_ = 0;  // of the session that was opened last
   Op held_op_ = 0;          // delivery stands behind this vm-sync; 0: it does not stand
   Nanoseconds held_since_ = 0;
-  bool arrived_ = false;    // target: the whole state, which may be ahead of the log
+  bool arrived_ = false;  // target: the whole state, which may be ahead of the log
   std::vector<TransferNews> transfer_news_;
 
   mutable PlaneSnapshot count_;  // the counters; the rest is filled in on demand

@@ -18,9 +18,9 @@
 namespace falcon {
 
 enum class InboxKind : uint32_t {
-  kPages = 1,    // source: look at these pages (a PageSet)
-  kDigests = 2,  // target: the pages looked at (a PageSet), and their digests
-  kState = 3,    // source: everything that is not pages
+  kPages = 1,     // source: look at these pages (a PageSet)
+  kDigests = 2,   // target: the pages looked at (a PageSet), and their digests
+  kState = 3,     // source: everything that is not pages
   kFindings = 4,  // target of a verification: its guest, as digests and states
 };
 

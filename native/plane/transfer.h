@@ -43,7 +43,7 @@ struct TransferOptions {
   SessionId session = 0;
   PeerId peer = 0;
   bool source = false;
-  bool based = false;  // target: of the common point, not of everything
+  bool based = false;   // target: of the common point, not of everything
   bool verify = false;  // the guests are compared (verify.h)
   size_t ram_bytes = 0;
   DigestKey key{};

@@ -246,8 +246,8 @@ class Session final : public VerifySession {
     if (Status s = Parse(payload, page_count_, &head, &theirs); !s.ok()) return s;
     if (head.op != op_) return {"SYNC_PEER", "the target stood behind another entry"};
     PageSet differing(page_count_);
-    if (Status s = DifferingPages(own_.pages, own_.digests, theirs.pages, theirs.digests,
-                                  &differing);
+    if (Status s =
+            DifferingPages(own_.pages, own_.digests, theirs.pages, theirs.digests, &differing);
         !s.ok())
       return s;
     PageSet all = own_.pages;

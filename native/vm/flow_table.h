@@ -78,8 +78,8 @@ enum class Admission : uint8_t {
 // Why a flow of this replica no longer equals the primary's; healed by state transfer.
 enum class FlowDivergence : uint8_t { kNone, kNoSynAck, kHoldBound, kReset };
 
-// An open connection as every replica should have it, whatever numbers its guest counts by. Compared
-// as bytes.
+// An open connection as every replica should have it, whatever numbers its guest counts by.
+// Compared as bytes.
 struct FlowFacts {
   std::array<uint8_t, 16> client, vm;
   uint16_t client_port, vm_port;
@@ -163,8 +163,8 @@ class FlowTable {
   // itself takes what a primary's client was to repeat upon itself. Calls no sink.
   [[nodiscard]] virtual Status Load(std::span<const std::byte> state, Nanoseconds now) = 0;
 
-  // Appends the connections that are open and known to the log. Half-open and closed ones stay or go
-  // by each replica's own clock.
+  // Appends the connections that are open and known to the log. Half-open and closed ones stay or
+  // go by each replica's own clock.
   virtual void Facts(std::vector<FlowFacts>* out) const = 0;
 
   [[nodiscard]] virtual FlowCounters counters() const = 0;

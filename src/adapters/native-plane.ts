@@ -96,7 +96,16 @@ export class NativePlane implements DataPlane {
   transferOpen(o: TransferOpen): void {
     const text = (value: string): Uint8Array => Buffer.from(value);
     const numbers = [o.session, o.peer, o.role === 'source' ? 1 : 0, o.based ? 1 : 0, o.ramBytes];
-    this.command('transferOpen', ...numbers, o.key, text(o.ram), text(o.inbox), text(o.state), o.grant, o.verify ? 1 : 0);
+    this.command(
+      'transferOpen',
+      ...numbers,
+      o.key,
+      text(o.ram),
+      text(o.inbox),
+      text(o.state),
+      o.grant,
+      o.verify ? 1 : 0,
+    );
   }
   transferAttach(session: number, inbox: Uint8Array, ram: Uint8Array): void {
     this.command('transferAttach', session, inbox, ram);

@@ -122,7 +122,11 @@ export interface SyncStatus {
   /** Sessions of this replica as the source, newest last. */
   readonly last: readonly SyncRecord[];
   /** The guest is being compared with a peer's; null: it is not. */
-  readonly verifying: { readonly role: 'source' | 'target'; readonly peer: string; readonly phase: string } | null;
+  readonly verifying: {
+    readonly role: 'source' | 'target';
+    readonly peer: string;
+    readonly phase: string;
+  } | null;
   readonly verified: readonly VerifyResult[];
 }
 

@@ -29,7 +29,9 @@ export function verifyLines(r: VerifyResult): string[] {
     `  connections  ${flowsText(findings)}`,
     ...(framesWaiting.source + framesWaiting.target === 0
       ? []
-      : [`  not taken    ${framesWaiting.source} frames on ${r.source}, ${framesWaiting.target} on ${r.target}`]),
+      : [
+          `  not taken    ${framesWaiting.source} frames on ${r.source}, ${framesWaiting.target} on ${r.target}`,
+        ]),
     `  pause        ${r.pauseMs} ms on ${r.source}, ${findings.targetPauseMs} ms on ${r.target}; ${r.durationMs} ms in all`,
   ];
 }
@@ -47,7 +49,9 @@ function pagesText({ pages, differing }: Findings): string {
 
 function devicesText({ parts, differing, trouble }: Findings['devices']): string {
   if (trouble !== null) return trouble;
-  return differing.length === 0 ? `${parts} devices, all equal` : `${differing.length} of ${parts} devices differ`;
+  return differing.length === 0
+    ? `${parts} devices, all equal`
+    : `${differing.length} of ${parts} devices differ`;
 }
 
 function flowsText({ flows, flowsDiffering }: Findings): string {

@@ -374,7 +374,7 @@ async function verify(
   if (engine.role !== 'primary') throw new FalconError('NOT_PRIMARY', 'this node is not the primary');
   if (name === self.name) throw new FalconError('VERIFY_REFUSED', `${self.name} is the primary`);
   if (nodes[node]?.vm !== true) throw new FalconError('VERIFY_REFUSED', `${String(name)} runs no guest`);
-  const outcome = await engine.verify(node);
+  const outcome = await engine.stateTransfer.verification.request(node);
   if (outcome === null) throw new FalconError('LEADERSHIP_LOST', 'the request is forgotten with it');
   if ('refused' in outcome) throw new FalconError('VERIFY_REFUSED', outcome.refused);
   if (!outcome.ok) throw new FalconError('VERIFY_ABANDONED', outcome.why);

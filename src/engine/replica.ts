@@ -25,7 +25,6 @@ import type { BootPolicyOptions } from './boot-policy.js';
 import { GuestKeeper } from './guest-keeper.js';
 import { StateTransfer } from './state-transfer.js';
 import type { StateTransferOptions } from './state-transfer.js';
-import type { VerifyOutcome } from './verification.js';
 import type { TransferRecord } from '../transfer/types.js';
 import { Handover } from './handover.js';
 import type { TransferOutcome } from './handover.js';
@@ -206,11 +205,6 @@ export class ReplicaEngine {
   /** Makes `peer` a copy of this guest, and waits for the session's end; null: leadership was lost before. */
   sync(peer: NodeId): Promise<TransferRecord | null> {
     return this.stateTransfer.request(peer, 'asked');
-  }
-
-  /** Compares `peer`'s guest with this one and changes nothing. */
-  verify(peer: NodeId): Promise<VerifyOutcome> {
-    return this.stateTransfer.verification.request(peer);
   }
 
   private observe(progress: PlaneProgress, now: number): void {

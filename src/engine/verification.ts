@@ -24,13 +24,11 @@ import type {
 import type { SessionId, TransferMessage } from '../wire/transfer-messages.js';
 import type { VerifyReport } from '../wire/verify-report.js';
 import type { View } from '../wire/viewstamp.js';
+import type { GuestQueue } from './guest-queue.js';
 import type { StateTransferOptions, StateTransferPorts } from './state-transfer.js';
 
 export interface VerificationPorts extends Pick<StateTransferPorts, 'plane' | 'guest' | 'now' | 'log'> {
   send(to: NodeId, message: TransferMessage): void;
-  /** Behind all that the guest was told before. */
-  enqueue(work: (guest: GuestRunner) => Promise<void>): void;
-  resume(guest: GuestRunner): Promise<void>;
   transferring(): boolean;
 }
 
@@ -54,14 +52,16 @@ export class Verification {
   readonly records: VerifyRecord[] = [];
   private readonly options: StateTransferOptions;
   private readonly ports: VerificationPorts;
+  private readonly told: GuestQueue;
   private readonly source: VerifySource;
   private readonly target: VerifyTarget;
   /** One session, one waiter. */
   private waiting: ((outcome: VerifyOutcome) => void) | null = null;
   private stopped = false;
 
-  constructor(options: StateTransferOptions, ports: VerificationPorts) {
+  constructor(options: StateTransferOptions, told: GuestQueue, ports: VerificationPorts) {
     this.options = options;
+    this.told = told;
     this.ports = ports;
     const { machine, key } = options;
     const ramBytes = (): number => ports.guest?.ramBytes ?? 0;
@@ -134,6 +134,11 @@ export class Verification {
       case 'transfer-verified':
         if (this.source.status?.session !== session) return;
         return this.toSource({ type: 'verified', now, session, findings: findingsOf(event.report) });
+      case 'transfer-round':
+      case 'transfer-progress':
+      case 'transfer-arrived':
+      case 'transfer-installed':
+        return;
       case 'transfer-failed':
         return this.toBoth({ type: 'failed', now, session, why: event.why });
     }
@@ -197,7 +202,7 @@ export class Verification {
         return plane.transferTake(effect.session, state);
       case 'resume':
         return this.guestDo(effect.session, 'resumed', async (guest) => {
-          await this.ports.resume(guest);
+          await this.told.resume(guest);
           plane.transferRelease(effect.session);
         });
       case 'close':
@@ -210,7 +215,7 @@ export class Verification {
     type: 'paused' | 'saved' | 'resumed',
     work: (guest: GuestRunner) => Promise<void>,
   ): void {
-    this.ports.enqueue(async (guest) => {
+    this.told.enqueue(async (guest) => {
       try {
         await work(guest);
         this.toBoth({ type, now: this.ports.now(), session });

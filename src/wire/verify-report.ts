@@ -25,10 +25,10 @@ export function decodeVerifyReport(bytes: Uint8Array): VerifyReport {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const number = (index: number): number => Number(view.getBigUint64(8 * index, true));
   assert(bytes.length >= 8 * headNumbers, 'a report has its numbers');
-  const [pages, differing, listed, flows, flowsDiffering, here, there, service, targetStoodNs] =
-    Array.from({ length: headNumbers - 2 }, (_unused, index) => number(index)) as [
-      ...[number, number, number, number, number, number, number, number, number],
-    ];
+  const [pages, differing, listed, flows, flowsDiffering, here, there, service, targetStoodNs] = Array.from(
+    { length: headNumbers - 2 },
+    (_unused, index) => number(index),
+  ) as [...[number, number, number, number, number, number, number, number, number]];
   const [ownBytes, theirBytes] = [number(headNumbers - 2), number(headNumbers - 1)];
   const devicesAt = 8 * (headNumbers + listed);
   assert(bytes.length === devicesAt + ownBytes + theirBytes, 'a report is as long as it says');

@@ -56,9 +56,9 @@ class Pair {
       member[i].fabric = network.MakeFabric(i);
       ready_ = ready_ && member[i].fabric->AddRegion(0, DataPlane::RegionBytes(options)).ok();
       if (guests) ready_ = ready_ && member[i].rings.Make(1 << 20).ok();
-      member[i].plane = std::make_unique<DataPlane>(
-          options, &clock, member[i].fabric.get(), member[i].wal.get(), member[i].recovered,
-          guests ? &member[i].rings : nullptr, &wire);
+      member[i].plane = std::make_unique<DataPlane>(options, &clock, member[i].fabric.get(),
+                                                    member[i].wal.get(), member[i].recovered,
+                                                    guests ? &member[i].rings : nullptr, &wire);
     }
     ready_ = ready_ && member[0].plane->Connect(1, 77, member[1].fabric->Descriptor()).ok();
     ready_ = ready_ && member[1].plane->Connect(0, 77, member[0].fabric->Descriptor()).ok();

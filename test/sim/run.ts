@@ -181,7 +181,7 @@ function compare(world: World, checkers: Checkers, random: Random): void {
   const primary = alive.find((node) => node.engine?.role === 'primary');
   const to = random.pick(world.nodes);
   if (primary === undefined || to === primary || !world.runsGuest(to.id)) return;
-  void primary.engine?.verify(to.id).then((outcome) => {
+  void primary.engine?.stateTransfer.verification.request(to.id).then((outcome) => {
     world.log(`verify from ${primary.id} to ${to.id}: ${JSON.stringify(outcome)}`);
     if (outcome !== null && 'findings' in outcome) world.judge(() => checkers.comparison(primary, outcome));
   });

@@ -30,6 +30,9 @@ export async function testSeeds(first: number, count: number): Promise<void> {
   }
   t.ok(copies > count, `${copies} copies of guests were what their source was`);
   t.ok(based > count / 10, `${based} of them were made from a common point`);
-  t.ok(compared > count && flips > count / 4, `${compared} comparisons of guests told what differs, ${flips} bytes were flipped for them`);
+  t.ok(
+    compared > count && flips > count / 4,
+    `${compared} comparisons of guests told what differs, ${flips} bytes were flipped for them`,
+  );
   t.ok(commits > count * 50, `${commits} entries were committed under faults`);
 }

@@ -6,7 +6,16 @@
  * drifting clock, disks force when the seed says so, and the network delivers some of what is under way, whole or
  * torn. The world itself injects no faults (nemesis.ts does) and judges nothing (checkers.ts does).
  */
-import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readSync, rmSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readSync,
+  rmSync,
+  writeSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 
@@ -419,14 +428,14 @@ export class World {
     }
   }
 
-  private misjudged: unknown = null;
+  private misjudged: Error | null = null;
 
   /** What a judge throws where nobody hears it ends the run with the next step. */
   judge(verdict: () => void): void {
     try {
       verdict();
     } catch (error) {
-      this.misjudged ??= error;
+      this.misjudged ??= error instanceof Error ? error : new Error(String(error));
     }
   }
 

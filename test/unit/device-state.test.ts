@@ -87,7 +87,10 @@ void t.test('what cannot be read', (t) => {
   t.equal(why(Buffer.concat([good, Buffer.of(0)])), `${cannot}: there is something behind the devices`);
   t.equal(why(Buffer.alloc(64)), `${cannot}: it is no saved state`);
   t.equal(why(stateOf(devices, { version: 2 })), `${cannot}: it has another version`);
-  t.equal(why(stateOf(devices, { devices: streamOf(devices.slice(0, 3)) })), `${cannot}: 0000:00:02.0/e1000 is not found`);
+  t.equal(
+    why(stateOf(devices, { devices: streamOf(devices.slice(0, 3)) })),
+    `${cannot}: 0000:00:02.0/e1000 is not found`,
+  );
   const endless = streamOf(devices).subarray(0, -1);
   t.equal(
     why(stateOf(devices, { devices: endless })),

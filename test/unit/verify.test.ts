@@ -285,11 +285,7 @@ void t.test('refusals', (t) => {
   pair.step(5);
   pair.ask();
   pair.ask();
-  t.same(pair.refusals, [
-    'a state transfer runs',
-    'its guest is no whole copy',
-    'another verification runs',
-  ]);
+  t.same(pair.refusals, ['a state transfer runs', 'its guest is no whole copy', 'another verification runs']);
   settle(pair);
   t.match(pair.records, [{ ok: true }]);
   const source = new VerifySource(transferOptions(0), {
@@ -328,7 +324,10 @@ void t.test('whatever ends a session, in whatever phase, both guests go on', (t)
       settle(pair, 6000);
       assert(pair.idle, `${name} after ${after} steps, while ${phase.source} and ${phase.target}: it ends`);
       for (const side of ['source', 'target'] as const)
-        assert(!pair.guests[side].still && pair.guests[side].open === 0, `${name}: the ${side}'s guest goes on`);
+        assert(
+          !pair.guests[side].still && pair.guests[side].open === 0,
+          `${name}: the ${side}'s guest goes on`,
+        );
       phases.add(`source ${phase.source}`).add(`target ${phase.target}`);
     }
   }
