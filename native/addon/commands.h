@@ -88,6 +88,7 @@ bool DispatchCommand(const std::string& name, const std::vector<Napi::Value>& ar
   if (name == "transferSync") return deliver([a](DataPlane& p) { p.TransferSync(a); }), true;
   if (name == "transferSend")
     return deliver([a, file = text(1)](DataPlane& p) { p.TransferSend(a, file); }), true;
+  if (name == "transferLook") return deliver([a](DataPlane& p) { p.TransferLook(a); }), true;
   if (name == "transferTake")
     return deliver([a, file = text(1)](DataPlane& p) { p.TransferTake(a, file); }), true;
   if (name == "transferRelease") return deliver([a](DataPlane& p) { p.TransferRelease(a); }), true;

@@ -208,6 +208,7 @@ class DataPlane final : private FlowSink {
   void TransferRound(SessionId session, uint32_t round, RoundPages pages, bool final);
   void TransferSync(SessionId session);
   void TransferSend(SessionId session, const std::string& path);
+  void TransferLook(SessionId session);
   void TransferTake(SessionId session, const std::string& path);
   void TransferRelease(SessionId session);
   void TransferRings(SessionId session);

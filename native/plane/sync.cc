@@ -89,6 +89,7 @@ void DataPlane::TransferCollected(SessionId session, const std::string& path) {
   }
   bases_.Changed(changed);
   if (InSession(session) && source_ != nullptr) source_->Changed(changed);
+  if (InSession(session) && verify_ != nullptr) verify_->Changed(changed);
 }
 
 void DataPlane::TransferRound(SessionId session, uint32_t round, RoundPages pages, bool final) {
@@ -119,6 +120,12 @@ void DataPlane::TransferSend(SessionId session, const std::string& path) {
   CaptureState(&state, clock_->Now());
   if (Status s = source_->Send(held_op_, boot_op_, path, state); !s.ok())
     TransferFailed(session, Coded(s));
+}
+
+// A verification begins with a look at a guest that runs.
+void DataPlane::TransferLook(SessionId session) {
+  if (!InSession(session) || verify_ == nullptr) return;
+  if (Status s = verify_->Look(); !s.ok()) TransferFailed(session, Coded(s));
 }
 
 // A verification: the guest stands still, and the state of its devices is in the file.

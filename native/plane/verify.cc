@@ -103,6 +103,9 @@ class Session final : public VerifySession {
       : VerifySession(std::move(options)),
         fabric_(fabric),
         page_count_(options_.ram_bytes / kPageBytes),
+        looked_(page_count_),
+        changed_(page_count_),
+        stale_(page_count_),
         writer_(fabric, options_.peer, kInboxRegion) {}
 
   void End() override {
@@ -122,8 +125,23 @@ class Session final : public VerifySession {
     return fabric_->Expose(kInboxRegion, options_.peer, inbox_.exposed(), inbox);
   }
 
-  Status Take(Op op, const std::string& path, PlaneFacts facts) override {
+  Status Look() override {
     FALCON_CHECK(step_ == Step::kIdle);
+    step_ = Step::kLook;
+    if (page_count_ == 0) return Ok();
+    // Others are holes: zero, and not even to be read.
+    if (Status s = memory_.ResidentPages(&looked_); !s.ok()) return s;
+    looked_digests_.resize(looked_.Count());
+    digester_->Start({memory_.ram(), looked_, nullptr, options_.key, looked_digests_});
+    return Ok();
+  }
+
+  void Changed(const PageSet& pages) override {
+    if (step_ != Step::kIdle) changed_.Unite(pages);
+  }
+
+  Status Take(Op op, const std::string& path, PlaneFacts facts) override {
+    FALCON_CHECK(step_ == Step::kLooked);
     op_ = op;
     if (Status s = ReadFile(path, kStateBytesMax, &own_.devices); !s.ok()) return s;
     own_.flows = std::move(facts.flows);
@@ -135,10 +153,13 @@ class Session final : public VerifySession {
     std::ranges::sort(own_.flows, Before);
     own_.pages = PageSet(page_count_);
     if (page_count_ > 0) {
-      // Others are holes: zero, and not even to be read.
       if (Status s = memory_.ResidentPages(&own_.pages); !s.ok()) return s;
-      own_.digests.resize(own_.pages.Count());
-      digester_->Start({memory_.ram(), own_.pages, nullptr, options_.key, own_.digests});
+      stale_ = own_.pages;
+      stale_.Subtract(looked_);
+      changed_.Intersect(own_.pages);
+      stale_.Unite(changed_);
+      stale_digests_.resize(stale_.Count());
+      digester_->Start({memory_.ram(), stale_, nullptr, options_.key, stale_digests_});
     }
     step_ = Step::kDigest;
     return Ok();
@@ -160,15 +181,17 @@ class Session final : public VerifySession {
   }
 
   [[nodiscard]] bool busy() const override {
-    return step_ == Step::kDigest || step_ == Step::kTell || step_ == Step::kSend ||
-           step_ == Step::kListen;
+    return step_ == Step::kLook || step_ == Step::kDigest || step_ == Step::kTell ||
+           step_ == Step::kSend || step_ == Step::kListen;
   }
   [[nodiscard]] std::span<const std::byte> report() const override { return report_; }
 
  private:
   enum class Step : uint8_t {
     kIdle,
-    kDigest,  // the guest stands still
+    kLook,  // the guest runs
+    kLooked,
+    kDigest,  // it stands still
     kTaken,   // and may go on
     kTell,    // target: makes its record
     kSend,    // and sends it
@@ -177,8 +200,13 @@ class Session final : public VerifySession {
   };
 
   Status Advance(std::vector<TransferNews>* news, int* done) {
+    if (step_ == Step::kLook && (page_count_ == 0 || digester_->Finished())) {
+      step_ = Step::kLooked;
+      ++*done;
+      news->push_back({TransferNews::Kind::kTaken, {}, {}});
+    }
     if (step_ == Step::kDigest && (page_count_ == 0 || digester_->Finished())) {
-      DropEmptyPages();
+      JoinDigests();
       step_ = Step::kTaken;
       ++*done;
       news->push_back({TransferNews::Kind::kTaken, {}, {}});
@@ -209,17 +237,21 @@ class Session final : public VerifySession {
     return Ok();
   }
 
-  // A page of zeros is the same as none, which is what the other side may have.
-  void DropEmptyPages() {
-    size_t kept = 0, rank = 0;
+  // Those of pages that were looked at before and have not changed, and those taken anew. A page of
+  // zeros is the same as none, which is what the other side may have.
+  void JoinDigests() {
+    size_t looked_rank = 0, stale_rank = 0;
+    size_t looked_page = looked_.Next(0);
     PageSet pages(page_count_);
     for (size_t page = own_.pages.Next(0); page < page_count_; page = own_.pages.Next(page + 1)) {
-      const Digest& digest = own_.digests[rank++];
+      for (; looked_page < page; looked_page = looked_.Next(looked_page + 1)) ++looked_rank;
+      const bool stale = stale_.Test(page);
+      FALCON_CHECK(stale || looked_page == page);
+      const Digest& digest = stale ? stale_digests_[stale_rank++] : looked_digests_[looked_rank];
       if (digest == Digest{}) continue;
-      own_.digests[kept++] = digest;
+      own_.digests.push_back(digest);
       pages.Set(page);
     }
-    own_.digests.resize(kept);
     own_.pages = std::move(pages);
   }
 
@@ -284,6 +316,11 @@ class Session final : public VerifySession {
   Step step_ = Step::kIdle;
   Op op_ = 0;
   Nanoseconds stood_ = 0;
+  PageSet looked_;  // while the guest ran
+  std::vector<Digest> looked_digests_;
+  PageSet changed_;  // since
+  PageSet stale_;    // digested again
+  std::vector<Digest> stale_digests_;
   Taken own_;
   InboxWriter writer_;
   std::vector<std::byte> report_;

@@ -1,10 +1,10 @@
 // Comparing two whole guests at one viewstamp: memory, devices, flows. Nothing is changed.
 //
-// The two sides do the same, each behind the same vm-sync entry and for itself: while the guest
-// stands still the pages that are not empty are digested, and the state of devices and flows is
-// taken. Then the guest goes on. The target sends what it has found as one record into the source's
-// inbox, and the source compares. That inbox is all that is open to anybody: no memory of a guest
-// is.
+// The two sides do the same, each for itself: the pages that are not empty are digested while the
+// guest runs. Behind the same vm-sync entry it stands still, what it has changed meanwhile is
+// digested again, and the state of devices and flows is taken. Then it goes on. The target sends
+// what it has found as one record into the source's inbox, and the source compares. That inbox is
+// all that is open to anybody: no memory of a guest is.
 #pragma once
 
 #include <memory>
@@ -44,8 +44,12 @@ inline constexpr size_t kListedPagesMax = 16;
 class VerifySession : public TransferSession {
  public:
   using TransferSession::TransferSession;
-  // The guest stands still behind `op`. Reads the state of devices from `path`; kTaken follows when
-  // the memory has been digested, too. Errors: SYNC_MEMORY.
+  // Digests the memory of a guest that runs; what it writes from now on is told by Changed. kTaken
+  // follows. Errors: GUEST_MEMORY.
+  virtual Status Look() = 0;
+  virtual void Changed(const PageSet& pages) = 0;
+  // The guest stands still behind `op`, and all changes have been told. Reads the state of devices
+  // from `path`; kTaken follows when the memory has been digested, too. Errors: SYNC_MEMORY.
   virtual Status Take(Op op, const std::string& path, PlaneFacts facts) = 0;
   // The guest goes on; delivery stood for so long. kSent (target) or kVerified (source) follows.
   virtual void GoesOn(Nanoseconds stood) = 0;

@@ -122,6 +122,9 @@ export class NativePlane implements DataPlane {
   transferSend(session: number, file: string): void {
     this.command('transferSend', session, Buffer.from(file));
   }
+  transferLook(session: number): void {
+    this.command('transferLook', session);
+  }
   transferTake(session: number, file: string): void {
     this.command('transferTake', session, Buffer.from(file));
   }

@@ -56,7 +56,6 @@ function devicesText({ parts, differing, trouble }: Findings['devices']): string
 
 function flowsText({ flows, flowsDiffering }: Findings): string {
   if (flows === 0) return 'no connections';
-  return flowsDiffering === 0
-    ? `${flows} connections, all equal`
-    : `${flowsDiffering} of ${flows} connections differ`;
+  const all = flows === 1 ? '1 connection' : `${flows} connections`;
+  return flowsDiffering === 0 ? `${all}, all equal` : `${flowsDiffering} of ${all} differ`;
 }

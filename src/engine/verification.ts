@@ -192,6 +192,12 @@ export class Verification {
         const what = { ram, ramBytes, inbox, state, based: false, verify: true };
         return plane.transferOpen({ session, peer, role, key, grant, ...what });
       }
+      case 'collect':
+        return this.guestDo(effect.session, 'collected', async (guest) => {
+          await this.told.collect(guest, effect.session);
+        });
+      case 'look':
+        return plane.transferLook(effect.session);
       case 'pause':
         return this.guestDo(effect.session, 'paused', (guest) => guest.pause());
       case 'save':
@@ -212,7 +218,7 @@ export class Verification {
 
   private guestDo(
     session: SessionId,
-    type: 'paused' | 'saved' | 'resumed',
+    type: 'collected' | 'paused' | 'saved' | 'resumed',
     work: (guest: GuestRunner) => Promise<void>,
   ): void {
     this.told.enqueue(async (guest) => {

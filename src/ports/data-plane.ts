@@ -60,8 +60,10 @@ export interface DataPlane {
   transferSync(session: SessionId): void;
   /** Source: sends flows, rings, and the state of devices in `file`. Answered by `transfer-sent`. */
   transferSend(session: SessionId, file: string): void;
+  /** Verification: digests the memory of a guest that runs. Answered by `transfer-taken`. */
+  transferLook(session: SessionId): void;
   /**
-   * Verification: the guest stands still, the state of its devices is in `file`. Digests its memory, takes its flows.
+   * Verification: the guest stands still, the state of its devices is in `file`. Digests what has changed, takes its flows.
    * Answered by `transfer-taken`.
    */
   transferTake(session: SessionId, file: string): void;

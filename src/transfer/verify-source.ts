@@ -1,9 +1,10 @@
 /**
  * The source of a verification: the primary, which compares its guest with one backup's on request.
  *
- *   idle -> opening -> offering -> syncing (vm-sync is in the log) -> pausing -> taking -> resuming
- *        -> comparing (both guests run again) -> idle
+ *   idle -> opening -> offering (both look at their guests) -> syncing (vm-sync is in the log)
+ *        -> pausing -> taking -> resuming -> comparing (both guests run again) -> idle
  *
+ * Memory is digested while the guests run, and what they change meanwhile again while they stand still.
  * The two sides stand still each for itself, behind the same entry, and neither waits for the other before its guest
  * goes on.
  */
@@ -27,6 +28,8 @@ interface Session {
   deadline: Milliseconds;
   offer: Extract<TransferMessage, { type: 'verify' }> | null;
   sendAt: Milliseconds;
+  looked: boolean;
+  accepted: boolean;
   op: Op;
   /** null: the guest runs. */
   pausedAt: Milliseconds | null;
@@ -99,6 +102,8 @@ export class VerifySource {
       deadline: now + this.options.progressWaitMs,
       offer: null,
       sendAt: now,
+      looked: false,
+      accepted: false,
       op: 0,
       pausedAt: null,
       pauseMs: 0,
@@ -138,7 +143,14 @@ export class VerifySource {
   private mail(s: Session, now: Milliseconds, message: TransferMessage): void {
     if (message.type === 'refuse' || message.type === 'abandon')
       return this.end(s, now, `the target gave it up: ${message.reason}`, null);
-    if (message.type !== 'accept' || s.phase !== 'offering') return;
+    if (message.type !== 'accept') return;
+    s.accepted = true;
+    this.propose(s, now);
+  }
+
+  /** Both have looked. */
+  private propose(s: Session, now: Milliseconds): void {
+    if (s.phase !== 'offering' || !s.accepted || !s.looked) return;
     s.phase = 'syncing';
     s.deadline = now + this.options.progressWaitMs;
     this.out.push({ type: 'propose', session: s.id });
@@ -163,6 +175,10 @@ export class VerifySource {
         this.out.push({ type: 'pause', session });
         return;
       case 'paused':
+        if (s.phase === 'pausing') this.out.push({ type: 'collect', session });
+        return;
+      case 'collected':
+        if (s.phase === 'offering') this.out.push({ type: 'look', session });
         if (s.phase === 'pausing') this.out.push({ type: 'save', session });
         return;
       case 'saved':
@@ -171,6 +187,10 @@ export class VerifySource {
         this.out.push({ type: 'take', session });
         return;
       case 'taken':
+        if (s.phase === 'offering') {
+          s.looked = true;
+          return this.propose(s, now);
+        }
         if (s.phase !== 'taking') return;
         s.phase = 'resuming';
         this.out.push({ type: 'resume', session });
@@ -191,12 +211,14 @@ export class VerifySource {
   }
 
   private offer(s: Session, now: Milliseconds, inbox: Uint8Array): void {
+    const { progressWaitMs, slowestBytesPerMs } = this.options;
     s.phase = 'offering';
-    s.deadline = now + this.options.progressWaitMs;
+    s.deadline = now + progressWaitMs + this.setting.ramBytes() / slowestBytesPerMs;
     s.sendAt = now + this.options.offerRetryMs;
     const [machine, ramBytes] = [this.setting.machine(), this.setting.ramBytes()];
     s.offer = { type: 'verify', session: s.id, view: s.view, machine, ramBytes, key: s.key, inbox };
     this.out.push({ type: 'send', to: s.peer, message: s.offer });
+    this.out.push({ type: 'collect', session: s.id });
   }
 
   private end(s: Session, now: Milliseconds, why: string | null, findings: VerifyFindings | null): void {

@@ -1,7 +1,7 @@
 /**
  * The target of a verification: a backup whose guest is whole, and stays so whatever becomes of the session.
  *
- *   idle -> opening -> waiting (for the vm-sync) -> pausing -> taking -> resuming -> sending -> idle
+ *   idle -> opening -> looking (the guest runs) -> waiting (for the vm-sync) -> pausing -> taking -> resuming -> sending -> idle
  */
 import type { Milliseconds, NodeId } from '../consensus/types.js';
 import type { View } from '../wire/viewstamp.js';
@@ -11,7 +11,7 @@ import type { TransferOptions } from './types.js';
 import type { VerifyStatus } from './verify-source.js';
 import type { VerifyTargetEffect, VerifyTargetEvent } from './verify-types.js';
 
-type Phase = 'opening' | 'waiting' | 'pausing' | 'taking' | 'resuming' | 'sending';
+type Phase = 'opening' | 'looking' | 'waiting' | 'pausing' | 'taking' | 'resuming' | 'sending';
 
 interface Session {
   readonly id: SessionId;
@@ -119,10 +119,13 @@ export class VerifyTarget {
     switch (event.type) {
       case 'opened':
         if (s.phase !== 'opening') return;
-        s.phase = 'waiting';
-        s.deadline = now + this.options.progressWaitMs;
-        s.accept = { type: 'accept', session, based: false, inbox: nothing, ram: nothing };
-        this.out.push({ type: 'send', to: s.peer, message: s.accept });
+        s.phase = 'looking';
+        s.deadline = this.lookDeadline(now);
+        this.out.push({ type: 'collect', session });
+        return;
+      case 'collected':
+        if (s.phase === 'looking') this.out.push({ type: 'look', session });
+        if (s.phase === 'pausing') this.out.push({ type: 'save', session });
         return;
       case 'held':
         if (s.phase !== 'waiting') return;
@@ -132,7 +135,7 @@ export class VerifyTarget {
         this.out.push({ type: 'pause', session });
         return;
       case 'paused':
-        if (s.phase === 'pausing') this.out.push({ type: 'save', session });
+        if (s.phase === 'pausing') this.out.push({ type: 'collect', session });
         return;
       case 'saved':
         if (s.phase !== 'pausing') return;
@@ -140,6 +143,7 @@ export class VerifyTarget {
         this.out.push({ type: 'take', session });
         return;
       case 'taken':
+        if (s.phase === 'looking') return this.accept(s, now);
         if (s.phase !== 'taking') return;
         s.phase = 'resuming';
         this.out.push({ type: 'resume', session });
@@ -158,6 +162,19 @@ export class VerifyTarget {
       case 'failed':
         return this.lose(s, event.why);
     }
+  }
+
+  private accept(s: Session, now: Milliseconds): void {
+    s.phase = 'waiting';
+    // The source may look for longer than this side did.
+    s.deadline = this.lookDeadline(now);
+    s.accept = { type: 'accept', session: s.id, based: false, inbox: nothing, ram: nothing };
+    this.out.push({ type: 'send', to: s.peer, message: s.accept });
+  }
+
+  private lookDeadline(now: Milliseconds): Milliseconds {
+    const { progressWaitMs, slowestBytesPerMs } = this.options;
+    return now + progressWaitMs + this.setting.ramBytes() / slowestBytesPerMs;
   }
 
   private lose(s: Session, reason: string): void {

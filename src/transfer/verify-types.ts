@@ -47,7 +47,8 @@ type Common =
   | (InSession & { readonly type: 'held'; readonly op: Op })
   | (InSession & { readonly type: 'paused' })
   | (InSession & { readonly type: 'saved' })
-  /** Everything of the guest has been looked at. */
+  | (InSession & { readonly type: 'collected' })
+  /** The memory, or everything, of the guest has been looked at. */
   | (InSession & { readonly type: 'taken' })
   | (InSession & { readonly type: 'resumed' })
   | (InSession & { readonly type: 'failed'; readonly why: string });
@@ -112,11 +113,15 @@ export type VerifyEffect =
       readonly key: Uint8Array;
       readonly grant: Uint8Array;
     }
+  /** Guest: which pages have changed since the last time. Answered by `collected`. */
+  | { readonly type: 'collect'; readonly session: SessionId }
+  /** Native: digests, while the guest runs. Answered by `taken`. */
+  | { readonly type: 'look'; readonly session: SessionId }
   /** Guest: stop it. Answered by `paused`. */
   | { readonly type: 'pause'; readonly session: SessionId }
   /** Guest: the state of devices, to a file. Answered by `saved`. */
   | { readonly type: 'save'; readonly session: SessionId }
-  /** Native: digests, flows, that file. Answered by `taken`. */
+  /** Native: digests of what has changed since, flows, that file. Answered by `taken`. */
   | { readonly type: 'take'; readonly session: SessionId }
   /** Guest and native: go on. Answered by `resumed`. */
   | { readonly type: 'resume'; readonly session: SessionId }

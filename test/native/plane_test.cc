@@ -145,6 +145,8 @@ TEST(APlaneWhoseDeliveryStandsSleeps) {
   options.source = false;
   options.peer = 0;
   pair.member[1].plane->TransferOpen(options);
+  for (auto& m : pair.member) m.plane->TransferLook(5);
+  pair.Settle();
   pair.member[0].plane->TransferSync(5);
   pair.Settle();
   pair.clock.now += 5 * kSecond;

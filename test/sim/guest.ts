@@ -23,8 +23,8 @@ export interface GuestWorld {
   takeDirty(): { pages: number; set: Uint8Array };
   /** A fresh path for each memory. */
   ramPath(): string;
-  /** The guest stands still, and its state is about to be saved. */
-  stands(ramPath: string): void;
+  /** What it has changed is about to be asked for. */
+  collecting(ramPath: string): void;
   /** The guest stands still and its state is saved. */
   captured(memory: GuestMemoryImage): void;
   /** It stands still no more; `memory` asks what it holds. */
@@ -114,6 +114,7 @@ export class SimGuest implements GuestRunner {
   dirtyStart(): Promise<void> {
     return this.withGuest(() => {
       if (this.logging) throw new FalconError('GUEST_WRONG_STATE', 'the dirty log is on');
+      this.world.collecting(this.ramPath!);
       this.logging = true;
       this.world.logDirty();
     });
@@ -128,6 +129,7 @@ export class SimGuest implements GuestRunner {
   dirtyCollect(path: string): Promise<{ pages: number }> {
     return this.withGuest(() => {
       if (!this.logging) throw new FalconError('GUEST_WRONG_STATE', 'the dirty log is off');
+      this.world.collecting(this.ramPath!);
       const { pages, set } = this.world.takeDirty();
       writeFileSync(path, set);
       return { pages };
@@ -137,7 +139,6 @@ export class SimGuest implements GuestRunner {
   saveState(path: string): Promise<{ bytes: number }> {
     return this.stopped(() => {
       writeFileSync(path, '');
-      this.world.stands(this.ramPath!);
       this.world.captured(this.image()!);
       return { bytes: 0 };
     });

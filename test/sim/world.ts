@@ -40,6 +40,7 @@ export const stepNs = 500_000;
 const nsPerMs = 1e6;
 const tickMs = 5;
 const capturesMax = 16;
+const flippedBit = 0x40;
 
 export interface SimOutput {
   readonly atNs: number;
@@ -376,7 +377,7 @@ export class World {
         logDirty: () => sim.logDirty(id),
         takeDirty: () => sim.takeDirty(id),
         ramPath: () => join(this.directory, `${id}.ram.${++this.memories}`),
-        stands: (path) => this.flip(node, path),
+        collecting: (path) => this.flip(node, path),
         captured: (image) => this.capture(node, image),
         goesOn: (image) => this.goOn(node, image),
       },
@@ -394,14 +395,23 @@ export class World {
   /** Of guests that stand still to be compared: a hash of what they held. */
   private readonly standing = new Map<NodeId, string>();
 
-  /** Of a guest that is compared: now and then one byte of it is another until it goes on. */
+  /** Of a guest that is about to be compared: now and then one byte of it is another until that is over. */
   private flip(node: SimNode, path: string): void {
-    const comparing = node.engine?.stateTransfer.verification.receiving ?? null;
-    if (comparing === null || !this.random.chance(0.5)) return;
+    if (node.engine?.stateTransfer.verification.receiving?.phase !== 'looking') return;
+    if (this.flipped.has(node.id) || !this.random.chance(0.5)) return;
     const at = this.random.below(this.pages * 4096);
-    const was = exchangeByte(path, at, (value) => value ^ 0x40);
+    const was = exchangeByte(path, at, (value) => value ^ flippedBit);
     this.flipped.set(node.id, { path, at, was });
     this.flips++;
+  }
+
+  private unflip(node: SimNode): void {
+    const flipped = this.flipped.get(node.id);
+    this.flipped.delete(node.id);
+    if (flipped === undefined || !existsSync(flipped.path)) return;
+    const { path, at, was } = flipped;
+    // Unless the guest has written there meanwhile.
+    exchangeByte(path, at, (value) => (value === (was ^ flippedBit) ? was : value));
   }
 
   /** Comparing has changed nothing. */
@@ -412,10 +422,7 @@ export class World {
       before === undefined || before === image().hash,
       `comparing the guest of ${node.id} has changed its memory`,
     );
-    const flipped = this.flipped.get(node.id);
-    this.flipped.delete(node.id);
-    if (flipped !== undefined && existsSync(flipped.path))
-      exchangeByte(flipped.path, flipped.at, () => flipped.was);
+    this.unflip(node);
   }
 
   private capture(node: SimNode, image: GuestMemoryImage): void {
@@ -557,6 +564,9 @@ export class World {
       node.nextTickNs = localNs + tickMs * nsPerMs;
       node.engine.tick();
     }
+    // A session that ended early ends what was flipped for it, before the guest does anything else.
+    if (this.flipped.has(node.id) && node.engine.stateTransfer.verification.receiving === null)
+      this.unflip(node);
     node.guest?.step();
     // While it boots, what the service says is of the guest before.
     const { ready, bootOp } = node.engine.guest.own;

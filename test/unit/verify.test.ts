@@ -44,6 +44,7 @@ interface Guest {
   longest: number;
   /** The op behind which each session has looked at it. */
   readonly taken: Map<SessionId, number>;
+  readonly looked: Set<SessionId>;
   /** The session that the data plane has open. */
   open: SessionId;
   heldAt: number;
@@ -56,6 +57,7 @@ const makeGuest = (): Guest => ({
   since: 0,
   longest: 0,
   taken: new Map<SessionId, number>(),
+  looked: new Set<SessionId>(),
   open: 0,
   heldAt: 0,
   busyUntil: 0,
@@ -205,6 +207,10 @@ class Pair {
           type: 'opened',
           inbox: side === 'source' ? Uint8Array.of(1, 2, 3) : none,
         });
+      case 'collect':
+        return this.guestDo(side, effect.session, 'collected', () => undefined);
+      case 'look':
+        return this.answer(side, effect.session, { type: 'taken' }, () => guest.looked.add(effect.session));
       case 'pause':
         return this.guestDo(side, effect.session, 'paused', (one) => {
           one.still = true;
@@ -216,6 +222,7 @@ class Pair {
         return this.answer(side, effect.session, { type: 'taken' }, () => {
           if (guest.open !== effect.session) return;
           assert(guest.still, 'what is looked at stands still');
+          assert(guest.looked.has(effect.session), 'it was looked at before');
           guest.taken.set(effect.session, guest.heldAt);
         });
       case 'resume':
@@ -333,7 +340,7 @@ void t.test('whatever ends a session, in whatever phase, both guests go on', (t)
   }
   for (const phase of ['offering', 'syncing', 'pausing', 'taking', 'resuming', 'comparing'])
     t.ok(phases.has(`source ${phase}`), `a source that was ${phase}`);
-  for (const phase of ['opening', 'waiting', 'pausing', 'taking', 'resuming', 'sending'])
+  for (const phase of ['opening', 'looking', 'waiting', 'pausing', 'taking', 'resuming', 'sending'])
     t.ok(phases.has(`target ${phase}`), `a target that was ${phase}`);
   t.end();
 });
