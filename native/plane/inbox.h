@@ -25,6 +25,7 @@ enum class InboxKind : uint32_t {
   kBlocks = 5,    // target: they are made; digests of the blocks
   kPacked = 6,    // source: pages, compressed (packed_pages.h)
   kUnpacked = 7,  // target: they are in their places
+  kFindings = 8,  // target of a verification: its guest, as digests and states
 };
 
 struct InboxHeader {

@@ -125,6 +125,8 @@ export const errorTable = {
   SYNC_ABANDONED: { severity: 'warning', exit: x.failure, text: 'the state transfer was given up' },
   SYNC_MEMORY: { severity: 'error', exit: x.failure, text: 'memory or files of the state transfer fail' },
   SYNC_PEER: { severity: 'error', exit: x.failure, text: 'the other side of the state transfer is wrong' },
+  VERIFY_REFUSED: { severity: 'error', exit: x.refused, text: 'comparing the guests was refused' },
+  VERIFY_ABANDONED: { severity: 'warning', exit: x.failure, text: 'comparing the guests was given up' },
   // the outputs
   OUTPUT_DIVERGED: { severity: 'warning', exit: x.failure, text: 'a guest said something else' },
   PRIMARY_DIVERGED: {

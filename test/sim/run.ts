@@ -18,6 +18,9 @@ export interface RunResult {
   readonly syncsAbandoned: number;
   /** Copies that were compared with their source, byte by byte. */
   readonly copies: number;
+  /** Comparisons of two guests, and bytes that were flipped in one of them for that long. */
+  readonly compared: number;
+  readonly flips: number;
 }
 
 export class SeedFailure extends Error {
@@ -59,6 +62,8 @@ export async function runSeed(seed: number): Promise<RunResult> {
     witness: random.chance(0.15),
   });
   const checkers = new Checkers(world);
+  // Of its own, so that the faults of a seed are the same with and without it.
+  const curious = new Random(seed + 1_000_003);
   const nemesis: Nemesis = { undo: [] };
   let request = 0;
   let kills = 0;
@@ -69,14 +74,16 @@ export async function runSeed(seed: number): Promise<RunResult> {
       checkers.check();
       if (random.chance(0.3)) inject(world, random, ++request);
       if (random.chance(0.012)) kills += disturb(world, checkers, random, nemesis);
+      if (curious.chance(0.01)) compare(world, checkers, curious);
       if (i % 200 === 0) checkers.checkLogs();
     }
     heal(world, checkers, nemesis);
     const views = await awaitService(world, checkers, random, request);
     await awaitCopies(world, checkers);
     checkers.checkLogs();
-    const { commits, outputs, copies } = checkers;
-    return { seed, members, commits, outputs, copies, views, kills, ...world.syncs() };
+    const { commits, outputs, copies, compared } = checkers;
+    const { flips } = world;
+    return { seed, members, commits, outputs, copies, compared, flips, views, kills, ...world.syncs() };
   } catch (error) {
     throw new SeedFailure(seed, error, world.trace);
   } finally {
@@ -166,6 +173,18 @@ function disturb(world: World, checkers: Checkers, random: Random, nemesis: Neme
       return 0;
     }
   }
+}
+
+/** The primary compares its guest with another's. */
+function compare(world: World, checkers: Checkers, random: Random): void {
+  const alive = world.nodes.filter((node) => node.alive && !node.paused);
+  const primary = alive.find((node) => node.engine?.role === 'primary');
+  const to = random.pick(world.nodes);
+  if (primary === undefined || to === primary || !world.runsGuest(to.id)) return;
+  void primary.engine?.stateTransfer.verification.request(to.id).then((outcome) => {
+    world.log(`verify from ${primary.id} to ${to.id}: ${JSON.stringify(outcome)}`);
+    if (outcome !== null && 'findings' in outcome) world.judge(() => checkers.comparison(primary, outcome));
+  });
 }
 
 /** Both ways, or one way only. */

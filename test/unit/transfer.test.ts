@@ -341,6 +341,13 @@ void t.test('messages that are none', (t) => {
   };
   const bytes = encodeTransfer(offer);
   t.same(decodeTransfer(bytes), { ...offer, key: Buffer.from(offer.key), inbox: Buffer.from(offer.inbox) });
+  const { session, view, machine, ramBytes, key, inbox } = offer;
+  const verify: TransferMessage = { type: 'verify', session, view, machine, ramBytes, key, inbox };
+  t.same(decodeTransfer(encodeTransfer(verify)), {
+    ...verify,
+    key: Buffer.from(key),
+    inbox: Buffer.from(inbox),
+  });
   t.equal(decodeTransfer(none), null);
   t.equal(decodeTransfer(new Uint8Array(5000)), null);
   const random = new Random(5);
