@@ -19,7 +19,7 @@ import type {
   VerifyTargetEffect,
   VerifyTargetEvent,
 } from '../../src/transfer/verify-types.js';
-import { decodeTransfer, encodeTransfer } from '../../src/wire/transfer-messages.js';
+import { decodeTransfer, encodeTransfer, sessionId } from '../../src/wire/transfer-messages.js';
 import type { SessionId, TransferMessage } from '../../src/wire/transfer-messages.js';
 import { decodeVerifyReport } from '../../src/wire/verify-report.js';
 
@@ -110,7 +110,7 @@ class Pair {
   /** The primary begins a state transfer: it has given up whatever was before. */
   offerTransfer(): void {
     const { view } = this;
-    const common = { session: view * 65_536 + 1, view, machine: 'pc', ramBytes: 4096, baseOp: 0 };
+    const common = { session: sessionId(view, 1), view, machine: 'pc', ramBytes: 4096, baseOp: 0 };
     const message = { type: 'offer', ...common, key: new Uint8Array(32), inbox: none } as const;
     this.toTarget({ type: 'mail', now: this.now, from: 0, message });
   }
