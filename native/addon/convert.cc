@@ -142,6 +142,8 @@ PlaneOptions ReadPlaneOptions(const Napi::Object& from) {
   o.ring_bytes = static_cast<size_t>(Number(from, "ringBytes"));
   o.inflight_entries = static_cast<size_t>(Number(from, "inflightEntries"));
   o.heartbeat_interval = static_cast<Nanoseconds>(Number(from, "heartbeatNs"));
+  if (from.Has("releaseNs"))
+    o.release_interval = static_cast<Nanoseconds>(Number(from, "releaseNs"));
   o.lease = static_cast<Nanoseconds>(Number(from, "leaseNs"));
   o.decider_stall = static_cast<Nanoseconds>(Number(from, "deciderStallNs"));
   o.keep_unproposed = Flag(from, "keepUnproposed");
@@ -252,7 +254,9 @@ void FillProgress(const PlaneSnapshot& s, std::span<double> out) {
                            number(s.commit_op),  number(s.delivered_op),
                            number(s.lease_end),  s.gate_open ? 2.0 : s.gate_armed ? 1.0 : 0.0,
                            number(s.heard_view), number(s.heard_from),
-                           number(s.heard_at),   number(s.guest)};
+                           number(s.heard_at),   number(s.guest),
+                           number(s.base.op),    number(s.base.view),
+                           number(s.base.checksum)};
   static_assert(std::size(values) == kProgressFields.size());
   double* at = std::copy(std::begin(values), std::end(values), out.data());
   for (size_t i = 0; i < kMaxMembers; ++i) *at++ = s.acks[i] ? number(s.acked[i]) : -1.0;
@@ -347,6 +351,8 @@ Napi::Object LoadObject(Napi::Env env, const LoadResult& load) {
 Napi::Object RecoveredObject(Napi::Env env, const RecoveredLog& r) {
   Napi::Object o = Napi::Object::New(env);
   Put(o, "firstOp", r.first_op);
+  Put(o, "baseView", r.base.view);
+  Put(o, "baseChecksum", r.base.checksum);
   Put(o, "lastOp", r.last_op);
   Put(o, "lastView", r.last_view);
   o.Set("table", TableArray(env, r.view_table));

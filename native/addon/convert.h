@@ -31,7 +31,8 @@ bool Throw(Napi::Env env, const Status& status);
 // src/adapters/native-plane.ts has the same names and compares.
 inline constexpr std::array kProgressFields = {
     "role",       "promisedView", "lastOp",    "durableOp", "commitOp",  "deliveredOp",
-    "leaseEndNs", "gate",         "heardView", "heardFrom", "heardAtNs", "guest"};
+    "leaseEndNs", "gate",         "heardView", "heardFrom", "heardAtNs", "guest",
+    "baseOp",     "baseView",     "baseChecksum"};
 void FillProgress(const PlaneSnapshot& snapshot, std::span<double> out);
 [[nodiscard]] Napi::Object CountersObject(Napi::Env env, const PlaneSnapshot& snapshot);
 // One object per application, with what the guest has said and how comparing it went.

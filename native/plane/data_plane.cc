@@ -171,12 +171,13 @@ void DataPlane::Lead(View view) {
   pending_ = Pending::kLead;
 }
 
-void DataPlane::Follow(View view, PeerId primary, Op agree_op) {
+void DataPlane::Follow(View view, PeerId primary, Op agree_op, const LogPosition& base) {
   FALCON_CHECK(primary < peers_.size() && peers_[primary] != nullptr);
   if (view != promised_view_ || failed_ || !peers_[primary]->up) return;
   BecomeIdle();
   pending_ = Pending::kFollow;
   pending_agree_ = agree_op;
+  pending_base_ = base;
   pending_primary_ = primary;
 }
 
@@ -275,9 +276,9 @@ int DataPlane::PollOnce(Nanoseconds now) {
   SetEvictionFloor();
   PostWords();
   if (now >= next_release_) {
-    next_release_ = now + kSecond;
+    next_release_ = now + options_.release_interval;
     const Op done_op = std::min(commit_op_, delivered_op_);
-    wal_->Release(done_op, done_op);
+    wal_->Release(std::min(done_op, NeededFrom()), done_op);
     // A replica that returns agrees by a view that both know, so rows outlive the entries in
     // memory; only their number bounds them.
     if (log_.table().size() > kTableRowsMax)
@@ -327,6 +328,7 @@ void DataPlane::FillSnapshot(PlaneSnapshot* s) const {
   s->last_op = log_.last_op();
   s->durable_op = durable_op_;
   s->commit_op = commit_op_;
+  s->base = wal_->base();
   s->delivered_op = std::min(delivered_op_, std::max(commit_op_, recovered_op_));
   for (const auto& peer : peers_) {
     if (peer == nullptr) continue;

@@ -59,6 +59,7 @@ struct PlaneOptions {
   };
   std::vector<Fault> faults;
   int digest_threads = DigesterOptions::kAuto;  // of state transfers; 0: none
+  Nanoseconds release_interval = kSecond;  // how often the log on disk is looked at
   uint32_t vm_address =
       0;  // IPv4 of the guest in network order, for the announcement; 0: RARP only
 };
@@ -118,6 +119,7 @@ struct PlaneSnapshot {
   View promised_view = 0;
   View log_view = 0;
   Op last_op = 0, durable_op = 0, commit_op = 0, delivered_op = 0;
+  LogPosition base;                      // the entry before the first that is kept
   std::array<Op, kMaxMembers> acked{};   // leading: durable op of each member in this view
   std::array<bool, kMaxMembers> acks{};  // it follows this view
   Nanoseconds lease_end = 0;             // leading; 0: none
@@ -176,7 +178,9 @@ class DataPlane final : private FlowSink {
   void Disconnect(PeerId peer);
   void Promise(View view);
   void Lead(View view);
-  void Follow(View view, PeerId primary, Op agree_op);
+  // Cuts the log behind `agree_op`; or, with `base.op` > 0, which is then `agree_op`, begins it anew
+  // there: the guest here must have ended.
+  void Follow(View view, PeerId primary, Op agree_op, const LogPosition& base = {});
   void Feed(PeerId peer, View view, Op agree_op);
   void Resign(View view);
   void HoldInput(View view);
@@ -263,6 +267,8 @@ class DataPlane final : private FlowSink {
   void FinishPending();
   void FinishPromise();
   void FinishFollow();
+  void BeginAnew();
+  [[nodiscard]] Op NeededFrom() const;
   void FinishLead(Nanoseconds now);
   bool AppendOwn(EntryKind kind, std::span<const std::byte> payload);
   void HandToWal();
@@ -332,6 +338,7 @@ class DataPlane final : private FlowSink {
   enum class Pending : uint8_t { kNone, kPromise, kFollow, kLead };
   Pending pending_ = Pending::kNone;
   Op pending_agree_ = 0;
+  LogPosition pending_base_;
   PeerId pending_primary_ = 0;
   std::vector<std::byte> disk_buffer_;
   std::vector<std::byte> received_;  // a record's entries, whole, on their way into the log

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <limits>
 
 #include "os/check.h"
 #include "os/crc32c.h"
@@ -223,6 +224,7 @@ uint32_t DataPlane::ChecksumOf(Op op) {
   if (op == 0) return 0;
   if (op == log_.last_op()) return log_.last_checksum();
   if (log_.Holds(op)) return ReadEntryHeader(log_.Entry(op)).checksum;
+  if (const LogPosition base = wal_->base(); op == base.op) return base.checksum;
   disk_buffer_.clear();
   if (Status s = wal_->Read(op, op + 1, 0, &disk_buffer_); !s.ok() || !EntryIsWhole(disk_buffer_)) {
     Fail("WAL_READ", "op " + std::to_string(op) + ": " + s.detail());
@@ -253,9 +255,42 @@ void DataPlane::FinishPromise() {
   event.table = log_.table();
 }
 
+// The log begins anew behind an entry that is committed and that this replica has never had; what it
+// had is given up. On disk the change is one rename, so all that is needed here is to wait for it.
+void DataPlane::BeginAnew() {
+  const LogPosition base = pending_base_;
+  FALCON_CHECK(base.op >= commit_op_ && base.view <= promised_view_);
+  const uint64_t sequence = wal_->Rebase(base);
+  if (sequence == 0) return;  // the log has failed, as PollWal will tell
+  FALCON_CHECK(sequence == wal_sequence_ + 1);
+  wal_base_sequence_ = wal_sequence_ = sequence;
+  wal_->Flush();
+  log_.Rebase(base);
+  wal_base_op_ = wal_handed_op_ = wal_durable_op_ = durable_op_ = base.op;
+  commit_op_ = delivered_op_ = base.op;
+  recovered_op_ = std::min(recovered_op_, base.op);
+  // Whatever guest there was has not taken the entries in between.
+  guest_ = GuestMode::kNone;
+  boot_op_ = 0;
+  held_op_ = 0;
+  pending_base_ = {};
+  pending_agree_ = base.op;
+  pending_ = Pending::kFollow;
+}
+
+// The first op that somebody who is being sent entries still has to be sent.
+Op DataPlane::NeededFrom() const {
+  Op needed = std::numeric_limits<Op>::max();
+  for (const auto& peer : peers_) {
+    if (peer != nullptr && peer->feeding && peer->up) needed = std::min(needed, peer->next_op);
+  }
+  return needed;
+}
+
 void DataPlane::FinishFollow() {
   PeerLink& peer = *peers_[pending_primary_];
   if (!peer.up) return;
+  if (pending_base_.op > 0) return BeginAnew();
   // What is committed here stands in the log of every later primary: never cut below it.
   const Op agree = std::min(std::max(pending_agree_, commit_op_), log_.last_op());
   if (agree < log_.last_op()) {

@@ -60,7 +60,7 @@ export interface CoreStatus {
   } | null;
   /** Peers that take this primary's entries; empty on others. */
   readonly followers: readonly NodeId[];
-  /** Peers that this primary cannot bring into its view: they need a state transfer. */
+  /** Peers that this primary cannot bring into its view. */
   readonly apart: readonly NodeId[];
 }
 
@@ -198,6 +198,7 @@ function deliverKept(s: State): void {
 }
 
 function onProgress(s: State, event: Extract<Event, { type: 'progress' }>): void {
+  s.base = event.base;
   // The log of a promise is exact; a word from before it would be older.
   if (s.promising !== null || s.tail !== null) return;
   s.lastOp = event.lastOp;

@@ -5,7 +5,7 @@
 import { assert } from '../lib/assert.js';
 import type { LogTail } from '../wire/view-table.js';
 import type { Op } from '../wire/viewstamp.js';
-import { agreeWith } from './agreement.js';
+import { feedStart } from './agreement.js';
 import { resetReplication, resign, send, trace } from './state.js';
 import type { MessageOf, Peer, State } from './state.js';
 import { targetLost } from './transfer.js';
@@ -59,22 +59,26 @@ function askForLog(s: State, node: NodeId, peer: Peer): void {
 function feed(s: State, node: NodeId, peer: Peer): void {
   assert(peer.tail !== null, 'fed without knowing its log');
   const own = ownTailFor(s, peer.tail);
-  const agreeOp = agreeWith(own, peer.tail);
-  if (agreeOp === null) {
+  const start = feedStart(own, peer.tail, s.base);
+  if (start === null) {
     peer.stage = 'apart';
-    trace(s, `replica ${node}: the logs have no view in common any more, it needs a state transfer`);
+    trace(s, `replica ${node}: where the logs part cannot be told`);
     return;
   }
+  if (start.base !== null)
+    trace(s, `replica ${node}: its log ends before op ${start.agreeOp + 1} and begins anew there`);
   peer.stage = 'fed';
-  peer.agreeOp = agreeOp;
+  peer.agreeOp = start.agreeOp;
+  peer.base = start.base;
   peer.caughtUpOp = own.last.op;
-  s.out.push({ type: 'feed', peer: node, view: s.hard.view, agreeOp });
+  s.out.push({ type: 'feed', peer: node, view: s.hard.view, agreeOp: start.agreeOp });
   sayFollow(s, node, peer);
 }
 
 function sayFollow(s: State, node: NodeId, peer: Peer): void {
   peer.retryAt = s.now + s.options.retryMs;
-  send(s, node, { type: 'follow', view: s.hard.view, agreeOp: peer.agreeOp, caughtUpOp: peer.caughtUpOp });
+  const { agreeOp, base, caughtUpOp } = peer;
+  send(s, node, { type: 'follow', view: s.hard.view, agreeOp, base, caughtUpOp });
 }
 
 export function onViewState(s: State, from: NodeId, message: MessageOf<'view-state'>): void {
@@ -108,15 +112,15 @@ export function feedKnown(s: State): void {
 }
 
 /**
- * Its log ends before what can be read here. Whoever leads next may have it, and a new connection is a new try;
- * until then it counts for nothing.
+ * What it needs cannot be read here, though it should be there. Whoever leads next may have it, and a new connection is a
+ * new try; until then it counts for nothing.
  */
 export function onFeedLost(s: State, event: Extract<Event, { type: 'feed-lost' }>): void {
   const peer = s.peers.get(event.node);
   if (peer === undefined || s.role !== 'primary' || event.view !== s.hard.view) return;
   peer.stage = 'apart';
   peer.ackedOp = 0;
-  trace(s, `replica ${event.node}: the entries it needs cannot be read, it needs a state transfer`);
+  trace(s, `replica ${event.node}: the entries it needs cannot be read`);
   targetLost(s, event.node, `replica ${event.node} cannot be fed any more`);
 }
 

@@ -9,7 +9,8 @@
  *  - `tail` is this replica's log, exactly, while nothing can change it: from `promised` until `follow` or `lead`.
  */
 import { assert } from '../lib/assert.js';
-import type { LogTail } from '../wire/view-table.js';
+import { noBase } from '../wire/view-table.js';
+import type { LogBase, LogTail } from '../wire/view-table.js';
 import type { Op, View, Viewstamp } from '../wire/viewstamp.js';
 import { Timeout, randomBetween } from './timer.js';
 import type { CoreOptions, Effect, HardState, Message, Milliseconds, NodeId, Role } from './types.js';
@@ -25,11 +26,13 @@ export type Duty =
 export interface Peer {
   link: 'unknown' | 'up' | 'down';
   guestWhole: boolean;
-  /** At the primary. unknown: asks for its log; known: log known, not fed yet; fed: `follow` repeated until it answers; apart: needs a state transfer. */
+  /** At the primary. unknown: asks for its log; known: log known, not fed yet; fed: `follow` repeated until it answers; apart: cannot be fed. */
   stage: 'unknown' | 'known' | 'fed' | 'following' | 'apart';
   tail: LogTail | null;
   tailAt: Milliseconds;
   agreeOp: Op;
+  /** Its log is to begin anew behind this; null: it goes on from `agreeOp`. */
+  base: LogBase | null;
   caughtUpOp: Op;
   ackedOp: Op;
   retryAt: Milliseconds;
@@ -109,6 +112,8 @@ export class State {
   lastOp: Op;
   durableOp: Op;
   commitOp: Op;
+  /** What this replica's log stands behind, as last told. */
+  base: LogBase = noBase;
 
   following: Following | null = null;
   /** When to tell the primary again that this replica waits for `follow`. */
@@ -217,6 +222,7 @@ function newPeer(): Peer {
     tail: null,
     tailAt: 0,
     agreeOp: 0,
+    base: null,
     caughtUpOp: 0,
     ackedOp: 0,
     retryAt: 0,
@@ -228,6 +234,7 @@ export function resetReplication(peer: Peer): void {
   peer.stage = 'unknown';
   peer.tail = null;
   peer.agreeOp = 0;
+  peer.base = null;
   peer.caughtUpOp = 0;
   peer.ackedOp = 0;
   peer.retryAt = 0;

@@ -7,7 +7,7 @@
  * the contract; nothing else is.
  */
 import type { Message } from '../wire/messages.js';
-import type { LogTail, ViewTable } from '../wire/view-table.js';
+import type { LogBase, LogTail, ViewTable } from '../wire/view-table.js';
 import type { Op, View } from '../wire/viewstamp.js';
 
 /** Index of a member in the configuration, 0 to 7. */
@@ -81,6 +81,8 @@ export type Event =
       readonly durableOp: Op;
       readonly commitOp: Op;
       readonly acked: ReadonlyMap<NodeId, Op>;
+      /** The entry before the first that can still be read; committed, and op 0 if all can. */
+      readonly base: LogBase;
       /** When the current lease ends (primary), else null. */
       readonly leaseEndsAt: Milliseconds | null;
     }
@@ -117,8 +119,17 @@ export type Effect =
   | { readonly type: 'lead'; readonly view: View }
   /** Data plane: write entries after `agreeOp` to the peer, stream `view`. Comes before the `follow` message to it. */
   | { readonly type: 'feed'; readonly peer: NodeId; readonly view: View; readonly agreeOp: Op }
-  /** Data plane: cut the log behind `agreeOp` (never below what is committed here) and take entries of `view` from `primary`. Answered by `following`. */
-  | { readonly type: 'follow'; readonly view: View; readonly primary: NodeId; readonly agreeOp: Op }
+  /**
+   * Data plane: cut the log behind `agreeOp` (never below what is committed here) and take entries of `view` from `primary`. With a
+   * base, which is at `agreeOp`: end the guest, forget the log and begin it anew behind the base. Answered by `following`.
+   */
+  | {
+      readonly type: 'follow';
+      readonly view: View;
+      readonly primary: NodeId;
+      readonly agreeOp: Op;
+      readonly base: LogBase | null;
+    }
   /** Data plane: no longer primary of `view`; gate closed, nothing proposed. */
   | { readonly type: 'resign'; readonly view: View; readonly reason: string }
   /** Leadership transfer: stop taking frames (answered by `input-held`), take them again, give the lease up (answered by `surrendered`). */
@@ -144,4 +155,4 @@ export type Effect =
   /** Something an operator may want to read; decides nothing. */
   | { readonly type: 'trace'; readonly text: string };
 
-export type { LogTail, ViewTable };
+export type { LogBase, LogTail, ViewTable };

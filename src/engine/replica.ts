@@ -180,7 +180,10 @@ export class ReplicaEngine {
     this.ports.plane.tick();
     const progress = this.ports.plane.progress();
     this.observe(progress, now);
-    for (const peer of this.peers.silent(now, this.options.mailSilenceMs, progress)) this.renew(peer);
+    for (const peer of this.peers.silent(now, this.options.mailSilenceMs, progress)) {
+      const why = `the peer lives, and for ${this.options.mailSilenceMs} ms mail or entries did not get through`;
+      this.renew(peer, 'FABRIC_DOWN', why);
+    }
     this.step({ type: 'tick', now });
     this.decide();
     this.tickTransfer(progress);
@@ -188,12 +191,11 @@ export class ReplicaEngine {
     this.outputs.tick([...(this.guest.own.ready ? [this.options.core.self] : []), ...this.peers.withGuest()]);
   }
 
-  /** A connection over which mail or entries come no more. */
-  private renew(peer: NodeId): void {
-    const why = `the peer lives, and for ${this.options.mailSilenceMs} ms mail or entries did not get through`;
-    this.ports.log('warn', 'FABRIC_DOWN: connection dropped', { peer, why });
+  /** A connection over which what is wanted comes no more. */
+  private renew(peer: NodeId, code: PeerTrouble['code'], why: string): void {
+    this.ports.log('warn', `${code}: connection dropped`, { peer, why });
     this.ports.plane.disconnect(peer);
-    this.onPeerDown(peer, 'FABRIC_DOWN', why);
+    this.onPeerDown(peer, code, why);
     this.ports.reconnect(peer, why);
   }
 
@@ -218,8 +220,8 @@ export class ReplicaEngine {
     progress.acked.forEach((op, node) => {
       if (op !== null) acked.set(node, op);
     });
-    const { lastOp, durableOp, commitOp, leaseEndsAt } = progress;
-    this.step({ type: 'progress', now, lastOp, durableOp, commitOp, acked, leaseEndsAt });
+    const { lastOp, durableOp, commitOp, base, leaseEndsAt } = progress;
+    this.step({ type: 'progress', now, lastOp, durableOp, commitOp, base, acked, leaseEndsAt });
   }
 
   private onPlaneEvent(event: PlaneEvent): void {
@@ -269,6 +271,8 @@ export class ReplicaEngine {
           peer: event.peer,
           why: event.why,
         });
+        // It was too slow for what is kept. On a new connection its log begins anew, further on.
+        if (event.code === 'WAL_RELEASED') return this.renew(event.peer, event.code, event.why);
         this.peers.note(event.peer, { code: event.code, detail: event.why, at: now }, false);
         return this.step({ type: 'feed-lost', now, view: event.view, node: event.peer });
       case 'failed':
@@ -438,7 +442,7 @@ export class ReplicaEngine {
       case 'feed':
         return plane.feed(effect.peer, effect.view, effect.agreeOp);
       case 'follow':
-        return plane.follow(effect.view, effect.primary, effect.agreeOp);
+        return this.follow(effect);
       case 'resign':
         this.ports.log('warn', 'LEADERSHIP_LOST: steps down', { view: effect.view, reason: effect.reason });
         return plane.resign(effect.view);
@@ -457,6 +461,18 @@ export class ReplicaEngine {
       case 'trace':
         return this.ports.log('debug', effect.text);
     }
+  }
+
+  private follow({ view, primary, agreeOp, base }: Extract<Effect, { type: 'follow' }>): void {
+    if (base !== null) {
+      this.ports.log('warn', 'WAL_RELEASED: the primary no longer holds what this log lacks, it begins anew', {
+        primary,
+        firstOp: base.op + 1,
+      });
+      // Its guest has not taken what the log passes over.
+      this.stateTransfer.endStaleGuest('the log begins anew');
+    }
+    this.ports.plane.follow(view, primary, agreeOp, base);
   }
 
   private persist(state: HardState): void {

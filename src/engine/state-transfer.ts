@@ -171,6 +171,12 @@ export class StateTransfer {
     this.enqueue((guest) => guest.stop());
   }
 
+  /** The log begins anew, behind entries that the guest here has not taken: a session that fills it is of no use either. */
+  endStaleGuest(why: string): void {
+    this.onGuestLost(why);
+    this.endGuest();
+  }
+
   /** A session fills the guest here with a state that is newer than vm-boot `op`. */
   brings(op: Op): boolean {
     const status = this.target.status;

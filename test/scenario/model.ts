@@ -6,7 +6,8 @@ import { Core } from '../../src/consensus/core.js';
 import type { CoreOptions, Effect, Event, HardState, Message, NodeId } from '../../src/consensus/types.js';
 import { assert } from '../../src/lib/assert.js';
 import type { Random } from '../../src/lib/random.js';
-import type { LogTail, ViewTableRow } from '../../src/wire/view-table.js';
+import { noBase } from '../../src/wire/view-table.js';
+import type { LogBase, LogTail, ViewTableRow } from '../../src/wire/view-table.js';
 
 export interface Entry {
   readonly view: number;
@@ -44,6 +45,8 @@ export interface Surroundings {
   onEffect(node: NodeId, effect: Effect): void;
   onCommit(replica: Replica, op: number): void;
   onLead(replica: Replica, view: number): void;
+  /** What was committed up to an op. */
+  history(op: number): Entry[];
 }
 
 interface Leading {
@@ -79,7 +82,9 @@ export class Replica {
   readonly offset: number;
 
   hard: HardState = { view: 0, votedFor: null, recovering: false };
+  /** From op 1 on; what stands up to the base is there for the checkers, and is never shown, sent or read. */
   log: Entry[] = [];
+  base: LogBase = noBase;
   durable = 0;
   commitOp = 0;
   /** What the checkers have compared since the last start. */
@@ -119,7 +124,7 @@ export class Replica {
 
   tail(): LogTail {
     const table: ViewTableRow[] = [];
-    for (const entry of this.log.slice(0, this.durable)) {
+    for (const entry of this.log.slice(Math.max(this.base.op - 1, 0), this.durable)) {
       if (table.at(-1)?.view !== entry.view) table.push({ view: entry.view, firstOp: entry.op });
     }
     const last = this.log[this.durable - 1];
@@ -145,7 +150,8 @@ export class Replica {
     const survive = this.durable + this.random.below(this.lastOp - this.durable + 1);
     this.log.length = survive;
     if (keep !== undefined && keep < this.durable) {
-      this.log.length = keep;
+      this.log.length = keep < this.base.op ? 0 : keep;
+      if (keep < this.base.op) this.base = noBase;
       this.hard = { ...this.hard, recovering: true };
     }
     this.durable = this.log.length;
@@ -158,6 +164,22 @@ export class Replica {
     this.heardReport = null;
     this.pausedUntil = 0;
     this.jsStalledUntil = 0;
+  }
+
+  /** An empty host takes this one's place. */
+  replace(): void {
+    assert(!this.alive, 'a live replica is not replaced');
+    this.log = [];
+    this.base = noBase;
+    this.durable = 0;
+    this.commitOp = 0;
+    this.hard = { view: 0, votedFor: null, recovering: true };
+  }
+
+  /** Entries up to `op` are kept no longer, if they are committed. */
+  release(op: number): void {
+    const at = Math.min(op, this.commitOp, this.durable);
+    if (at > this.base.op) this.base = { op: at, view: this.log[at - 1]!.view, checksum: at };
   }
 
   running(): boolean {
@@ -193,6 +215,7 @@ export class Replica {
       durableOp: this.durable,
       commitOp: this.commitOp,
       acked: new Map(this.leading?.ackedOp ?? []),
+      base: this.base,
       leaseEndsAt: this.leading?.leaseEndsAt ?? null,
     });
   }
@@ -221,7 +244,7 @@ export class Replica {
       case 'feed':
         return this.feed(effect.peer, effect.view, effect.agreeOp);
       case 'follow':
-        return this.follow(effect.view, effect.primary, effect.agreeOp);
+        return this.follow(effect.view, effect.primary, effect.agreeOp, effect.base);
       case 'resign': {
         this.leading = null;
         return;
@@ -302,19 +325,30 @@ export class Replica {
   private feed(peer: NodeId, view: number, agreeOp: number): void {
     assert(this.leading?.view === view, 'feeds without leading');
     assert(agreeOp <= this.lastOp, 'feeds from behind its log');
+    if (agreeOp < this.base.op) return this.post({ type: 'feed-lost', now: 0, view, node: peer });
     this.feedCount++;
     this.leading.feeds.set(peer, { id: this.feedCount, next: agreeOp + 1 });
   }
 
-  private follow(view: number, primary: NodeId, agreeOp: number): void {
+  private follow(view: number, primary: NodeId, agreeOp: number, base: LogBase | null): void {
     assert(view === this.fence && this.hard.view === view, 'follows a view it has not persisted');
     assert(
       agreeOp >= this.commitOp,
       `replica ${this.id} cuts behind op ${agreeOp}, committed is ${this.commitOp}`,
     );
-    assert(agreeOp <= this.lastOp, 'follows from behind its log');
-    this.log.length = agreeOp;
-    this.durable = Math.min(this.durable, agreeOp);
+    if (base === null) {
+      assert(agreeOp >= this.base.op, 'cuts behind what its log stands behind');
+      assert(agreeOp <= this.lastOp, 'follows from behind its log');
+      this.log.length = agreeOp;
+      this.durable = Math.min(this.durable, agreeOp);
+    } else {
+      assert(base.op === agreeOp && base.checksum === base.op, 'a base of another op');
+      this.log = this.world.history(base.op);
+      assert(this.log.at(-1)?.view === base.view, `op ${base.op} of view ${base.view} is not committed`);
+      this.base = base;
+      this.durable = this.commitOp = base.op;
+      this.checkedOp = base.op;
+    }
     this.following = { view, primary, cursor: 0 };
     this.post({ type: 'following', now: 0, view });
     this.world.sendPacket(this.id, primary, { kind: 'ack', view, op: this.durable });
@@ -419,6 +453,13 @@ export class Replica {
 
   private leadOn(leading: Leading): void {
     for (const [peer, feed] of leading.feeds) {
+      if (feed.next <= Math.min(this.base.op, this.lastOp)) {
+        // What it still had to be sent has been released.
+        leading.feeds.delete(peer);
+        leading.ackedOp.delete(peer);
+        this.post({ type: 'feed-lost', now: 0, view: leading.view, node: peer });
+        continue;
+      }
       for (; feed.next <= this.lastOp; feed.next++) {
         this.world.sendPacket(this.id, peer, {
           kind: 'entry',

@@ -205,6 +205,10 @@ export class World implements Surroundings {
     for (const other of this.replicas) if (other.id !== node) this.disconnect(node, other.id);
   }
 
+  replace(node: NodeId): void {
+    this.replicas[node]!.replace();
+  }
+
   restart(node: NodeId): void {
     this.replicas[node]!.start();
     this.views.set(node, this.replicas[node]!.hard.view);
@@ -255,6 +259,11 @@ export class World implements Surroundings {
         `committed op ${entry.op} is lost in view ${view}`,
       );
     }
+  }
+
+  history(op: number): Entry[] {
+    assert(op <= this.committed.length, `op ${op} is not committed`);
+    return this.committed.slice(0, op);
   }
 
   onCommit(replica: Replica, op: number): void {

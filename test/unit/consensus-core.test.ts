@@ -182,6 +182,7 @@ t.test('caughtUpOp waits for a word of the data plane after the log was shown', 
       durableOp: 70,
       commitOp: 1,
       acked: new Map(),
+      base: { op: 0, view: 0, checksum: 0 },
       leaseEndsAt: bench.now + 60,
     },
     out,
@@ -240,8 +241,8 @@ t.test('a follow that the data plane does not answer is begun again', async (t) 
     'role',
     'view-state>1',
   ]);
-  t.same(bench.mail(1, { type: 'follow', view: 3, agreeOp: 0, caughtUpOp: 1 }), ['follow']);
-  t.same(bench.mail(1, { type: 'follow', view: 3, agreeOp: 0, caughtUpOp: 1 }), [], 'under way');
+  t.same(bench.mail(1, { type: 'follow', view: 3, agreeOp: 0, caughtUpOp: 1, base: null }), ['follow']);
+  t.same(bench.mail(1, { type: 'follow', view: 3, agreeOp: 0, caughtUpOp: 1, base: null }), [], 'under way');
   bench.now = 205;
   bench.step({ type: 'heard', view: 3, from: 1, at: 204 });
   t.same(bench.step({ type: 'tick' }), ['trace', 'promise']);

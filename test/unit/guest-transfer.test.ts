@@ -34,6 +34,7 @@ class Bench {
       durableOp: 0,
       commitOp: 0,
       deliveredOp: 0,
+      base: { op: 0, view: 0, checksum: 0 },
       acked: [null, null, null],
       leaseEndsAt: null,
       gate: 'closed',
