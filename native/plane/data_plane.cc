@@ -35,6 +35,7 @@ DataPlane::DataPlane(const PlaneOptions& options, Clock* clock, Fabric* fabric, 
   log_.Restore(recovered);
   recovered_op_ = delivered_op_ = durable_op_ = wal_durable_op_ = recovered.last_op;
   wal_base_op_ = wal_handed_op_ = recovered.last_op;
+  commit_op_ = recovered.base.op;
   for (PeerId i = 0; i < options.members; ++i) {
     peers_.push_back(i == options.self ? nullptr : std::make_unique<PeerLink>(i));
   }

@@ -32,6 +32,8 @@ export interface Faults {
   readonly commitOldViews?: boolean;
   /** Entries are acknowledged before they are forced to disk. */
   readonly ackUnforced?: boolean;
+  /** Entries are released before they are committed. */
+  readonly releaseUncommitted?: boolean;
 }
 
 export interface Surroundings {
@@ -45,6 +47,8 @@ export interface Surroundings {
   onEffect(node: NodeId, effect: Effect): void;
   onCommit(replica: Replica, op: number): void;
   onLead(replica: Replica, view: number): void;
+  /** What the peer still had to be sent has been released: their connection is made anew. */
+  onFeedLost(replica: Replica, peer: NodeId): void;
   /** What was committed up to an op. */
   history(op: number): Entry[];
 }
@@ -155,7 +159,8 @@ export class Replica {
       this.hard = { ...this.hard, recovering: true };
     }
     this.durable = this.log.length;
-    this.commitOp = Math.min(this.commitOp, this.log.length);
+    // Nobody writes down what is committed, but for the base.
+    this.commitOp = this.random.chance(0.5) ? this.base.op : Math.min(this.commitOp, this.log.length);
     this.leading = null;
     this.following = null;
     this.inbox = [];
@@ -178,7 +183,8 @@ export class Replica {
 
   /** Entries up to `op` are kept no longer, if they are committed. */
   release(op: number): void {
-    const at = Math.min(op, this.commitOp, this.durable);
+    const committed = this.world.faults.releaseUncommitted === true ? this.durable : this.commitOp;
+    const at = Math.min(op, committed, this.durable);
     if (at > this.base.op) this.base = { op: at, view: this.log[at - 1]!.view, checksum: at };
   }
 
@@ -325,7 +331,7 @@ export class Replica {
   private feed(peer: NodeId, view: number, agreeOp: number): void {
     assert(this.leading?.view === view, 'feeds without leading');
     assert(agreeOp <= this.lastOp, 'feeds from behind its log');
-    if (agreeOp < this.base.op) return this.post({ type: 'feed-lost', now: 0, view, node: peer });
+    if (agreeOp < this.base.op) return this.world.onFeedLost(this, peer);
     this.feedCount++;
     this.leading.feeds.set(peer, { id: this.feedCount, next: agreeOp + 1 });
   }
@@ -454,10 +460,7 @@ export class Replica {
   private leadOn(leading: Leading): void {
     for (const [peer, feed] of leading.feeds) {
       if (feed.next <= Math.min(this.base.op, this.lastOp)) {
-        // What it still had to be sent has been released.
-        leading.feeds.delete(peer);
-        leading.ackedOp.delete(peer);
-        this.post({ type: 'feed-lost', now: 0, view: leading.view, node: peer });
+        this.world.onFeedLost(this, peer);
         continue;
       }
       for (; feed.next <= this.lastOp; feed.next++) {

@@ -64,6 +64,9 @@ export class World implements Surroundings {
   now = 0;
   readonly mail: WaitingMail[] = [];
   quiesced = false;
+  /** Logs that began anew. */
+  rebases = 0;
+  private renew: [NodeId, NodeId][] = [];
   private flying: Flying[] = [];
   /** By low index * 8 + high index. */
   private readonly links: Link[] = [];
@@ -221,6 +224,10 @@ export class World implements Surroundings {
   advance(): void {
     this.now++;
     this.deliverDue();
+    for (const [a, b] of this.renew.splice(0)) {
+      this.disconnect(a, b);
+      this.connect(a, b);
+    }
     for (const replica of this.replicas) {
       replica.poll();
       if ((this.now + replica.id) % times.tickMs === 0) replica.tick();
@@ -259,6 +266,10 @@ export class World implements Surroundings {
         `committed op ${entry.op} is lost in view ${view}`,
       );
     }
+  }
+
+  onFeedLost(replica: Replica, peer: NodeId): void {
+    this.renew.push([replica.id, peer]);
   }
 
   history(op: number): Entry[] {
@@ -305,6 +316,7 @@ export class World implements Surroundings {
         'a vote left before it was on disk',
       );
     }
+    if (effect.type === 'follow' && effect.base !== null) this.rebases++;
     this.options.onEffect?.(node, effect);
   }
 

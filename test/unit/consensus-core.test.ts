@@ -5,6 +5,7 @@ import type { Effect, Event, Message } from '../../src/consensus/types.js';
 import { InvariantError } from '../../src/lib/assert.js';
 import { emptyTail } from '../../src/consensus/agreement.js';
 import { Random } from '../../src/lib/random.js';
+import { noBase } from '../../src/wire/view-table.js';
 
 const options = {
   self: 0,
@@ -67,6 +68,7 @@ class Bench {
       durableOp: lastOp,
       commitOp: 1,
       acked: new Map([[1, acked]]),
+      base: noBase,
       leaseEndsAt: this.now + 60,
     });
   }
@@ -182,7 +184,7 @@ t.test('caughtUpOp waits for a word of the data plane after the log was shown', 
       durableOp: 70,
       commitOp: 1,
       acked: new Map(),
-      base: { op: 0, view: 0, checksum: 0 },
+      base: noBase,
       leaseEndsAt: bench.now + 60,
     },
     out,
