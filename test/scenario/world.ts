@@ -72,6 +72,8 @@ export class World implements Surroundings {
   private readonly links: Link[] = [];
   // ---- what the checkers know
   readonly committed: Entry[] = [];
+  /** By op - 1, the view in which it was committed: not that of the entry, which may be older. */
+  private readonly committedIn: number[] = [];
   private readonly leaders = new Map<number, NodeId>();
   private readonly votes = new Map<string, NodeId>();
   private readonly views = new Map<NodeId, number>();
@@ -259,7 +261,7 @@ export class World implements Surroundings {
     this.leaders.set(view, replica.id);
     // A late winner may find that a later view has begun; it holds what was committed before its own view.
     for (const entry of this.committed) {
-      if (entry.view >= view) break;
+      if (this.committedIn[entry.op - 1]! >= view) break;
       const own = replica.log[entry.op - 1];
       assert(
         own !== undefined && own.view === entry.view && own.value === entry.value,
@@ -289,6 +291,7 @@ export class World implements Surroundings {
         const before = this.committed[i - 1];
         assert(before === undefined || before.view <= own.view, 'viewstamps go back');
         this.committed.push(own);
+        this.committedIn.push(replica.leading?.view ?? replica.hard.view);
       } else
         assert(
           known.view === own.view && known.value === own.value,
