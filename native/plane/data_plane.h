@@ -111,7 +111,7 @@ struct PlaneEvent {
   View last_view = 0;  // kPromised
   Op commit_op = 0;
   std::vector<ViewTableRow> table;
-  std::array<uint64_t, 7> numbers{};
+  std::array<uint64_t, kTransferNumbers> numbers{};
 };
 
 struct PlaneSnapshot {

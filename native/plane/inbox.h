@@ -21,6 +21,8 @@ enum class InboxKind : uint32_t {
   kPages = 1,    // source: look at these pages (a PageSet)
   kDigests = 2,  // target: the pages looked at (a PageSet), and their digests
   kState = 3,    // source: everything that is not pages
+  kRefine = 4,   // source: copies to make, and pages whose blocks to digest (refinement.h)
+  kBlocks = 5,   // target: they are made; digests of the blocks
 };
 
 struct InboxHeader {

@@ -5,6 +5,7 @@
 
 #include "os/check.h"
 #include "pages/page_mover.h"
+#include "plane/refinement.h"
 #include "plane/transfer_parts.h"
 
 namespace falcon {
@@ -13,6 +14,8 @@ namespace {
 // What one poll posts at most while the guest runs, and while it stands still.
 constexpr size_t kRunningBytes = 256 << 10;
 constexpr size_t kStillBytes = 2 << 20;
+// Of blocks, one poll compares those of at most so many pages.
+constexpr size_t kPagesPerPoll = 128;
 
 class Source final : public TransferSource {
  public:
@@ -23,6 +26,7 @@ class Source final : public TransferSource {
         pending_(pages_),
         looked_at_(pages_),
         resident_(pages_),
+        hasher_(options_.key),
         writer_(fabric, options_.peer, kInboxRegion) {}
 
   void End() override {
@@ -91,6 +95,7 @@ class Source final : public TransferSource {
     AppendSet(&payload, wanted);
     outgoing_ = std::move(payload);
     outgoing_kind_ = InboxKind::kPages;
+    figures_.overhead = outgoing_.size();
     began_ = 0;
     step_ = Step::kAsk;
   }
@@ -130,6 +135,8 @@ class Source final : public TransferSource {
     kIdle,
     kAsk,      // the set goes out; both digest
     kCompare,  // the target's set and digests are here; what it adds is digested
+    kRefine,   // copies and the question for blocks go out
+    kBlocks,   // the answer is here
     kMove,
     kMark,
     kTell,
@@ -181,10 +188,18 @@ class Source final : public TransferSource {
       ++*done;
       if (Status s = Compare(now); !s.ok()) return s;
     }
+    if (step_ == Step::kRefine) {
+      if (Status s = TakeBlocks(); !s.ok()) return s;
+    }
+    if (step_ == Step::kBlocks) {
+      ++*done;
+      if (refinement_.Step(hasher_, memory_.ram(), kPagesPerPoll)) Move(now);
+    }
     if (step_ == Step::kMove) {
       size_t posted = 0;
       if (Status s = mover_->Step(most, &posted); !s.ok()) return s;
       if (posted > 0) ++*done;
+      figures_.bytes = mover_->progress().bytes;
       if (mover_->progress().posted == mover_->progress().pages) step_ = Step::kMark;
     }
     if (step_ == Step::kMark) {
@@ -194,11 +209,7 @@ class Source final : public TransferSource {
     if (step_ == Step::kTell) {
       ++*done;
       step_ = Step::kIdle;
-      const RoundFigures& f = figures_;
-      news->push_back({TransferNews::Kind::kRound,
-                       {f.pages, f.equal, f.sent, f.bytes, static_cast<uint64_t>(f.digest),
-                        static_cast<uint64_t>(f.wait), static_cast<uint64_t>(f.move)},
-                       {}});
+      news->push_back({TransferNews::Kind::kRound, Numbers(), {}});
     }
     // The guest goes on when this is told: by then whatever was posted from its pages has left.
     if (step_ == Step::kState && writer_.idle()) {
@@ -228,6 +239,7 @@ class Source final : public TransferSource {
       return {"SYNC_PEER", "the answer does not fit what was asked"};
     theirs_.resize(theirs.Count());
     std::memcpy(theirs_.data(), digests.data(), digests.size());
+    figures_.overhead += answer->size();
     figures_.wait = now - began_ - figures_.digest;
     if (theirs.Count() != looked_at_.Count()) {
       // Changed over there only. All in one set again keeps the two lists in one order.
@@ -243,15 +255,46 @@ class Source final : public TransferSource {
     if (Status s = DifferingPages(looked_at_, own_, looked_at_, theirs_, &differing); !s.ok())
       return s;
     figures_.pages = looked_at_.Count();
-    figures_.sent = differing.Count();
-    figures_.equal = figures_.pages - figures_.sent;
-    figures_.bytes = figures_.sent * kPageBytes;
+    figures_.equal = figures_.pages - differing.Count();
     figures_.digest = now - began_ - figures_.wait;
-    moving_since_ = now;
-    mover_ =
-        std::make_unique<PageMover>(fabric_, options_.peer, kRamRegion, memory_.ram(), differing);
-    step_ = Step::kMove;
+    refining_since_ = now;
+    refinement_ = Refinement({looked_at_, own_, theirs_}, differing);
+    step_ = Step::kBlocks;
+    if (!refinement_.asks()) return Ok();
+    outgoing_ = refinement_.Question();
+    outgoing_kind_ = InboxKind::kRefine;
+    figures_.overhead += outgoing_.size();
+    step_ = Step::kRefine;
     return Ok();
+  }
+
+  Status TakeBlocks() {
+    std::optional<std::span<const std::byte>> answer;
+    if (Status s = inbox_.Take(options_.session, InboxKind::kBlocks, round_, &answer); !s.ok())
+      return s;
+    if (!answer.has_value()) return Ok();
+    figures_.overhead += answer->size();
+    step_ = Step::kBlocks;
+    return refinement_.TakeAnswer(*answer);
+  }
+
+  void Move(Nanoseconds now) {
+    figures_.refine = now - refining_since_;
+    figures_.found = refinement_.found();
+    figures_.sent = figures_.pages - figures_.equal - figures_.found;
+    figures_.partial = refinement_.parts().size();
+    moving_since_ = now;
+    mover_ = std::make_unique<PageMover>(fabric_, options_.peer, kRamRegion, memory_.ram(),
+                                         refinement_.whole());
+    mover_->AddParts(std::move(refinement_.parts()));
+    step_ = Step::kMove;
+  }
+
+  [[nodiscard]] std::array<uint64_t, kTransferNumbers> Numbers() const {
+    const RoundFigures& f = figures_;
+    const auto ns = [](Nanoseconds span) { return static_cast<uint64_t>(span); };
+    return {f.pages,    f.equal,      f.sent,     f.found,      f.partial, f.bytes,
+            f.overhead, ns(f.digest), ns(f.wait), ns(f.refine), ns(f.move)};
   }
 
   // Takes note of the pages whose source the fabric needs no more.
@@ -279,6 +322,8 @@ class Source final : public TransferSource {
   PageSet resident_;  // everything else is zero, and must not be read
   std::vector<Digest> own_, theirs_;
   bool digested_ = false;
+  const PageHasher hasher_;
+  Refinement refinement_;
   InboxWriter writer_;
   std::vector<std::byte> outgoing_;
   InboxKind outgoing_kind_ = InboxKind::kPages;
@@ -286,6 +331,7 @@ class Source final : public TransferSource {
   RoundFigures figures_;
   Status failure_;  // of what cannot say so itself
   Nanoseconds began_ = 0;
+  Nanoseconds refining_since_ = 0;
   Nanoseconds moving_since_ = 0;
   size_t state_bytes_ = 0;
 };

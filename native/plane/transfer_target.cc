@@ -3,12 +3,14 @@
 #include <cstring>
 
 #include "os/check.h"
+#include "plane/refinement.h"
 #include "plane/transfer_parts.h"
 
 namespace falcon {
 namespace {
 
 constexpr size_t kBytesPerPoll = 2 << 20;
+constexpr size_t kPagesPerPoll = 128;
 
 class Target final : public TransferTarget {
  public:
@@ -18,6 +20,7 @@ class Target final : public TransferTarget {
         pages_(options_.ram_bytes / kPageBytes),
         looked_at_(pages_),
         resident_(pages_),
+        hasher_(options_.key),
         writer_(fabric, options_.peer, kInboxRegion) {
     if (changed != nullptr) changed_ = std::make_unique<PageSet>(*changed);
   }
@@ -56,7 +59,7 @@ class Target final : public TransferTarget {
   [[nodiscard]] Op boot_op() const override { return boot_op_; }
 
  private:
-  enum class Step : uint8_t { kWait, kDigest, kAnswer, kDone };
+  enum class Step : uint8_t { kWait, kDigest, kRefine, kAnswer, kDone };
 
   Status OpenMemory(std::string* ram) {
     if (Status s = GuestMemory::Open(options_.ram_path, options_.ram_bytes, &memory_); !s.ok())
@@ -79,6 +82,14 @@ class Target final : public TransferTarget {
       step_ = Step::kAnswer;
       ++*done;
     }
+    if (step_ == Step::kRefine) {
+      ++*done;
+      if (refinement_.Step(hasher_, memory_.ram(), kPagesPerPoll) && writer_.idle()) {
+        writer_.Start(options_.session, InboxKind::kBlocks, round_,
+                      std::move(refinement_.answer()));
+        step_ = Step::kAnswer;
+      }
+    }
     if (step_ == Step::kAnswer) {
       if (Status s = writer_.Step(kBytesPerPoll, done); !s.ok()) return s;
       if (writer_.posted()) step_ = Step::kWait;
@@ -88,6 +99,17 @@ class Target final : public TransferTarget {
 
   // For the next round, or for the state that ends the session.
   Status Wait(std::vector<TransferNews>* news, int* done) {
+    if (round_ > refined_round_) {
+      std::optional<std::span<const std::byte>> question;
+      if (Status s = inbox_.Take(options_.session, InboxKind::kRefine, round_, &question); !s.ok())
+        return s;
+      if (question.has_value()) {
+        ++*done;
+        refined_round_ = round_;
+        step_ = Step::kRefine;
+        return refinement_.Take(*question, looked_at_);
+      }
+    }
     // Pages of the round before may still be on their way; a digest of what they replace would be
     // one of the past.
     if (round_ > 0 && !RoundArrived()) return Ok();
@@ -167,6 +189,9 @@ class Target final : public TransferTarget {
   PageSet looked_at_;
   std::vector<Digest> digests_;
   PageSet resident_;  // everything else is zero, and must not be read
+  const PageHasher hasher_;
+  RefinementAnswer refinement_;
+  uint32_t refined_round_ = 0;  // the last in which it was asked for blocks
   InboxWriter writer_;
   std::vector<std::byte> plane_state_;
   Op op_ = 0;

@@ -261,12 +261,13 @@ export function convertEvent(event: NativeEvent): PlaneEvent {
       return { type: 'transfer-opened', session: op, inbox, ram };
     }
     case 'transfer-round': {
-      const [pages = 0, equal = 0, sent = 0, moved = 0, digestNs = 0, waitNs = 0, moveNs = 0] =
-        event.numbers ?? [];
+      const [pages = 0, equal = 0, sent = 0, found = 0, partial = 0, ...more] = event.numbers ?? [];
+      const [moved = 0, overheadBytes = 0, digestNs = 0, waitNs = 0, refineNs = 0, moveNs = 0] = more;
+      const counts = { pages, equal, sent, found, partial, bytes: moved, overheadBytes };
       return {
         type: 'transfer-round',
         session: op,
-        figures: { pages, equal, sent, bytes: moved, digestNs, waitNs, moveNs },
+        figures: { ...counts, digestNs, waitNs, refineNs, moveNs },
       };
     }
     case 'transfer-held':

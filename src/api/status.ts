@@ -46,17 +46,25 @@ export interface SyncRecord {
   /** Only pages changed since an earlier session were looked at. */
   readonly based: boolean;
   readonly rounds: number;
-  /** Pages looked at, found equal, and sent, in all rounds; pages are of 4096 bytes. */
+  /** Pages of 4096 bytes, in all rounds: looked at = equal + sent + found. */
   readonly pages: number;
   readonly equal: number;
   readonly sent: number;
+  /** Of those sent: only the blocks that differ. */
+  readonly partial: number;
+  /** Differed, and the target had their contents at other places of its memory. */
+  readonly found: number;
+  /** Of contents sent. */
   readonly bytes: number;
+  /** Of page sets and digests, both ways. */
+  readonly overheadBytes: number;
   /** Of the last round, while both guests stood still. */
   readonly finalPages: number;
   readonly finalSent: number;
   readonly stateBytes: number;
   readonly digestMs: number;
   readonly waitMs: number;
+  readonly refineMs: number;
   readonly moveMs: number;
   readonly durationMs: number;
   /** How long the source's guest stood still. */

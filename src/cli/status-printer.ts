@@ -169,7 +169,7 @@ function syncLines(rows: readonly StatusRow[]): string[] {
 export function syncLine(source: string, r: SyncRecord): string {
   const why = { fill: 'it had no guest', diverged: 'it had diverged', asked: 'on request' }[r.reason];
   if (!r.ok) return `${source} gave up making ${r.target} a copy (${why}): ${r.why}`;
-  const pages = `${r.pages} pages looked at, ${r.equal} equal, ${r.sent} sent`;
+  const pages = `${r.pages} pages looked at, ${r.equal} equal, ${r.found} found there, ${r.sent} sent`;
   return `${source} made ${r.target} a copy as of op ${r.op} (${why}): ${pages}, ${r.rounds} rounds, pause ${r.pauseMs} ms`;
 }
 

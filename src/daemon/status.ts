@@ -98,14 +98,24 @@ function syncStatus(transfer: StateTransfer, name: (index: number) => string): S
 }
 
 export function syncRecord(record: TransferRecord, name: (index: number) => string): SyncRecord {
-  const { reason, ok, why, op, based, rounds, pages, equal, sent, bytes } = record;
-  const { finalPages, finalSent, stateBytes, pauseParts: parts } = record;
+  const { reason, ok, why, op, based, rounds, pages, equal, sent } = record;
+  const {
+    partial,
+    found,
+    bytes,
+    overheadBytes,
+    finalPages,
+    finalSent,
+    stateBytes,
+    pauseParts: parts,
+  } = record;
   const ms = (value: number): number => Math.round(value * 10) / 10;
   return {
-    ...{ target: name(record.peer), reason, ok, why, op, based, rounds, pages, equal, sent, bytes },
-    ...{ finalPages, finalSent, stateBytes },
+    ...{ target: name(record.peer), reason, ok, why, op, based, rounds, pages, equal, sent },
+    ...{ partial, found, bytes, overheadBytes, finalPages, finalSent, stateBytes },
     digestMs: ms(record.digestNs / 1e6),
     waitMs: ms(record.waitNs / 1e6),
+    refineMs: ms(record.refineNs / 1e6),
     moveMs: ms(record.moveNs / 1e6),
     durationMs: ms(record.durationMs),
     pauseMs: ms(record.pauseMs),

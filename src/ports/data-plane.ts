@@ -103,14 +103,22 @@ export interface OutputApplication {
 
 /** One round of comparing and moving; durations in ns. */
 export interface RoundFigures {
-  /** Pages looked at. */
+  /** Pages looked at: equal + sent + found. */
   readonly pages: number;
   readonly equal: number;
+  /** Sent, of which partial: only the blocks that differ. */
   readonly sent: number;
+  readonly partial: number;
+  /** Differed, and the target had their contents at other places. */
+  readonly found: number;
+  /** Of contents. */
   readonly bytes: number;
-  /** Digesting here, waiting for the target's digests behind that, moving. */
+  /** Of page sets and digests, both ways. */
+  readonly overheadBytes: number;
+  /** Digesting here, waiting for the target's digests behind that, finding what needs not be sent, moving. */
   readonly digestNs: number;
   readonly waitNs: number;
+  readonly refineNs: number;
   readonly moveNs: number;
 }
 

@@ -21,7 +21,10 @@ import { decodeTransfer, encodeTransfer } from '../../src/wire/transfer-messages
 import type { SessionId, TransferMessage } from '../../src/wire/transfer-messages.js';
 
 const none = new Uint8Array();
-const figures = { pages: 10, equal: 4, sent: 6, bytes: 24_576, digestNs: 1, waitNs: 1, moveNs: 1 };
+const figures = {
+  ...{ pages: 10, equal: 3, sent: 6, partial: 2, found: 1, bytes: 17_000, overheadBytes: 300 },
+  ...{ digestNs: 1, waitNs: 1, refineNs: 1, moveNs: 1 },
+};
 
 interface Due {
   readonly at: number;
