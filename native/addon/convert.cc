@@ -256,7 +256,8 @@ void FillProgress(const PlaneSnapshot& s, std::span<double> out) {
                            number(s.heard_view), number(s.heard_from),
                            number(s.heard_at),   number(s.guest),
                            number(s.base.op),    number(s.base.view),
-                           number(s.base.checksum)};
+                           number(s.base.checksum), number(s.committed.view),
+                           number(s.committed.checksum)};
   static_assert(std::size(values) == kProgressFields.size());
   double* at = std::copy(std::begin(values), std::end(values), out.data());
   for (size_t i = 0; i < kMaxMembers; ++i) *at++ = s.acks[i] ? number(s.acked[i]) : -1.0;

@@ -32,7 +32,7 @@ bool Throw(Napi::Env env, const Status& status);
 inline constexpr std::array kProgressFields = {
     "role",       "promisedView", "lastOp",    "durableOp", "commitOp",  "deliveredOp",
     "leaseEndNs", "gate",         "heardView", "heardFrom", "heardAtNs", "guest",
-    "baseOp",     "baseView",     "baseChecksum"};
+    "baseOp",     "baseView",     "baseChecksum", "committedView", "committedChecksum"};
 void FillProgress(const PlaneSnapshot& snapshot, std::span<double> out);
 [[nodiscard]] Napi::Object CountersObject(Napi::Env env, const PlaneSnapshot& snapshot);
 // One object per application, with what the guest has said and how comparing it went.

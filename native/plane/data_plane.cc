@@ -330,6 +330,7 @@ void DataPlane::FillSnapshot(PlaneSnapshot* s) const {
   s->durable_op = durable_op_;
   s->commit_op = commit_op_;
   s->base = wal_->base();
+  s->committed = CommittedPosition();
   s->delivered_op = std::min(delivered_op_, std::max(commit_op_, recovered_op_));
   for (const auto& peer : peers_) {
     if (peer == nullptr) continue;

@@ -120,6 +120,7 @@ struct PlaneSnapshot {
   View log_view = 0;
   Op last_op = 0, durable_op = 0, commit_op = 0, delivered_op = 0;
   LogPosition base;                      // the entry before the first that is kept
+  LogPosition committed;                 // at commit_op, or view 0: not at hand
   std::array<Op, kMaxMembers> acked{};   // leading: durable op of each member in this view
   std::array<bool, kMaxMembers> acks{};  // it follows this view
   Nanoseconds lease_end = 0;             // leading; 0: none
@@ -269,6 +270,7 @@ class DataPlane final : private FlowSink {
   void FinishFollow();
   void BeginAnew();
   [[nodiscard]] Op NeededFrom() const;
+  [[nodiscard]] LogPosition CommittedPosition() const;
   void FinishLead(Nanoseconds now);
   bool AppendOwn(EntryKind kind, std::span<const std::byte> payload);
   void HandToWal();

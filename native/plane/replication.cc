@@ -278,6 +278,12 @@ void DataPlane::BeginAnew() {
   pending_ = Pending::kFollow;
 }
 
+LogPosition DataPlane::CommittedPosition() const {
+  if (!log_.Holds(commit_op_)) return {.op = commit_op_, .view = 0, .checksum = 0};
+  const EntryHeader header = ReadEntryHeader(log_.Entry(commit_op_));
+  return {.op = header.op, .view = header.view, .checksum = header.checksum};
+}
+
 // The first op that somebody who is being sent entries still has to be sent.
 Op DataPlane::NeededFrom() const {
   Op needed = std::numeric_limits<Op>::max();

@@ -163,6 +163,8 @@ export const progressFields = [
   'baseOp',
   'baseView',
   'baseChecksum',
+  'committedView',
+  'committedChecksum',
 ] as const;
 export const progressMembers = 8;
 const roles = ['idle', 'leading', 'following'] as const;
@@ -173,7 +175,8 @@ const guests = ['none', 'booting', 'running'] as const;
 export function readProgress(numbers: Float64Array): PlaneProgress {
   const [role, promisedView, lastOp, durableOp, commitOp, deliveredOp, leaseEndNs, gate, ...rest] = numbers;
   const [heardView = 0, heardFrom = 0, heardAtNs = -1, guest = 0, ...more] = rest;
-  const [baseOp = 0, baseView = 0, baseChecksum = 0, ...acked] = more;
+  const [baseOp = 0, baseView = 0, baseChecksum = 0, ...most] = more;
+  const [committedView = 0, committedChecksum = 0, ...acked] = most;
   return {
     role: roles[role ?? 0] ?? 'idle',
     promisedView: promisedView ?? 0,
@@ -182,6 +185,7 @@ export function readProgress(numbers: Float64Array): PlaneProgress {
     commitOp: commitOp ?? 0,
     deliveredOp: deliveredOp ?? 0,
     base: { op: baseOp, view: baseView, checksum: baseChecksum },
+    committed: { op: commitOp ?? 0, view: committedView, checksum: committedChecksum },
     acked: acked.map((op) => (op < 0 ? null : op)),
     leaseEndsAt: leaseEndNs !== undefined && leaseEndNs > 0 ? leaseEndNs / nsPerMs : null,
     gate: gates[gate ?? 0] ?? 'closed',

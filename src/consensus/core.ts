@@ -207,6 +207,7 @@ function deliverKept(s: State): void {
 
 function onProgress(s: State, event: Extract<Event, { type: 'progress' }>): void {
   s.base = event.base;
+  s.committed = event.committed;
   // The log of a promise is exact; a word from before it would be older.
   if (s.promising !== null || s.tail !== null) return;
   s.lastOp = event.lastOp;

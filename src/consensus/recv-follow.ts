@@ -24,8 +24,9 @@ import type { MessageOf, State } from './state.js';
 import { settleTransfer } from './transfer.js';
 import type { NodeId } from './types.js';
 
-/** Repeats that the data plane gets to cut the log; a `follow` it could not carry out is begun again after that. */
+/** Repeats that the data plane gets to cut the log, or to begin it anew; a `follow` it could not carry out is begun again after that. */
 const cutPatience = 10;
+const anewPatience = 100;
 
 /**
  * What `new-view` and `follow` have in common: true if the sender is the primary of this replica's view and nothing is
@@ -99,7 +100,7 @@ export function onFollow(s: State, from: NodeId, message: MessageOf<'follow'>): 
     done: false,
     broken: false,
   };
-  s.joinRetryAt = s.now + cutPatience * s.options.retryMs;
+  s.joinRetryAt = s.now + (message.base === null ? cutPatience : anewPatience) * s.options.retryMs;
   const { view, agreeOp, base } = message;
   s.lastStamp = base === null ? stampAt(s.tail, agreeOp) : { view: base.view, op: base.op };
   if (base !== null) {

@@ -59,10 +59,15 @@ function askForLog(s: State, node: NodeId, peer: Peer): void {
 function feed(s: State, node: NodeId, peer: Peer): void {
   assert(peer.tail !== null, 'fed without knowing its log');
   const own = ownTailFor(s, peer.tail);
-  const start = feedStart(own, peer.tail, s.base);
+  // The oldest place that there is leaves the peer the most to give to others. The newest is the last resort: where the logs
+  // part may be unknown, but what a peer has is not behind it, once it has moved on for long enough.
+  const start =
+    feedStart(own, peer.tail, peer.unreadable ? s.committed : s.base) ??
+    feedStart(own, peer.tail, s.committed);
   if (start === null) {
+    if (peer.stage !== 'apart') trace(s, `replica ${node}: where the logs part cannot be told`);
     peer.stage = 'apart';
-    trace(s, `replica ${node}: where the logs part cannot be told`);
+    peer.retryAt = s.now + s.options.retryMs;
     return;
   }
   if (start.base !== null)
@@ -111,23 +116,24 @@ export function feedKnown(s: State): void {
   for (const [node, peer] of s.peers) if (peer.stage === 'known') feed(s, node, peer);
 }
 
-/**
- * What it needs cannot be read here, though it should be there. Whoever leads next may have it, and a new connection is a
- * new try; until then it counts for nothing.
- */
+/** What it needs is not here any more, or cannot be read. It counts for nothing until a new connection lets it begin further on. */
 export function onFeedLost(s: State, event: Extract<Event, { type: 'feed-lost' }>): void {
   const peer = s.peers.get(event.node);
   if (peer === undefined || s.role !== 'primary' || event.view !== s.hard.view) return;
   peer.stage = 'apart';
+  peer.feedLost = true;
+  peer.unreadable = !event.released;
   peer.ackedOp = 0;
-  trace(s, `replica ${event.node}: the entries it needs cannot be read`);
+  trace(s, `replica ${event.node}: the entries it needs ${event.released ? 'are gone' : 'cannot be read'}`);
   targetLost(s, event.node, `replica ${event.node} cannot be fed any more`);
 }
 
 export function onPeerFollowing(s: State, from: NodeId, message: MessageOf<'following'>): void {
   if (s.role !== 'primary' || message.view !== s.hard.view) return;
   const peer = s.peer(from);
-  if (peer.stage === 'fed') peer.stage = 'following';
+  if (peer.stage !== 'fed') return;
+  peer.stage = 'following';
+  peer.unreadable = false;
 }
 
 /** Repeats what has not been answered. */
@@ -137,7 +143,7 @@ export function retryPeers(s: State): void {
     if (s.now < peer.retryAt || peer.link === 'down') continue;
     if (peer.stage === 'unknown') askForLog(s, node, peer);
     else if (peer.stage === 'fed') sayFollow(s, node, peer);
-    else if (peer.stage === 'known') feed(s, node, peer);
+    else if (peer.stage === 'known' || (peer.stage === 'apart' && !peer.feedLost)) feed(s, node, peer);
   }
 }
 

@@ -31,6 +31,10 @@ export interface Peer {
   tail: LogTail | null;
   tailAt: Milliseconds;
   agreeOp: Op;
+  /** Fed over this connection, and cannot be again. */
+  feedLost: boolean;
+  /** What it needs could not be read here: it begins behind that. Outlives the connection. */
+  unreadable: boolean;
   /** Its log is to begin anew behind this; null: it goes on from `agreeOp`. */
   base: LogBase | null;
   caughtUpOp: Op;
@@ -114,6 +118,8 @@ export class State {
   commitOp: Op;
   /** What this replica's log stands behind, as last told. */
   base: LogBase = noBase;
+  /** The last entry known to be committed; view 0: not at hand. */
+  committed: LogBase = noBase;
 
   following: Following | null = null;
   /** When to tell the primary again that this replica waits for `follow`. */
@@ -223,6 +229,8 @@ function newPeer(): Peer {
     tailAt: 0,
     agreeOp: 0,
     base: null,
+    feedLost: false,
+    unreadable: false,
     caughtUpOp: 0,
     ackedOp: 0,
     retryAt: 0,
@@ -235,6 +243,7 @@ export function resetReplication(peer: Peer): void {
   peer.tail = null;
   peer.agreeOp = 0;
   peer.base = null;
+  peer.feedLost = false;
   peer.caughtUpOp = 0;
   peer.ackedOp = 0;
   peer.retryAt = 0;

@@ -83,14 +83,25 @@ export type Event =
       readonly acked: ReadonlyMap<NodeId, Op>;
       /** The entry before the first that can still be read; committed, and op 0 if all can. */
       readonly base: LogBase;
+      /** The entry at `commitOp`; view 0: it is not at hand. */
+      readonly committed: LogBase;
       /** When the current lease ends (primary), else null. */
       readonly leaseEndsAt: Milliseconds | null;
     }
   /** A connection to the peer is up (a new incarnation each time) or gone. A peer that goes down is suspected at once. */
   | { readonly type: 'peer-up'; readonly now: Milliseconds; readonly node: NodeId }
   | { readonly type: 'peer-down'; readonly now: Milliseconds; readonly node: NodeId }
-  /** The data plane of this primary cannot give the peer the entries that it needs. */
-  | { readonly type: 'feed-lost'; readonly now: Milliseconds; readonly view: View; readonly node: NodeId }
+  /**
+   * The data plane of this primary cannot give the peer the entries that it needs: they were released, or they cannot be read.
+   * Over this connection the peer cannot be fed again.
+   */
+  | {
+      readonly type: 'feed-lost';
+      readonly now: Milliseconds;
+      readonly view: View;
+      readonly node: NodeId;
+      readonly released: boolean;
+    }
   /** This replica's guest is a whole copy (or no longer). Members without one stand last and hand over when they win. */
   | { readonly type: 'guest'; readonly now: Milliseconds; readonly whole: boolean }
   /** Peers' guests, as their status mail says. */

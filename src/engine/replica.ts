@@ -220,8 +220,8 @@ export class ReplicaEngine {
     progress.acked.forEach((op, node) => {
       if (op !== null) acked.set(node, op);
     });
-    const { lastOp, durableOp, commitOp, base, leaseEndsAt } = progress;
-    this.step({ type: 'progress', now, lastOp, durableOp, commitOp, base, acked, leaseEndsAt });
+    const { lastOp, durableOp, commitOp, base, committed, leaseEndsAt } = progress;
+    this.step({ type: 'progress', now, lastOp, durableOp, commitOp, base, committed, acked, leaseEndsAt });
   }
 
   private onPlaneEvent(event: PlaneEvent): void {
@@ -271,10 +271,15 @@ export class ReplicaEngine {
           peer: event.peer,
           why: event.why,
         });
-        // It was too slow for what is kept. On a new connection its log begins anew, further on.
-        if (event.code === 'WAL_RELEASED') return this.renew(event.peer, event.code, event.why);
-        this.peers.note(event.peer, { code: event.code, detail: event.why, at: now }, false);
-        return this.step({ type: 'feed-lost', now, view: event.view, node: event.peer });
+        this.step({
+          type: 'feed-lost',
+          now,
+          view: event.view,
+          node: event.peer,
+          released: event.code === 'WAL_RELEASED',
+        });
+        // On a new connection its log begins anew, further on.
+        return this.renew(event.peer, event.code, event.why);
       case 'failed':
         return this.fail(event.why);
       case 'guest-attached':

@@ -223,6 +223,8 @@ export interface PlaneProgress {
   readonly deliveredOp: Op;
   /** The entry before the first that is kept on disk; op 0: all are. */
   readonly base: LogBase;
+  /** The entry at `commitOp`; view 0: it is not at hand. */
+  readonly committed: LogBase;
   /** Leading: durable op of each member that follows this view, null for the others and for self. */
   readonly acked: readonly (Op | null)[];
   /** Leading: when the lease ends; null: none. */

@@ -89,6 +89,8 @@ export class Replica {
   /** From op 1 on; what stands up to the base is there for the checkers, and is never shown, sent or read. */
   log: Entry[] = [];
   base: LogBase = noBase;
+  /** Entries up to here cannot be read any more, though nobody has released them. */
+  unreadableOp = 0;
   durable = 0;
   commitOp = 0;
   /** What the checkers have compared since the last start. */
@@ -222,6 +224,7 @@ export class Replica {
       commitOp: this.commitOp,
       acked: new Map(this.leading?.ackedOp ?? []),
       base: this.base,
+      committed: { op: this.commitOp, view: this.log[this.commitOp - 1]?.view ?? 0, checksum: this.commitOp },
       leaseEndsAt: this.leading?.leaseEndsAt ?? null,
     });
   }
@@ -331,7 +334,10 @@ export class Replica {
   private feed(peer: NodeId, view: number, agreeOp: number): void {
     assert(this.leading?.view === view, 'feeds without leading');
     assert(agreeOp <= this.lastOp, 'feeds from behind its log');
-    if (agreeOp < this.base.op) return this.world.onFeedLost(this, peer);
+    if (agreeOp < this.base.op || agreeOp < this.unreadableOp) {
+      this.post({ type: 'feed-lost', now: 0, view, node: peer, released: agreeOp < this.base.op });
+      return this.world.onFeedLost(this, peer);
+    }
     this.feedCount++;
     this.leading.feeds.set(peer, { id: this.feedCount, next: agreeOp + 1 });
   }

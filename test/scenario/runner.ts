@@ -262,6 +262,10 @@ const verbs: Record<string, Handler> = {
   release: (s, [node, op]) => {
     s.world.replicas[Number(node)]!.release(Number(op));
   },
+  /** unreadable 0 5: the disk gives nothing back up to op 5. */
+  unreadable: (s, [node, op]) => {
+    s.world.replicas[Number(node)]!.unreadableOp = Number(op);
+  },
   /** replace 2: an empty host takes the place of a dead one. */
   replace: (s, [node]) => {
     s.world.replace(Number(node));

@@ -69,6 +69,7 @@ class Bench {
       commitOp: 1,
       acked: new Map([[1, acked]]),
       base: noBase,
+      committed: noBase,
       leaseEndsAt: this.now + 60,
     });
   }
@@ -185,6 +186,7 @@ t.test('caughtUpOp waits for a word of the data plane after the log was shown', 
       commitOp: 1,
       acked: new Map(),
       base: noBase,
+      committed: noBase,
       leaseEndsAt: bench.now + 60,
     },
     out,
@@ -284,11 +286,11 @@ t.test('a cluster of one', async (t) => {
 t.test('a follower that cannot be fed counts for nothing, until it comes anew', async (t) => {
   const bench = new Bench().lead();
   t.same(bench.core.status.followers, [1]);
-  t.same(bench.step({ type: 'feed-lost', view: 7, node: 1 }), [], 'of another view');
-  t.same(bench.step({ type: 'feed-lost', view: 1, node: 5 }), [], 'no member');
+  t.same(bench.step({ type: 'feed-lost', view: 7, node: 1, released: false }), [], 'of another view');
+  t.same(bench.step({ type: 'feed-lost', view: 1, node: 5, released: false }), [], 'no member');
   t.same(bench.core.status.followers, [1]);
   bench.step({ type: 'transfer', to: 1 });
-  t.same(bench.step({ type: 'feed-lost', view: 1, node: 1 }), ['trace', 'transfer-result', 'release-input']);
+  t.same(bench.step({ type: 'feed-lost', view: 1, node: 1, released: false }), ['trace', 'transfer-result', 'release-input']);
   t.same([bench.core.status.followers, bench.core.status.apart], [[], [1]]);
   t.match(bench.step({ type: 'transfer', to: 1 }), ['transfer-result'], 'no target any more');
   bench.now += options.retryMs;
