@@ -247,7 +247,7 @@ Napi::Object EventObject(Napi::Env env, const PlaneEvent& event) {
 }
 
 void FillProgress(const PlaneSnapshot& s, std::span<double> out) {
-  FALCON_CHECK(out.size() == kProgressFields.size() + kMaxMembers);
+  FALCON_CHECK(out.size() == kProgressFields.size() + 2 * kMaxMembers);
   const auto number = [](auto value) { return static_cast<double>(value); };
   const double values[] = {number(s.role),       number(s.promised_view),
                            number(s.last_op),    number(s.durable_op),
@@ -261,6 +261,7 @@ void FillProgress(const PlaneSnapshot& s, std::span<double> out) {
   static_assert(std::size(values) == kProgressFields.size());
   double* at = std::copy(std::begin(values), std::end(values), out.data());
   for (size_t i = 0; i < kMaxMembers; ++i) *at++ = s.acks[i] ? number(s.acked[i]) : -1.0;
+  for (const Nanoseconds words : s.words_at) *at++ = number(words);
 }
 
 Napi::Object CountersObject(Napi::Env env, const PlaneSnapshot& s) {

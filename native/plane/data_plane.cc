@@ -90,6 +90,7 @@ Status DataPlane::Connect(PeerId id, uint64_t connection, std::string_view descr
   peer.connection = connection;
   peer.up = true;
   peer.words = {};
+  peer.words_at = 0;
   peer.seen_sequence = 0;
   peer.words_ticket.fill(0);
   peer.words_sent = 0;
@@ -334,6 +335,7 @@ void DataPlane::FillSnapshot(PlaneSnapshot* s) const {
   s->delivered_op = std::min(delivered_op_, std::max(commit_op_, recovered_op_));
   for (const auto& peer : peers_) {
     if (peer == nullptr) continue;
+    s->words_at[peer->id] = peer->words_at;
     s->acks[peer->id] = role_ == PlaneRole::kLeading && peer->up && peer->feeding &&
                         peer->words.following_view == promised_view_;
     s->acked[peer->id] = s->acks[peer->id] ? peer->words.durable_op : 0;

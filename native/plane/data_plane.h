@@ -123,6 +123,7 @@ struct PlaneSnapshot {
   LogPosition committed;                 // at commit_op, or view 0: not at hand
   std::array<Op, kMaxMembers> acked{};   // leading: durable op of each member in this view
   std::array<bool, kMaxMembers> acks{};  // it follows this view
+  std::array<Nanoseconds, kMaxMembers> words_at{};  // when each member's words came last; 0: never
   Nanoseconds lease_end = 0;             // leading; 0: none
   bool gate_open = false;
   bool gate_armed = false;

@@ -54,6 +54,7 @@ void DataPlane::ReadWords(PeerLink& peer) {
   std::memcpy(&words, at, sizeof words);
   if (words.connection != peer.connection || words.checksum != WordsChecksum(words)) return;
   peer.seen_sequence = words.sequence;
+  peer.words_at = clock_->Now();
   TakeWords(peer, words);
 }
 

@@ -176,7 +176,8 @@ export function readProgress(numbers: Float64Array): PlaneProgress {
   const [role, promisedView, lastOp, durableOp, commitOp, deliveredOp, leaseEndNs, gate, ...rest] = numbers;
   const [heardView = 0, heardFrom = 0, heardAtNs = -1, guest = 0, ...more] = rest;
   const [baseOp = 0, baseView = 0, baseChecksum = 0, ...most] = more;
-  const [committedView = 0, committedChecksum = 0, ...acked] = most;
+  const [committedView = 0, committedChecksum = 0, ...ofMembers] = most;
+  const [acked, words] = [ofMembers.slice(0, progressMembers), ofMembers.slice(progressMembers)];
   return {
     role: roles[role ?? 0] ?? 'idle',
     promisedView: promisedView ?? 0,
@@ -187,6 +188,7 @@ export function readProgress(numbers: Float64Array): PlaneProgress {
     base: { op: baseOp, view: baseView, checksum: baseChecksum },
     committed: { op: commitOp ?? 0, view: committedView, checksum: committedChecksum },
     acked: acked.map((op) => (op < 0 ? null : op)),
+    wordsAt: words.map((at) => (at > 0 ? at / nsPerMs : null)),
     leaseEndsAt: leaseEndNs !== undefined && leaseEndNs > 0 ? leaseEndNs / nsPerMs : null,
     gate: gates[gate ?? 0] ?? 'closed',
     heard: heardAtNs >= 0 ? { view: heardView, from: heardFrom, at: heardAtNs / nsPerMs } : null,
@@ -195,7 +197,7 @@ export function readProgress(numbers: Float64Array): PlaneProgress {
 }
 
 export function progressBuffer(): Float64Array {
-  return new Float64Array(progressFields.length + progressMembers);
+  return new Float64Array(progressFields.length + 2 * progressMembers);
 }
 
 function flatten(counters: NativeCounters): Record<string, number> {

@@ -227,6 +227,8 @@ export interface PlaneProgress {
   readonly committed: LogBase;
   /** Leading: durable op of each member that follows this view, null for the others and for self. */
   readonly acked: readonly (Op | null)[];
+  /** When each member's words (acknowledgements, heartbeats and their echoes) came last; null: not over this connection. */
+  readonly wordsAt: readonly (number | null)[];
   /** Leading: when the lease ends; null: none. */
   readonly leaseEndsAt: number | null;
   readonly gate: 'open' | 'armed' | 'closed';

@@ -40,6 +40,7 @@ class Bench {
       base: noBase,
       committed: noBase,
       acked: [null, null, null],
+      wordsAt: [null, null, null],
       leaseEndsAt: null,
       gate: 'closed',
       heard: null,
