@@ -249,14 +249,24 @@ Napi::Object EventObject(Napi::Env env, const PlaneEvent& event) {
 void FillProgress(const PlaneSnapshot& s, std::span<double> out) {
   FALCON_CHECK(out.size() == kProgressFields.size() + 2 * kMaxMembers);
   const auto number = [](auto value) { return static_cast<double>(value); };
-  const double values[] = {number(s.role),       number(s.promised_view),
-                           number(s.last_op),    number(s.durable_op),
-                           number(s.commit_op),  number(s.delivered_op),
-                           number(s.lease_end),  s.gate_open ? 2.0 : s.gate_armed ? 1.0 : 0.0,
-                           number(s.heard_view), number(s.heard_from),
-                           number(s.heard_at),   number(s.guest),
-                           number(s.base.op),    number(s.base.view),
-                           number(s.base.checksum), number(s.committed.view),
+  const double values[] = {number(s.role),
+                           number(s.promised_view),
+                           number(s.last_op),
+                           number(s.durable_op),
+                           number(s.commit_op),
+                           number(s.delivered_op),
+                           number(s.lease_end),
+                           s.gate_open    ? 2.0
+                           : s.gate_armed ? 1.0
+                                          : 0.0,
+                           number(s.heard_view),
+                           number(s.heard_from),
+                           number(s.heard_at),
+                           number(s.guest),
+                           number(s.base.op),
+                           number(s.base.view),
+                           number(s.base.checksum),
+                           number(s.committed.view),
                            number(s.committed.checksum)};
   static_assert(std::size(values) == kProgressFields.size());
   double* at = std::copy(std::begin(values), std::end(values), out.data());

@@ -30,10 +30,23 @@ bool Throw(Napi::Env env, const Status& status);
 // of a processor. The fields in their order, then the acknowledged op of each member (-1: none),
 // then when its words came last (0: never).
 // src/adapters/native-plane.ts has the same names and compares.
-inline constexpr std::array kProgressFields = {
-    "role",       "promisedView", "lastOp",    "durableOp", "commitOp",  "deliveredOp",
-    "leaseEndNs", "gate",         "heardView", "heardFrom", "heardAtNs", "guest",
-    "baseOp",     "baseView",     "baseChecksum", "committedView", "committedChecksum"};
+inline constexpr std::array kProgressFields = {"role",
+                                               "promisedView",
+                                               "lastOp",
+                                               "durableOp",
+                                               "commitOp",
+                                               "deliveredOp",
+                                               "leaseEndNs",
+                                               "gate",
+                                               "heardView",
+                                               "heardFrom",
+                                               "heardAtNs",
+                                               "guest",
+                                               "baseOp",
+                                               "baseView",
+                                               "baseChecksum",
+                                               "committedView",
+                                               "committedChecksum"};
 void FillProgress(const PlaneSnapshot& snapshot, std::span<double> out);
 [[nodiscard]] Napi::Object CountersObject(Napi::Env env, const PlaneSnapshot& snapshot);
 // One object per application, with what the guest has said and how comparing it went.

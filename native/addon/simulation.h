@@ -53,8 +53,8 @@ class Simulation : public Napi::ObjectWrap<Simulation> {
   };
 
   // All take the node's index first.
-  Napi::Value Start(const Napi::CallbackInfo& info);    // (node, options, vm) -> recovered
-  Napi::Value Kill(const Napi::CallbackInfo& info);     // (node, losePower, keepWire)
+  Napi::Value Start(const Napi::CallbackInfo& info);  // (node, options, vm) -> recovered
+  Napi::Value Kill(const Napi::CallbackInfo& info);   // (node, losePower, keepWire)
   Napi::Value LoseDisk(const Napi::CallbackInfo& info);
   Napi::Value Poll(const Napi::CallbackInfo& info);     // (node, nowNs) -> work done
   Napi::Value StepWal(const Napi::CallbackInfo& info);  // (node) -> entries written

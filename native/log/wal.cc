@@ -118,9 +118,8 @@ class WalImpl final : public Wal {
 
 size_t WalImpl::Step() {
   if (failed()) return 0;
-  const Status released =
-      writer_.ReleaseSegments(needed_from_.load(std::memory_order_relaxed),
-                              release_below_.load(std::memory_order_relaxed));
+  const Status released = writer_.ReleaseSegments(needed_from_.load(std::memory_order_relaxed),
+                                                  release_below_.load(std::memory_order_relaxed));
   if (!released.ok()) {
     Fail(released);
     return 0;

@@ -75,9 +75,9 @@ struct ViewTableRow {
 
 // What a scan of the log found.
 struct RecoveredLog {
-  Op first_op = 1;  // first op that is still on disk (1 if nothing was released yet)
+  Op first_op = 1;   // first op that is still on disk (1 if nothing was released yet)
   LogPosition base;  // the entry before it, which is not; view 0: not known
-  Op last_op = 0;   // 0: empty
+  Op last_op = 0;    // 0: empty
   View last_view = 0;
   uint32_t last_checksum = 0;
   std::vector<ViewTableRow> view_table;  // ascending; covers base.op..last_op
@@ -97,10 +97,10 @@ class Wal {
   // that is left. Cutting below the first op that is kept is a broken invariant.
   virtual uint64_t Append(std::span<const std::byte> entry) = 0;
 
-  // Forgets the log and begins it anew behind `base`, an entry that is not in it; the next append is
-  // of op base.op + 1. Asked for when everything appended is durable. Returns a sequence number as
-  // Append does: until durable() covers it the disk may hold the old log, never a part of it. 0: as
-  // for Append.
+  // Forgets the log and begins it anew behind `base`, an entry that is not in it; the next append
+  // is of op base.op + 1. Asked for when everything appended is durable. Returns a sequence number
+  // as Append does: until durable() covers it the disk may hold the old log, never a part of it. 0:
+  // as for Append.
   virtual uint64_t Rebase(const LogPosition& base) = 0;
 
   // The entry before the first one that is kept.

@@ -58,10 +58,10 @@ class Scanner {
   Storage& storage_;
   const WalOptions& options_;
   ScannedLog& log_;
-  LogPosition base_;           // before the first entry that is kept
-  bool started_ = false;       // base_ is known
-  bool finished_ = false;      // torn or damaged: what is behind is not part of the log
-  uint64_t highest_seen_ = 0;  // of all batch numbers, of the log or not
+  LogPosition base_;                 // before the first entry that is kept
+  bool started_ = false;             // base_ is known
+  bool finished_ = false;            // torn or damaged: what is behind is not part of the log
+  uint64_t highest_seen_ = 0;        // of all batch numbers, of the log or not
   std::vector<ViewTableRow> table_;  // from the base on
 };
 

@@ -39,7 +39,8 @@ class WalWriter {
   // must not be used again after one.
   Status WriteBatch();
 
-  // Begins the log anew behind `base` (Wal::Rebase). Nothing may be gathered. Errors: as WriteBatch.
+  // Begins the log anew behind `base` (Wal::Rebase). Nothing may be gathered. Errors: as
+  // WriteBatch.
   Status Rebase(const LogPosition& base);
 
   // Removes leading segments as Wal::Release describes: those that nobody needs lie below `needed`.
@@ -69,12 +70,12 @@ class WalWriter {
   Storage& storage_;
   const WalOptions options_;
 
-  LogPosition tail_;                           // of the log with everything written
-  LogPosition gathered_;                       // of the log with everything gathered
-  LogPosition base_;     // before the first entry that is kept; for others behind index_mutex_
-  uint64_t last_batch_;  // of the log; 0: it begins with the next one
-  uint64_t next_batch_;                        // number of the next one
-  uint64_t forced_batch_;                      // highest one known to be forced
+  LogPosition tail_;       // of the log with everything written
+  LogPosition gathered_;   // of the log with everything gathered
+  LogPosition base_;       // before the first entry that is kept; for others behind index_mutex_
+  uint64_t last_batch_;    // of the log; 0: it begins with the next one
+  uint64_t next_batch_;    // number of the next one
+  uint64_t forced_batch_;  // highest one known to be forced
   const std::unique_ptr<ScannedLog> scanned_;  // until ForceRecovered
 
   std::shared_ptr<Segment> segment_;  // nullptr: begin one with the next batch

@@ -59,7 +59,7 @@ struct PlaneOptions {
   };
   std::vector<Fault> faults;
   int digest_threads = DigesterOptions::kAuto;  // of state transfers; 0: none
-  Nanoseconds release_interval = kSecond;  // how often the log on disk is looked at
+  Nanoseconds release_interval = kSecond;       // how often the log on disk is looked at
   uint32_t vm_address =
       0;  // IPv4 of the guest in network order, for the announcement; 0: RARP only
 };
@@ -124,7 +124,7 @@ struct PlaneSnapshot {
   std::array<Op, kMaxMembers> acked{};   // leading: durable op of each member in this view
   std::array<bool, kMaxMembers> acks{};  // it follows this view
   std::array<Nanoseconds, kMaxMembers> words_at{};  // when each member's words came last; 0: never
-  Nanoseconds lease_end = 0;             // leading; 0: none
+  Nanoseconds lease_end = 0;                        // leading; 0: none
   bool gate_open = false;
   bool gate_armed = false;
   View heard_view = 0;  // of the last heartbeat that was acknowledged
@@ -180,8 +180,8 @@ class DataPlane final : private FlowSink {
   void Disconnect(PeerId peer);
   void Promise(View view);
   void Lead(View view);
-  // Cuts the log behind `agree_op`; or, with `base.op` > 0, which is then `agree_op`, begins it anew
-  // there: the guest here must have ended.
+  // Cuts the log behind `agree_op`; or, with `base.op` > 0, which is then `agree_op`, begins it
+  // anew there: the guest here must have ended.
   void Follow(View view, PeerId primary, Op agree_op, const LogPosition& base = {});
   void Feed(PeerId peer, View view, Op agree_op);
   void Resign(View view);
@@ -266,20 +266,22 @@ class DataPlane final : private FlowSink {
   void NoteSent(PeerLink& peer);
   void MarkWords(bool all);
   void BecomeIdle();
+  bool AppendOwn(EntryKind kind, std::span<const std::byte> payload);
+  void HandToWal();
+  void AdvanceCommit();
+  void PostWords();
+  void SetEvictionFloor();
+
+  // roles.cc: what waits for the log to be at rest
   void FinishPending();
   void FinishPromise();
   void FinishFollow();
   void BeginAnew();
-  [[nodiscard]] Op NeededFrom() const;
-  [[nodiscard]] LogPosition CommittedPosition() const;
   void FinishLead(Nanoseconds now);
-  bool AppendOwn(EntryKind kind, std::span<const std::byte> payload);
-  void HandToWal();
   [[nodiscard]] bool LogAtRest() const;
-  void AdvanceCommit();
-  void PostWords();
-  void SetEvictionFloor();
   [[nodiscard]] uint32_t ChecksumOf(Op op);
+  [[nodiscard]] LogPosition CommittedPosition() const;
+  [[nodiscard]] Op NeededFrom() const;
 
   // lease.cc
   void PollLease(Nanoseconds now);

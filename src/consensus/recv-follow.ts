@@ -115,7 +115,7 @@ export function onFollow(s: State, from: NodeId, message: MessageOf<'follow'>): 
 /**
  * Why a log must not be cut behind `agreeOp` in `view`, or begin anew there; null: it may. A log that is a beginning of
  * the primary's up to its end gives nothing up by standing behind a later entry; another one may have gone on behind
- * the base with entries that nobody else has, which are then cut as any `follow` cuts them.
+ * the base with entries that nobody else has, which every `follow` cuts off.
  */
 function followMisfit(tail: LogTail, { view, agreeOp, base }: MessageOf<'follow'>): string | null {
   if (base === null && agreeOp > tail.last.op) return `the log ends at ${tail.last.op}`;

@@ -8,23 +8,16 @@
  * simulator runs the very same code.
  */
 import { Core } from '../consensus/core.js';
-import type { CoreOptions, Effect, Event, HardState, Message, NodeId, Role } from '../consensus/types.js';
+import type { Effect, Event, HardState, Message, NodeId, Role } from '../consensus/types.js';
 import { assert } from '../lib/assert.js';
 import { messageOf } from '../lib/errors.js';
-import type { Clock } from '../ports/clock.js';
 import { entryKinds } from '../ports/data-plane.js';
-import type { DataPlane, PlaneEvent, PlaneProgress } from '../ports/data-plane.js';
-import type { GuestRunner } from '../ports/guest.js';
-import type { HardStateStore } from '../ports/hard-state-store.js';
+import type { PlaneEvent, PlaneProgress } from '../ports/data-plane.js';
 import { decodeGuestReport, encodeGuestReport, mailTags } from '../wire/engine-mail.js';
-import type { LedgerOptions } from '../output/types.js';
-import type { LogTail } from '../wire/view-table.js';
 import { decodeMessage, encodeMessage } from '../wire/messages.js';
 import { bootModes, decideBoot } from './boot-policy.js';
-import type { BootPolicyOptions } from './boot-policy.js';
 import { GuestKeeper } from './guest-keeper.js';
 import { StateTransfer } from './state-transfer.js';
-import type { StateTransferOptions } from './state-transfer.js';
 import type { TransferRecord } from '../transfer/types.js';
 import { Handover } from './handover.js';
 import type { TransferOutcome } from './handover.js';
@@ -33,33 +26,7 @@ import { Peers } from './peers.js';
 import type { PeerTrouble } from './peers.js';
 import { TakeoverClock } from './takeover-clock.js';
 import type { Takeover } from './takeover-clock.js';
-
-export interface EngineOptions {
-  readonly core: CoreOptions;
-  readonly hardState: HardState;
-  /** The log as the scan at start found it. The data plane starts with hardState.view promised. */
-  readonly tail: LogTail;
-  readonly boot: BootPolicyOptions;
-  readonly transfer: StateTransferOptions;
-  /** This member runs a guest. */
-  readonly canRunGuest: boolean;
-  readonly reportIntervalMs: number;
-  /** Many reports: a peer that lives and sends none for so long has lost its mailbox. */
-  readonly mailSilenceMs: number;
-  readonly outputs: Omit<LedgerOptions, 'self'>;
-}
-
-export interface EnginePorts {
-  readonly plane: DataPlane;
-  readonly store: HardStateStore;
-  readonly guest: GuestRunner | null;
-  readonly clock: Clock;
-  /** Asks the bootstrap to make the connection to a peer anew. */
-  reconnect(peer: NodeId, why: string): void;
-  /** The replica must stop: `why` begins with a code. */
-  fail(why: string): void;
-  log(level: 'debug' | 'info' | 'warn' | 'error', text: string, fields?: Record<string, unknown>): void;
-}
+import type { EngineOptions, EnginePorts } from './types.js';
 
 export class ReplicaEngine {
   readonly core: Core;
@@ -470,10 +437,14 @@ export class ReplicaEngine {
 
   private follow({ view, primary, agreeOp, base }: Extract<Effect, { type: 'follow' }>): void {
     if (base !== null) {
-      this.ports.log('warn', 'WAL_RELEASED: the primary no longer holds what this log lacks, it begins anew', {
-        primary,
-        firstOp: base.op + 1,
-      });
+      this.ports.log(
+        'warn',
+        'WAL_RELEASED: the primary no longer holds what this log lacks, it begins anew',
+        {
+          primary,
+          firstOp: base.op + 1,
+        },
+      );
       // Its guest has not taken what the log passes over.
       this.stateTransfer.endStaleGuest('the log begins anew');
     }

@@ -41,7 +41,8 @@ async function goesOn(t: Test, client: RemoteClient): Promise<void> {
 async function releaseBeyond(t: Test, cluster: LiveCluster, op: number): Promise<void> {
   const { vm } = cluster.place.config;
   if (vm.kind !== 'qemu') throw new Error('there is no guest');
-  const beyond = async (): Promise<boolean> => (await cluster.replicas()).every((one) => one.firstOp > op + 1);
+  const beyond = async (): Promise<boolean> =>
+    (await cluster.replicas()).every((one) => one.firstOp > op + 1);
   for (let i = 0; i < fillRounds && !(await beyond()); i++)
     await cluster.load('udp-load.js', [vm.address, '3']);
   const firstOps = (await cluster.replicas()).map(({ node, firstOp }) => `${node} from op ${firstOp}`);
@@ -57,7 +58,10 @@ async function takesPart(
   lastOp: number,
 ): Promise<ReplicaStatus> {
   t.match(await cluster.up('--node', name), { status: 0, out: /is back: its guest is a full copy/ });
-  t.ok(await cluster.becomes(name, (one) => !one.recovering && one.guest.state === 'ready', fillMs), 'it votes');
+  t.ok(
+    await cluster.becomes(name, (one) => !one.recovering && one.guest.state === 'ready', fillMs),
+    'it votes',
+  );
   const { firstOp } = await cluster.replica(name);
   t.ok(firstOp > lastOp + 1, `its log begins at op ${firstOp}, and ended at ${lastOp}`);
   const before = await cluster.primary();

@@ -190,7 +190,8 @@ function replace(world: World, random: Random): number {
   const dead = world.nodes.filter((node) => !node.alive && node.diedAtNs < forgotten);
   const whole = world.nodes.every((node) => dead.includes(node) || !(node.hard.recovering || node.paused));
   const node = random.pick(dead.length === 0 ? world.nodes : dead);
-  if (!whole || !dead.includes(node) || dead.some((other) => other !== node && other.hard.recovering)) return 0;
+  if (!whole || !dead.includes(node) || dead.some((other) => other !== node && other.hard.recovering))
+    return 0;
   const primary = world.nodes.find((other) => other.alive && other.engine?.core.status.phase === 'leading');
   if (primary === undefined) return 0;
   world.replace(node, primary.hard.view);

@@ -127,7 +127,8 @@ async function main(): Promise<void> {
         breaks: 0,
         ackedOp: 119,
         // While one member cannot be fed, the others have come back late.
-        anewFromOp: primary && behaviour.losesPeer !== undefined && node.name !== behaviour.losesPeer ? 17 : null,
+        anewFromOp:
+          primary && behaviour.losesPeer !== undefined && node.name !== behaviour.losesPeer ? 17 : null,
         guest: true,
       })),
     sync: { active: null, last: [] },

@@ -290,7 +290,11 @@ t.test('a follower that cannot be fed counts for nothing, until it comes anew', 
   t.same(bench.step({ type: 'feed-lost', view: 1, node: 5, released: false }), [], 'no member');
   t.same(bench.core.status.followers, [1]);
   bench.step({ type: 'transfer', to: 1 });
-  t.same(bench.step({ type: 'feed-lost', view: 1, node: 1, released: false }), ['trace', 'transfer-result', 'release-input']);
+  t.same(bench.step({ type: 'feed-lost', view: 1, node: 1, released: false }), [
+    'trace',
+    'transfer-result',
+    'release-input',
+  ]);
   t.same([bench.core.status.followers, bench.core.status.apart], [[], [1]]);
   t.match(bench.step({ type: 'transfer', to: 1 }), ['transfer-result'], 'no target any more');
   bench.now += options.retryMs;

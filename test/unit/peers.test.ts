@@ -45,19 +45,22 @@ void t.test('a backup acknowledges, and its mail does not come', (t) => {
   t.end();
 });
 
-void t.test('a backup of a quiet cluster has nothing to acknowledge but heartbeats, and its mail does not come', (t) => {
-  const peers = new Peers();
-  peers.up(1, 0);
-  const echoes = (now: number): typeof none => ({
-    ...none,
-    acked: [null, 7, null] as never,
-    wordsAt: [null, now, null] as never,
-    commitOp: 7,
-  });
-  t.same(watch(peers, 0, silenceMs, echoes), []);
-  t.same(watch(peers, silenceMs + tickMs, 2 * silenceMs, echoes), [1]);
-  t.end();
-});
+void t.test(
+  'a backup of a quiet cluster has nothing to acknowledge but heartbeats, and its mail does not come',
+  (t) => {
+    const peers = new Peers();
+    peers.up(1, 0);
+    const echoes = (now: number): typeof none => ({
+      ...none,
+      acked: [null, 7, null] as never,
+      wordsAt: [null, now, null] as never,
+      commitOp: 7,
+    });
+    t.same(watch(peers, 0, silenceMs, echoes), []);
+    t.same(watch(peers, silenceMs + tickMs, 2 * silenceMs, echoes), [1]);
+    t.end();
+  },
+);
 
 void t.test('committed entries do not reach a backup whose mail comes', (t) => {
   const peers = new Peers();
