@@ -330,7 +330,8 @@ void DataPlane::FillSnapshot(PlaneSnapshot* s) const {
   s->last_op = log_.last_op();
   s->durable_op = durable_op_;
   s->commit_op = commit_op_;
-  s->base = wal_->base();
+  const LogPosition base = wal_->base();
+  s->base = base.op < begun_.op ? begun_ : base;
   s->committed = CommittedPosition();
   s->delivered_op = std::min(delivered_op_, std::max(commit_op_, recovered_op_));
   for (const auto& peer : peers_) {

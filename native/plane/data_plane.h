@@ -344,6 +344,7 @@ class DataPlane final : private FlowSink {
   Pending pending_ = Pending::kNone;
   Op pending_agree_ = 0;
   LogPosition pending_base_;
+  LogPosition begun_;  // where the log began anew last, which its disk may not know yet
   PeerId pending_primary_ = 0;
   std::vector<std::byte> disk_buffer_;
   std::vector<std::byte> received_;  // a record's entries, whole, on their way into the log

@@ -58,6 +58,7 @@ void DataPlane::BeginAnew() {
   wal_base_sequence_ = wal_sequence_ = sequence;
   wal_->Flush();
   log_.Rebase(base);
+  begun_ = base;
   wal_base_op_ = wal_handed_op_ = wal_durable_op_ = durable_op_ = base.op;
   commit_op_ = delivered_op_ = base.op;
   recovered_op_ = std::min(recovered_op_, base.op);

@@ -331,7 +331,10 @@ export function resign(s: State, reason: string): void {
     s.out.push({ type: 'release-input', view: s.hard.view });
   }
   if (s.transfer !== null && s.transfer.phase !== 'handed') finishTransfer(s, false, reason);
-  for (const peer of s.peers.values()) resetReplication(peer);
+  for (const peer of s.peers.values()) {
+    resetReplication(peer);
+    peer.unreadable = false;
+  }
   s.ownTail = null;
   s.leaseEndsAt = null;
   s.inputHeldAnswersDue = 0;

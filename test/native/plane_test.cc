@@ -350,6 +350,9 @@ TEST(APromiseWaitsForALogThatBeginsAnew) {
   pair.member[1].plane->Follow(1, 0, base.op, base);
   pair.member[1].plane->PollOnce(pair.clock.now);
   CHECK(pair.member[1].wal->base() == LogPosition{});
+  PlaneSnapshot snapshot;
+  pair.member[1].plane->FillSnapshot(&snapshot);
+  CHECK(snapshot.base == base && snapshot.commit_op == base.op);
   pair.member[1].plane->Promise(2);
   pair.member[1].plane->PollOnce(pair.clock.now);
   CHECK(Find(pair, 1, PlaneEvent::Kind::kPromised) == nullptr);
