@@ -77,6 +77,7 @@ export class ReplicaEngine {
       keeper,
       now,
       log,
+      cutOff: (peer) => this.renew(peer, 'SYNC_ABANDONED', 'the guest goes on before its pages have left'),
       whole: (peer) => this.outputs.healed(peer),
     });
     this.outputs = new OutputChecks(
