@@ -31,7 +31,8 @@ bool DispatchCommand(const std::string& name, const std::vector<Napi::Value>& ar
   if (name == "lead") return deliver([a](DataPlane& p) { p.Lead(a); }), true;
   if (name == "follow") {
     const auto primary = static_cast<PeerId>(b);
-    return deliver([a, primary, c](DataPlane& p) { p.Follow(a, primary, c); }), true;
+    const LogPosition base{number(3), number(4), static_cast<uint32_t>(number(5))};
+    return deliver([a, primary, c, base](DataPlane& p) { p.Follow(a, primary, c, base); }), true;
   }
   if (name == "feed") return deliver([peer_a, b, c](DataPlane& p) { p.Feed(peer_a, b, c); }), true;
   if (name == "resign") return deliver([a](DataPlane& p) { p.Resign(a); }), true;

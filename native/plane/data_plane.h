@@ -60,6 +60,7 @@ struct PlaneOptions {
   };
   std::vector<Fault> faults;
   int digest_threads = DigesterOptions::kAuto;  // of state transfers; 0: none
+  Nanoseconds release_interval = kSecond;       // how often the log on disk is looked at
   uint32_t vm_address =
       0;  // IPv4 of the guest in network order, for the announcement; 0: RARP only
 };
@@ -121,9 +122,12 @@ struct PlaneSnapshot {
   View promised_view = 0;
   View log_view = 0;
   Op last_op = 0, durable_op = 0, commit_op = 0, delivered_op = 0;
+  LogPosition base;                      // the entry before the first that is kept
+  LogPosition committed;                 // at commit_op, or view 0: not at hand
   std::array<Op, kMaxMembers> acked{};   // leading: durable op of each member in this view
   std::array<bool, kMaxMembers> acks{};  // it follows this view
-  Nanoseconds lease_end = 0;             // leading; 0: none
+  std::array<Nanoseconds, kMaxMembers> words_at{};  // when each member's words came last; 0: never
+  Nanoseconds lease_end = 0;                        // leading; 0: none
   bool gate_open = false;
   bool gate_armed = false;
   View heard_view = 0;  // of the last heartbeat that was acknowledged
@@ -179,7 +183,9 @@ class DataPlane final : private FlowSink {
   void Disconnect(PeerId peer);
   void Promise(View view);
   void Lead(View view);
-  void Follow(View view, PeerId primary, Op agree_op);
+  // Cuts the log behind `agree_op`; or, with `base.op` > 0, which is then `agree_op`, begins it
+  // anew there: the guest here must have ended.
+  void Follow(View view, PeerId primary, Op agree_op, const LogPosition& base = {});
   void Feed(PeerId peer, View view, Op agree_op);
   void Resign(View view);
   void HoldInput(View view);
@@ -265,17 +271,22 @@ class DataPlane final : private FlowSink {
   void NoteSent(PeerLink& peer);
   void MarkWords(bool all);
   void BecomeIdle();
-  void FinishPending();
-  void FinishPromise();
-  void FinishFollow();
-  void FinishLead(Nanoseconds now);
   bool AppendOwn(EntryKind kind, std::span<const std::byte> payload);
   void HandToWal();
-  [[nodiscard]] bool LogAtRest() const;
   void AdvanceCommit();
   void PostWords();
   void SetEvictionFloor();
+
+  // roles.cc: what waits for the log to be at rest
+  void FinishPending();
+  void FinishPromise();
+  void FinishFollow();
+  void BeginAnew();
+  void FinishLead(Nanoseconds now);
+  [[nodiscard]] bool LogAtRest() const;
   [[nodiscard]] uint32_t ChecksumOf(Op op);
+  [[nodiscard]] LogPosition CommittedPosition() const;
+  [[nodiscard]] Op NeededFrom() const;
 
   // lease.cc
   void PollLease(Nanoseconds now);
@@ -338,6 +349,8 @@ class DataPlane final : private FlowSink {
   enum class Pending : uint8_t { kNone, kPromise, kFollow, kLead };
   Pending pending_ = Pending::kNone;
   Op pending_agree_ = 0;
+  LogPosition pending_base_;
+  LogPosition begun_;  // where the log began anew last, which its disk may not know yet
   PeerId pending_primary_ = 0;
   std::vector<std::byte> disk_buffer_;
   std::vector<std::byte> received_;  // a record's entries, whole, on their way into the log

@@ -1,5 +1,7 @@
 /** The data plane port over the addon: units and names change here, nothing else. */
 import type { NodeId } from '../consensus/types.js';
+import { noBase } from '../wire/view-table.js';
+import type { LogBase } from '../wire/view-table.js';
 import { assert } from '../lib/assert.js';
 import { decodeVerifyReport } from '../wire/verify-report.js';
 import type {
@@ -53,8 +55,9 @@ export class NativePlane implements DataPlane {
   lead(view: number): void {
     this.command('lead', view);
   }
-  follow(view: number, primary: NodeId, agreeOp: number): void {
-    this.command('follow', view, primary, agreeOp);
+  follow(view: number, primary: NodeId, agreeOp: number, base: LogBase | null): void {
+    const { op, view: baseView, checksum } = base ?? noBase;
+    this.command('follow', view, primary, agreeOp, op, baseView, checksum);
   }
   feed(peer: NodeId, view: number, agreeOp: number): void {
     this.command('feed', peer, view, agreeOp);
@@ -173,6 +176,11 @@ export const progressFields = [
   'heardFrom',
   'heardAtNs',
   'guest',
+  'baseOp',
+  'baseView',
+  'baseChecksum',
+  'committedView',
+  'committedChecksum',
 ] as const;
 export const progressMembers = 8;
 const roles = ['idle', 'leading', 'following'] as const;
@@ -182,7 +190,10 @@ const guests = ['none', 'booting', 'running'] as const;
 /** What a progress call has filled. */
 export function readProgress(numbers: Float64Array): PlaneProgress {
   const [role, promisedView, lastOp, durableOp, commitOp, deliveredOp, leaseEndNs, gate, ...rest] = numbers;
-  const [heardView = 0, heardFrom = 0, heardAtNs = -1, guest = 0, ...acked] = rest;
+  const [heardView = 0, heardFrom = 0, heardAtNs = -1, guest = 0, ...more] = rest;
+  const [baseOp = 0, baseView = 0, baseChecksum = 0, ...most] = more;
+  const [committedView = 0, committedChecksum = 0, ...ofMembers] = most;
+  const [acked, words] = [ofMembers.slice(0, progressMembers), ofMembers.slice(progressMembers)];
   return {
     role: roles[role ?? 0] ?? 'idle',
     promisedView: promisedView ?? 0,
@@ -190,7 +201,10 @@ export function readProgress(numbers: Float64Array): PlaneProgress {
     durableOp: durableOp ?? 0,
     commitOp: commitOp ?? 0,
     deliveredOp: deliveredOp ?? 0,
+    base: { op: baseOp, view: baseView, checksum: baseChecksum },
+    committed: { op: commitOp ?? 0, view: committedView, checksum: committedChecksum },
     acked: acked.map((op) => (op < 0 ? null : op)),
+    wordsAt: words.map((at) => (at > 0 ? at / nsPerMs : null)),
     leaseEndsAt: leaseEndNs !== undefined && leaseEndNs > 0 ? leaseEndNs / nsPerMs : null,
     gate: gates[gate ?? 0] ?? 'closed',
     heard: heardAtNs >= 0 ? { view: heardView, from: heardFrom, at: heardAtNs / nsPerMs } : null,
@@ -199,7 +213,7 @@ export function readProgress(numbers: Float64Array): PlaneProgress {
 }
 
 export function progressBuffer(): Float64Array {
-  return new Float64Array(progressFields.length + progressMembers);
+  return new Float64Array(progressFields.length + 2 * progressMembers);
 }
 
 function flatten(counters: NativeCounters): Record<string, number> {

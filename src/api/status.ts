@@ -5,7 +5,7 @@ export type GuestState = 'none' | 'booting' | 'ready' | 'filling' | 'lost';
 export interface PeerStatus {
   readonly name: string;
   readonly connected: boolean;
-  /** `lost`: this primary cannot feed it any more; it needs a state transfer. */
+  /** `lost`: this primary cannot feed it. */
   readonly state: 'up' | 'down' | 'lost';
   /** Why it is not up, or was not when it last was not. */
   readonly trouble: {
@@ -18,6 +18,8 @@ export interface PeerStatus {
   readonly breaks: number;
   /** The highest op that the peer has acknowledged as durable; null: not known here. */
   readonly ackedOp: number | null;
+  /** Its log ended before this primary's and began anew at this op when it was connected last; null: it went on. */
+  readonly anewFromOp: number | null;
   /** Whether the peer has a guest that could take over. */
   readonly guest: boolean;
 }
@@ -246,6 +248,8 @@ export interface ReplicaStatus {
   readonly view: number;
   /** Name of the primary of `view`; null: not known. */
   readonly primary: string | null;
+  /** The first op that the log on disk still holds. */
+  readonly firstOp: number;
   readonly lastOp: number;
   readonly durableOp: number;
   readonly commitOp: number;

@@ -121,12 +121,15 @@ function portName({ device, port, gid, gidIndex, linkLayer, mtuBytes }: RdmaStat
 }
 
 function peerLine(row: ReplicaStatus): (peer: PeerStatus) => string[] {
-  return ({ name, state, trouble, breaks }) => {
+  return ({ name, state, trouble, breaks, anewFromOp }) => {
     const why = trouble === null ? '' : `: ${trouble.code}: ${trouble.detail} (${trouble.at})`;
-    if (state === 'lost') return [`${row.node} sees ${name} lost, it needs a state transfer${why}`];
+    if (state === 'lost') return [`${row.node} cannot feed ${name}${why}`];
     if (state === 'down') return [`${row.node} sees ${name} down${why}`];
     const times = breaks === 1 ? 'once' : `${breaks} times`;
-    return breaks === 0 ? [] : [`${row.node} sees ${name} up; its connection broke ${times}, last${why}`];
+    return [
+      ...(breaks === 0 ? [] : [`${row.node} sees ${name} up; its connection broke ${times}, last${why}`]),
+      ...(anewFromOp === null ? [] : [`${row.node} had ${name} begin its log anew at op ${anewFromOp}`]),
+    ];
   };
 }
 

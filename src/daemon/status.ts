@@ -60,6 +60,7 @@ export function replicaStatus(sources: StatusSources): ReplicaStatus {
     role: engine.role === 'backup' && !node.vm ? 'witness' : engine.role,
     view: engine.core.status.view,
     primary,
+    firstOp: progress.base.op + 1,
     lastOp: progress.lastOp,
     durableOp: progress.durableOp,
     commitOp: progress.commitOp,
@@ -182,6 +183,7 @@ function peerStatus(
       trouble === null ? null : { code: trouble.code, detail: trouble.detail, at: wallTime(trouble.at, now) },
     breaks,
     ackedOp,
+    anewFromOp: engine.core.status.anew.get(index) ?? null,
     guest: engine.peers.report(index).ready,
   };
 }

@@ -5,7 +5,7 @@
 import { messageOf } from '../lib/errors.js';
 import type { GuestRunner } from '../ports/guest.js';
 import type { SessionId } from '../wire/transfer-messages.js';
-import type { StateTransferPorts } from './state-transfer.js';
+import type { StateTransferPorts } from './types.js';
 
 export class GuestQueue {
   /** The dirty log is on. */

@@ -5,9 +5,9 @@
  * session's number. Calls to the guest run one after the other, in the order in which they were asked for, also
  * those of a session that has been given up meanwhile: a guest must not be resumed before the stop that is under way.
  */
-import type { Milliseconds, NodeId } from '../consensus/types.js';
+import type { NodeId } from '../consensus/types.js';
 import { messageOf } from '../lib/errors.js';
-import type { DataPlane, PlaneEvent } from '../ports/data-plane.js';
+import type { PlaneEvent } from '../ports/data-plane.js';
 import type { GuestRunner } from '../ports/guest.js';
 import { TransferSource } from '../transfer/source.js';
 import type { SourceStatus } from '../transfer/source.js';
@@ -19,7 +19,6 @@ import type {
   SourceEvent,
   TargetEffect,
   TargetEvent,
-  TransferOptions,
   TransferReason,
   TransferRecord,
 } from '../transfer/types.js';
@@ -27,30 +26,9 @@ import { decodeTransfer, encodeTransfer } from '../wire/transfer-messages.js';
 import type { SessionId, TransferMessage } from '../wire/transfer-messages.js';
 import type { Op, View } from '../wire/viewstamp.js';
 import { mailTags } from '../wire/engine-mail.js';
-import type { GuestKeeper } from './guest-keeper.js';
 import { GuestQueue } from './guest-queue.js';
+import type { StateTransferOptions, StateTransferPorts } from './types.js';
 import { Verification } from './verification.js';
-
-export interface StateTransferOptions {
-  readonly core: TransferOptions;
-  /** What two guests must have in common to be copies of each other. */
-  readonly machine: string;
-  /** Where files of a session may be made; they are small but for the inbox. */
-  readonly files: { readonly inbox: string; readonly dirty: string; readonly state: string };
-  /** Fresh random bytes for each session. */
-  readonly key: () => Uint8Array;
-  readonly recordsMax: number;
-}
-
-export interface StateTransferPorts {
-  readonly plane: DataPlane;
-  readonly guest: GuestRunner | null;
-  readonly keeper: GuestKeeper;
-  /** A member has become a copy of this replica's guest. */
-  whole(peer: NodeId): void;
-  now(): Milliseconds;
-  log(level: 'debug' | 'info' | 'warn' | 'error', text: string, fields?: Record<string, unknown>): void;
-}
 
 export interface TransferFacts {
   readonly view: View;
@@ -188,6 +166,12 @@ export class StateTransfer {
     this.told.enqueue((guest) => guest.stop());
   }
 
+  /** The log begins anew, behind entries that the guest here has not taken: a session that fills it is of no use either. */
+  endStaleGuest(why: string): void {
+    this.onGuestLost(why);
+    this.endGuest();
+  }
+
   /** A session fills the guest here with a state that is newer than vm-boot `op`. */
   brings(op: Op): boolean {
     const status = this.target.status;
@@ -213,6 +197,7 @@ export class StateTransfer {
       case 'transfer-held':
         return this.toSource({ type: 'held', now, session, op: event.op });
       case 'transfer-sent':
+        if (this.leaving?.session === session) this.leaving = null;
         return this.toSource({ type: 'sent', now, session, bytes: event.bytes });
       case 'transfer-progress':
         return this.toTarget({ type: 'progress', now, session });
@@ -271,8 +256,10 @@ export class StateTransfer {
         });
       case 'send-state':
         this.bases.set(effect.peer, effect.op);
+        this.leaving = { session: effect.session, peer: effect.peer };
         return plane.transferSend(effect.session, this.options.files.state);
       case 'resume':
+        this.dropWhatIsLeaving(effect.session);
         return this.guestDo(effect.session, 'source', async (guest) => {
           await this.told.resume(guest);
           plane.transferRelease(effect.session);
@@ -283,6 +270,20 @@ export class StateTransfer {
       case 'record':
         return this.note(effect.record);
     }
+  }
+
+  /** Of the session whose state was sent last, until all of it has left. */
+  private leaving: { readonly session: SessionId; readonly peer: NodeId } | null = null;
+
+  /**
+   * The guest goes on though its last pages and its state have not left: a fabric that reads a page later would make the
+   * target a copy of no moment, and the target takes over what has arrived whole without asking.
+   */
+  private dropWhatIsLeaving(session: SessionId): void {
+    const { leaving } = this;
+    if (leaving?.session !== session) return;
+    this.leaving = null;
+    this.ports.cutOff(leaving.peer);
   }
 
   private forget(session: SessionId): void {

@@ -25,7 +25,7 @@ import type { SessionId, TransferMessage } from '../wire/transfer-messages.js';
 import type { VerifyReport } from '../wire/verify-report.js';
 import type { View } from '../wire/viewstamp.js';
 import type { GuestQueue } from './guest-queue.js';
-import type { StateTransferOptions, StateTransferPorts } from './state-transfer.js';
+import type { StateTransferOptions, StateTransferPorts } from './types.js';
 
 export interface VerificationPorts extends Pick<StateTransferPorts, 'plane' | 'guest' | 'now' | 'log'> {
   send(to: NodeId, message: TransferMessage): void;

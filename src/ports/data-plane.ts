@@ -4,7 +4,7 @@
  * same monotonic clock as ports/clock.
  */
 import type { NodeId } from '../consensus/types.js';
-import type { LogTail } from '../wire/view-table.js';
+import type { LogBase, LogTail } from '../wire/view-table.js';
 import type { SessionId } from '../wire/transfer-messages.js';
 import type { VerifyReport } from '../wire/verify-report.js';
 import type { Op, View } from '../wire/viewstamp.js';
@@ -29,7 +29,8 @@ export interface DataPlane {
   disconnect(peer: NodeId): void;
   promise(view: View): void;
   lead(view: View): void;
-  follow(view: View, primary: NodeId, agreeOp: Op): void;
+  /** `base`: the log begins anew behind it, and it is at `agreeOp`; the guest must have been told to end. */
+  follow(view: View, primary: NodeId, agreeOp: Op, base: LogBase | null): void;
   feed(peer: NodeId, view: View, agreeOp: Op): void;
   resign(view: View): void;
   holdInput(view: View): void;
@@ -235,8 +236,14 @@ export interface PlaneProgress {
   readonly durableOp: Op;
   readonly commitOp: Op;
   readonly deliveredOp: Op;
+  /** The entry before the first that is kept on disk; op 0: all are. */
+  readonly base: LogBase;
+  /** The entry at `commitOp`; view 0: it is not at hand. */
+  readonly committed: LogBase;
   /** Leading: durable op of each member that follows this view, null for the others and for self. */
   readonly acked: readonly (Op | null)[];
+  /** When each member's words (acknowledgements, heartbeats and their echoes) came last; null: not over this connection. */
+  readonly wordsAt: readonly (number | null)[];
   /** Leading: when the lease ends; null: none. */
   readonly leaseEndsAt: number | null;
   readonly gate: 'open' | 'armed' | 'closed';

@@ -350,6 +350,88 @@ TEST(AFeedThatCannotBeReadSaysWhy) {
   CHECK(!snapshot.acks[1]);
 }
 
+LogPosition PositionOf(Pair& pair, PeerId i, Op op) {
+  const EntryHeader header = ReadEntryHeader(pair.member[i].plane->EntryInMemory(op));
+  return {header.op, header.view, header.checksum};
+}
+
+void Reconnect(Pair& pair, uint64_t connection) {
+  CHECK(pair.member[0].plane->Connect(1, connection, pair.member[1].fabric->Descriptor()).ok());
+  CHECK(pair.member[1].plane->Connect(0, connection, pair.member[0].fabric->Descriptor()).ok());
+}
+
+// A backup's log begins anew behind an entry that it never had, is fed from there, can be cut to
+// its very beginning, and is what a restart finds.
+TEST(ALogThatBeginsAnewIsFedFromThere) {
+  Pair pair(64 << 10, 5);  // two of five: nothing is committed by being acknowledged
+  REQUIRE(pair.Lead());
+  pair.member[1].plane->Disconnect(0);
+  for (int i = 0; i < 100; ++i) REQUIRE(pair.member[0].plane->Propose(EntryKind::kNoop, payload));
+  pair.Settle();
+  REQUIRE(pair.member[1].plane->last_op() == 1);
+  const LogPosition base = PositionOf(pair, 0, 50);
+  Reconnect(pair, 78);
+  pair.member[1].plane->Promise(1);
+  pair.Settle();
+  pair.member[0].plane->Feed(1, 1, 50);
+  pair.member[1].plane->Follow(1, 0, 50, base);
+  pair.Settle();
+  CHECK(pair.member[1].plane->last_op() == 101 && pair.member[1].wal->base() == base);
+  PlaneSnapshot snapshot;
+  pair.member[1].plane->FillSnapshot(&snapshot);
+  CHECK(snapshot.base == base && snapshot.commit_op == 50 && snapshot.delivered_op == 50);
+  CHECK(snapshot.durable_op == 101);
+  std::vector<std::byte> kept;
+  CHECK(pair.member[1].wal->Read(51, 52, 0, &kept).ok() && ReadEntryHeader(kept).op == 51);
+
+  for (auto& m : pair.member) m.plane->Promise(2);
+  pair.Settle();
+  Reconnect(pair, 79);
+  pair.member[0].plane->Lead(2);
+  pair.Settle();
+  pair.member[0].plane->Feed(1, 2, 50);
+  pair.member[1].plane->Follow(2, 0, 50);
+  pair.Settle();
+  CHECK(pair.Count(1, PlaneEvent::Kind::kFailed) == 0);
+  CHECK(pair.member[1].plane->last_op() == 102);
+
+  RecoveredLog found;
+  std::unique_ptr<Wal> reopened;
+  WalOptions options;
+  options.directory = "/wal";
+  options.cluster = "test";
+  options.node = 1;
+  options.segment_bytes = 4 << 20;
+  pair.member[1].wal->Step();
+  REQUIRE(OpenWal(pair.member[1].storage, options, &found, &reopened).ok());
+  CHECK(found.base == base && found.first_op == 51 && found.last_op == 102 && !found.damaged);
+}
+
+// A promise that comes while the disk still forgets the old log tells of the new one.
+TEST(APromiseWaitsForALogThatBeginsAnew) {
+  Pair pair(64 << 10);
+  REQUIRE(pair.Lead());
+  pair.member[1].plane->Promise(1);
+  pair.Settle();
+  pair.member[1].plane->events().clear();
+  const LogPosition base{1000, 1, 77};
+  pair.member[1].plane->Follow(1, 0, base.op, base);
+  pair.member[1].plane->PollOnce(pair.clock.now);
+  CHECK(pair.member[1].wal->base() == LogPosition{});
+  PlaneSnapshot snapshot;
+  pair.member[1].plane->FillSnapshot(&snapshot);
+  CHECK(snapshot.base == base && snapshot.commit_op == base.op);
+  pair.member[1].plane->Promise(2);
+  pair.member[1].plane->PollOnce(pair.clock.now);
+  CHECK(Find(pair, 1, PlaneEvent::Kind::kPromised) == nullptr);
+  pair.Settle();
+  const PlaneEvent* promised = Find(pair, 1, PlaneEvent::Kind::kPromised);
+  REQUIRE(promised != nullptr);
+  CHECK(promised->op == base.op && promised->last_view == 1 && promised->commit_op == base.op);
+  CHECK(promised->table.size() == 1 && promised->table[0].first_op == base.op);
+  CHECK(pair.Count(1, PlaneEvent::Kind::kFollowing) == 0 && pair.member[1].wal->base() == base);
+}
+
 // A connection that came to nothing before it reached the plane counts like any other, so that both
 // sides number their connections alike.
 TEST(AConnectionThatCameToNothingCounts) {

@@ -4,6 +4,7 @@
  */
 import { assert } from '../../src/lib/assert.js';
 import type { VerifyRecord } from '../../src/transfer/verify-types.js';
+import type { LogBase } from '../../src/wire/view-table.js';
 import type { SimNode, World } from './world.js';
 
 const ethernetBytes = 14;
@@ -173,10 +174,11 @@ export class Checkers {
   checkLogs(): void {
     for (const node of this.world.nodes) {
       if (!node.alive) continue;
-      const { promisedView, commitOp } = this.world.progress(node);
+      const { promisedView, commitOp, base } = this.world.progress(node);
       assert(promisedView >= this.viewOf[node.id]!, `the view of ${node.id} went back`);
       this.viewOf[node.id] = promisedView;
-      let from = this.checkedOp[node.id]! + 1;
+      if (base.op > this.checkedOp[node.id]!) this.standsBehind(node, base);
+      let from = Math.max(this.checkedOp[node.id]!, base.op) + 1;
       while (from <= commitOp) {
         const entries = this.world.sim.entries(node.id, from, Math.min(commitOp + 1, from + 256));
         assert(entries.length > 0, `node ${node.id} cannot read its committed op ${from}`);
@@ -185,6 +187,16 @@ export class Checkers {
       }
       this.checkedOp[node.id] = Math.max(this.checkedOp[node.id]!, commitOp);
     }
+  }
+
+  /** A log that begins behind an entry begins behind one that was committed. */
+  private standsBehind(node: SimNode, { op, view, checksum }: LogBase): void {
+    const known = this.committed.get(op);
+    if (known === undefined) return this.sameEntry(node, op, view, checksum);
+    assert(
+      known.view === view && known.checksum === checksum,
+      `the log of ${node.id} begins behind op ${op} of view ${view}, committed was one of view ${known.view}`,
+    );
   }
 
   private sameEntry(node: SimNode, op: number, view: number, checksum: number): void {

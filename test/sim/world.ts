@@ -42,6 +42,10 @@ const tickMs = 5;
 const capturesMax = 16;
 const flippedBit = 0x40;
 
+const longLog = { segmentBytes: 4 << 20, retainBytes: 1 << 28, batchBytes: 1 << 20, releaseNs: 1e9 };
+/** The smallest segments that hold the largest entry, and only the newest one kept. */
+const shortLog = { segmentBytes: 136 << 10, retainBytes: 1, batchBytes: 129 << 10, releaseNs: 10e6 };
+
 export interface SimOutput {
   readonly atNs: number;
   readonly frame: Uint8Array;
@@ -57,9 +61,15 @@ export interface SimEntry {
 export interface NativeSimulation {
   start(
     node: number,
-    options: NativePlaneOptions & { segmentBytes: number; retainBytes: number; vm: boolean },
+    options: NativePlaneOptions & {
+      segmentBytes: number;
+      retainBytes: number;
+      batchBytes: number;
+      vm: boolean;
+    },
   ): NativeRecovered;
   kill(node: number, losePower: boolean, keepWire: boolean): void;
+  loseDisk(node: number): void;
   poll(node: number, nowNs: number): number;
   stepWal(node: number): number;
   events(node: number): NativeEvent[];
@@ -95,6 +105,8 @@ export interface WorldOptions {
   readonly drift: number;
   /** The last member votes and stores, and runs no guest. */
   readonly witness: boolean;
+  /** Logs keep so little that whoever is away for a while begins anew. */
+  readonly shortLogs: boolean;
 }
 
 export interface SimNode {
@@ -115,6 +127,8 @@ export interface SimNode {
   bootOp: number;
   guest: SimGuest | null;
   failure: string | null;
+  /** World time of its death. */
+  diedAtNs: number;
 }
 
 /** A guest that stood still while it was copied. */
@@ -156,6 +170,8 @@ export class World {
   /** Of every guest's memory. */
   private readonly pages: number;
   private memories = 0;
+  /** Logs that began anew behind what the primary keeps. */
+  rebases = 0;
   private synced = 0;
   private based = 0;
   private abandoned = 0;
@@ -185,6 +201,7 @@ export class World {
         bootOp: 0,
         guest: null,
         failure: null,
+        diedAtNs: 0,
       });
     }
     for (const node of this.nodes) this.start(node);
@@ -231,8 +248,7 @@ export class World {
       ...uncomparedOutput,
       vmMac,
       vmAddress: new Uint8Array(),
-      segmentBytes: 4 << 20,
-      retainBytes: 1 << 28,
+      ...(this.options.shortLogs ? shortLog : longLog),
       vm: this.runsGuest(node.id),
     });
     assert(
@@ -255,6 +271,14 @@ export class World {
     }
   }
 
+  /** An empty host takes the place of a dead one: the configuration names it, its log is empty and it does not vote yet. */
+  replace(node: SimNode, view: number): void {
+    assert(!node.alive, 'a live process is not replaced');
+    this.log(`replace ${node.id}`);
+    this.sim.loseDisk(node.id);
+    node.hard = { view, votedFor: null, recovering: true };
+  }
+
   /** SIGKILL, or with `losePower` the machine under it. */
   kill(node: SimNode, losePower: boolean): void {
     assert(node.alive, 'a dead process is not killed');
@@ -267,6 +291,7 @@ export class World {
     this.flipped.delete(node.id);
     node.guest = null;
     node.alive = false;
+    node.diedAtNs = this.nowNs;
     node.bootOp = 0;
     this.sim.kill(node.id, losePower, this.random.chance(0.5));
     for (const peer of this.nodes) {
@@ -354,6 +379,7 @@ export class World {
           node.failure = why;
         },
         log: (level, text, fields) => {
+          if (text.endsWith('it begins anew')) this.rebases++;
           if (level !== 'debug' || process.env['SIM_TRACE'] === '1')
             this.log(`${id} ${text} ${JSON.stringify(fields ?? {})}`);
         },

@@ -125,6 +125,7 @@ async function main(): Promise<void> {
     role: primary ? 'primary' : 'backup',
     view: 3,
     primary: behaviour.passive === true ? null : (config.nodes[0]?.name ?? null),
+    firstOp: 1,
     lastOp: 120,
     durableOp: 120,
     commitOp: 119,
@@ -146,10 +147,13 @@ async function main(): Promise<void> {
         state: primary && node.name === behaviour.losesPeer ? 'lost' : 'up',
         trouble:
           primary && node.name === behaviour.losesPeer
-            ? { code: 'WAL_RELEASED', detail: 'op 5 is older than op 17', at: '2026-01-02T03:04:05.678Z' }
+            ? { code: 'WAL_READ', detail: 'op 5: Input/output error', at: '2026-01-02T03:04:05.678Z' }
             : null,
         breaks: 0,
         ackedOp: 119,
+        // While one member cannot be fed, the others have come back late.
+        anewFromOp:
+          primary && behaviour.losesPeer !== undefined && node.name !== behaviour.losesPeer ? 17 : null,
         guest: true,
       })),
     sync: { active: null, last: [], verifying: null, verified: [] },
