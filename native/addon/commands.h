@@ -69,6 +69,7 @@ bool DispatchCommand(const std::string& name, const std::vector<Napi::Value>& ar
     o.inbox_path = text(7);
     o.state_path = text(8);
     o.grant = text(9);
+    o.verify = number(10) != 0;
     return deliver([o](DataPlane& p) { p.TransferOpen(o); }), true;
   }
   if (name == "transferAttach") {
@@ -88,6 +89,9 @@ bool DispatchCommand(const std::string& name, const std::vector<Napi::Value>& ar
   if (name == "transferSync") return deliver([a](DataPlane& p) { p.TransferSync(a); }), true;
   if (name == "transferSend")
     return deliver([a, file = text(1)](DataPlane& p) { p.TransferSend(a, file); }), true;
+  if (name == "transferLook") return deliver([a](DataPlane& p) { p.TransferLook(a); }), true;
+  if (name == "transferTake")
+    return deliver([a, file = text(1)](DataPlane& p) { p.TransferTake(a, file); }), true;
   if (name == "transferRelease") return deliver([a](DataPlane& p) { p.TransferRelease(a); }), true;
   if (name == "transferRings") return deliver([a](DataPlane& p) { p.TransferRings(a); }), true;
   if (name == "transferInstall") return deliver([a](DataPlane& p) { p.TransferInstall(a); }), true;

@@ -46,7 +46,9 @@ constexpr const char* kEventNames[] = {"promised",
                                        "transfer-progress",
                                        "transfer-arrived",
                                        "transfer-installed",
-                                       "transfer-failed"};
+                                       "transfer-failed",
+                                       "transfer-taken",
+                                       "transfer-verified"};
 
 template <typename T>
 void Put(Napi::Object& into, const char* key, T value) {
@@ -226,6 +228,7 @@ Napi::Object EventObject(Napi::Env env, const PlaneEvent& event) {
     case PlaneEvent::Kind::kFailed:
     case PlaneEvent::Kind::kTransferOpened:
     case PlaneEvent::Kind::kTransferFailed:
+    case PlaneEvent::Kind::kTransferVerified:
     case PlaneEvent::Kind::kCheckDue:
     case PlaneEvent::Kind::kVerdicts:
       o.Set("bytes", Bytes(env, event.bytes));

@@ -7,6 +7,8 @@
 #include <sodium/randombytes.h>
 #include <sodium/utils.h>
 
+#include <algorithm>
+#include <bit>
 #include <cstring>
 #include <utility>
 
@@ -62,6 +64,20 @@ BlockMask DifferingBlocks(const BlockDigests& ours, const BlockDigests& theirs) 
   BlockMask mask = 0;
   for (size_t i = 0; i < kPageBlocks; ++i) mask |= BlockMask{ours[i] != theirs[i]} << i;
   return mask;
+}
+
+// Blocks of zeroes are everywhere, and say nothing.
+PageFeatures FeaturesOf(const BlockDigests& digests, BlockMask filled) {
+  // Odd, so that each makes an order of all numbers.
+  constexpr PageFeatures kOrders{1, 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93};
+  PageFeatures features;
+  features.fill(kNoFeature);
+  for (; filled != 0; filled &= filled - 1) {
+    const uint64_t digest = digests[static_cast<size_t>(std::countr_zero(filled))];
+    for (size_t i = 0; i < features.size(); ++i)
+      features[i] = std::min(features[i], digest * kOrders[i]);
+  }
+  return features;
 }
 
 BlockMask FilledBlocks(const std::byte* page) {

@@ -59,6 +59,13 @@ class PageHasher {
 };
 
 [[nodiscard]] BlockMask DifferingBlocks(const BlockDigests& ours, const BlockDigests& theirs);
+// By which similar pages know each other: of the digests of its blocks the smallest, in several
+// orders. Two pages have a feature in common with the probability that a block of one of them is
+// one of the other's, too. A page that is all zero has none.
+using PageFeatures = std::array<uint64_t, 4>;
+inline constexpr uint64_t kNoFeature = ~uint64_t{0};
+[[nodiscard]] PageFeatures FeaturesOf(const BlockDigests& digests, BlockMask filled);
+
 // The blocks of a page that are not all zero.
 [[nodiscard]] BlockMask FilledBlocks(const std::byte* page);
 

@@ -313,7 +313,8 @@ void DataPlane::DisarmWake() {
 Nanoseconds DataPlane::NextDeadline(Nanoseconds now) const {
   Nanoseconds next = now + 10 * kMillisecond;
   if (role_ == PlaneRole::kLeading && !surrendered_) next = std::min(next, next_heartbeat_);
-  if (guest_ == GuestMode::kRunning) next = std::min(next, next_flow_tick_);
+  // Flows rest while delivery does: a tick that is due already must not keep this thread awake.
+  if (guest_ == GuestMode::kRunning && held_op_ == 0) next = std::min(next, next_flow_tick_);
   // The guest tells nobody when its ring has run empty: looked after while somebody waits for it.
   if (role_ == PlaneRole::kLeading && guest_ == GuestMode::kRunning && !caught_up_told_)
     next = std::min(next, now + kMillisecond / 2);

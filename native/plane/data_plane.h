@@ -28,6 +28,7 @@
 #include "os/clock.h"
 #include "plane/peer_link.h"
 #include "plane/transfer.h"
+#include "plane/verify.h"
 #include "vm/builtin_service.h"
 #include "vm/flow_table.h"
 #include "vm/ingress_pool.h"
@@ -100,6 +101,8 @@ struct PlaneEvent {
     kTransferArrived,  // numbers = op, boot op
     kTransferInstalled,
     kTransferFailed,  // bytes = "CODE detail"
+    kTransferTaken,
+    kTransferVerified,  // bytes = VerifyReport, and what is behind it
   };
   Kind kind;
   PeerId peer = 0;
@@ -211,6 +214,8 @@ class DataPlane final : private FlowSink {
   void TransferRound(SessionId session, uint32_t round, RoundPages pages, bool final);
   void TransferSync(SessionId session);
   void TransferSend(SessionId session, const std::string& path);
+  void TransferLook(SessionId session);
+  void TransferTake(SessionId session, const std::string& path);
   void TransferRelease(SessionId session);
   void TransferRings(SessionId session);
   void TransferInstall(SessionId session);
@@ -305,6 +310,7 @@ class DataPlane final : private FlowSink {
   void LetLeave();
   void HoldBehind(Op op, std::span<const std::byte> payload);
   void CaptureState(std::vector<std::byte>* state, Nanoseconds now);
+  [[nodiscard]] PlaneFacts CaptureFacts(Nanoseconds now);
   Status InstallState(std::span<const std::byte> state, Nanoseconds now);
   PlaneEvent& EmitTransfer(PlaneEvent::Kind kind, SessionId session);
   void TransferFailed(SessionId session, const std::string& why);
@@ -398,13 +404,15 @@ class DataPlane final : private FlowSink {
   std::unique_ptr<TransferSession> transfer_;
   TransferSource* source_ = nullptr;  // transfer_, as what it is
   TransferTarget* target_ = nullptr;
+  VerifySession* verify_ = nullptr;
   std::unique_ptr<TransferSession> leaving_;
   uint64_t leaving_generation_ = 0;
   uint64_t leaving_ticket_ = 0;
   TransferBases bases_;
   size_t guest_pages_ = 0;  // of the session that was opened last
   Op held_op_ = 0;          // delivery stands behind this vm-sync; 0: it does not stand
-  bool arrived_ = false;    // target: the whole state, which may be ahead of the log
+  Nanoseconds held_since_ = 0;
+  bool arrived_ = false;  // target: the whole state, which may be ahead of the log
   std::vector<TransferNews> transfer_news_;
 
   mutable PlaneSnapshot count_;  // the counters; the rest is filled in on demand

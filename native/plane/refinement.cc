@@ -14,9 +14,12 @@ constexpr size_t kSearchedMax = 65536;
 // A page goes in parts if these are at most so many blocks: every part is a write of its own.
 constexpr int kPartBlocksMax = 48;
 
-// At the start of a question; the copies and the set of refined pages follow.
+// At the start of a question; the copies, the set of refined pages, and with `similar` the features
+// of these follow. The answer is the set of those of them that are like something, and the digests
+// of their blocks.
 struct RefineRecord {
   uint64_t copies;
+  uint64_t similar;
 };
 
 struct DigestHash {
@@ -47,6 +50,7 @@ Refinement::Refinement(const LookedAt& looked_at, const PageSet& differing)
       ++searched;
     }
   }
+  similar_ = looked_at.source.size() <= kSimilarMax;
   size_t asked = 0;
   size_t rank = 0;
   for (size_t page = pages.Next(0); page < pages.pages(); page = pages.Next(page + 1), ++rank) {
@@ -60,9 +64,9 @@ Refinement::Refinement(const LookedAt& looked_at, const PageSet& differing)
       whole_.Set(page);
     } else {
       ++asked;
-      if (looked_at.target[rank] == Digest{}) {
-        empty_.Set(page);
-      } else {
+      const bool empty = looked_at.target[rank] == Digest{};
+      if (empty) empty_.Set(page);
+      if (!empty || similar_) {
         refined_.Set(page);
         ++refined_pages_;
       }
@@ -70,26 +74,55 @@ Refinement::Refinement(const LookedAt& looked_at, const PageSet& differing)
   }
 }
 
+bool Refinement::Prepare(const PageHasher& hasher, std::span<const std::byte> ram, size_t most) {
+  if (!similar_) return true;
+  for (next_featured_ = refined_.Next(next_featured_);
+       next_featured_ < refined_.pages() && most > 0; --most) {
+    const std::byte* page = ram.data() + next_featured_ * kPageBytes;
+    features_.push_back(FeaturesOf(hasher.Blocks(page), FilledBlocks(page)));
+    next_featured_ = refined_.Next(next_featured_ + 1);
+  }
+  return next_featured_ == refined_.pages();
+}
+
 std::vector<std::byte> Refinement::Question() const {
-  const RefineRecord record{copies_.size()};
+  FALCON_CHECK(!similar_ || features_.size() == refined_pages_);
+  const RefineRecord record{copies_.size(), similar_ ? 1U : 0U};
   const size_t copies = copies_.size() * sizeof(PageCopy);
-  std::vector<std::byte> question(sizeof record + copies + refined_.SavedBytes());
-  std::memcpy(question.data(), &record, sizeof record);
-  if (copies > 0) std::memcpy(question.data() + sizeof record, copies_.data(), copies);
-  refined_.Save(std::span(question).subspan(sizeof record + copies));
+  const size_t set = refined_.SavedBytes();
+  const size_t features = features_.size() * sizeof(PageFeatures);
+  std::vector<std::byte> question(sizeof record + copies + set + features);
+  std::byte* at = question.data();
+  std::memcpy(at, &record, sizeof record);
+  at += sizeof record;
+  if (copies > 0) std::memcpy(at, copies_.data(), copies);
+  refined_.Save(std::span(at + copies, set));
+  if (features > 0) std::memcpy(at + copies + set, features_.data(), features);
   return question;
 }
 
 Status Refinement::TakeAnswer(std::span<const std::byte> answer) {
-  if (answer.size() != refined_pages_ * sizeof(BlockDigests))
-    return {"SYNC_PEER", "the digests of blocks do not fit what was asked"};
-  theirs_.resize(refined_pages_);
-  if (!answer.empty()) std::memcpy(theirs_.data(), answer.data(), answer.size());
+  const Status misfit{"SYNC_PEER", "the digests of blocks do not fit what was asked"};
+  const size_t set = refined_.SavedBytes();
+  PageSet known(refined_.pages());
+  if (answer.size() < set || !known.Load(answer.first(set)).ok()) return misfit;
+  PageSet unasked = known;
+  unasked.Subtract(refined_);
+  const auto digests = answer.subspan(set);
+  if (!unasked.Empty() || digests.size() != known.Count() * sizeof(BlockDigests)) return misfit;
+  theirs_.resize(known.Count());
+  if (!digests.empty()) std::memcpy(theirs_.data(), digests.data(), digests.size());
+  // Nothing over there is like the others.
+  PageSet unlike = refined_;
+  unlike.Subtract(known);
+  unlike.Subtract(empty_);
+  empty_.Subtract(known);
+  whole_.Unite(unlike);
+  refined_ = std::move(known);
   return Ok();
 }
 
 bool Refinement::Step(const PageHasher& hasher, std::span<const std::byte> ram, size_t most) {
-  FALCON_CHECK(theirs_.size() == refined_pages_);
   PageSet open = refined_;
   open.Unite(empty_);
   for (next_ = open.Next(next_); next_ < open.pages() && most > 0; --most) {
@@ -125,7 +158,14 @@ Status RefinementAnswer::Take(std::span<const std::byte> question, const PageSet
   if (record.copies > kCopiesMax) return malformed;
   const size_t copies = record.copies * sizeof(PageCopy);
   refined_ = PageSet(looked_at.pages());
-  if (rest.size() < copies || !refined_.Load(rest.subspan(copies)).ok()) return malformed;
+  const size_t set = refined_.SavedBytes();
+  if (rest.size() < copies + set || !refined_.Load(rest.subspan(copies, set)).ok())
+    return malformed;
+  const auto features = rest.subspan(copies + set);
+  const bool similar = record.similar != 0;
+  wanted_.resize(similar ? refined_.Count() : 0);
+  if (features.size() != wanted_.size() * sizeof(PageFeatures)) return malformed;
+  if (!features.empty()) std::memcpy(wanted_.data(), features.data(), features.size());
   copies_.resize(record.copies);
   if (copies > 0) std::memcpy(copies_.data(), rest.data(), copies);
   const auto known = [&](uint64_t page) {
@@ -137,12 +177,44 @@ Status RefinementAnswer::Take(std::span<const std::byte> question, const PageSet
   PageSet unknown = refined_;
   unknown.Subtract(looked_at);
   if (!unknown.Empty() || refined_.Count() > kRefinedMax) return malformed;
-  staged_.assign(copies_.size() * kPageBytes, std::byte{0});
+  if (similar && looked_at.Count() > kSimilarMax) return malformed;
+  looked_at_ = similar ? looked_at : PageSet(looked_at.pages());
+  near_ = similar ? PageSet(looked_at.pages()) : refined_;
+  featured_.clear();
+  indexed_ = 0;
   answer_.clear();
-  answer_.reserve(refined_.Count() * sizeof(BlockDigests));
   at_ = 0;
-  stage_ = Stage::kRead;
+  stage_ = Stage::kIndex;
   return Ok();
+}
+
+// Of the pages that are to be made here, those whose old contents are near enough stay as they are.
+// The digests of those that are like nothing here would be of no use.
+void RefinementAnswer::Index(size_t page, const PageFeatures& features) {
+  for (const uint64_t feature : features) {
+    if (feature != kNoFeature) featured_.emplace(feature, page);
+  }
+  if (!refined_.Test(page)) return;
+  const PageFeatures& wanted = wanted_[indexed_++];
+  for (size_t i = 0; i < features.size(); ++i) {
+    if (features[i] == wanted[i] && features[i] != kNoFeature) near_.Set(page);
+  }
+}
+
+void RefinementAnswer::FindSimilar() {
+  size_t rank = 0;
+  for (size_t page = refined_.Next(0); page < refined_.pages();
+       page = refined_.Next(page + 1), ++rank) {
+    if (near_.Test(page)) continue;
+    for (const uint64_t feature : wanted_[rank]) {
+      const auto place = featured_.find(feature);
+      if (place == featured_.end()) continue;
+      copies_.push_back({page, place->second});
+      near_.Set(page);
+      break;
+    }
+  }
+  featured_.clear();
 }
 
 bool RefinementAnswer::Step(const PageHasher& hasher, std::span<std::byte> ram, size_t most) {
@@ -150,6 +222,20 @@ bool RefinementAnswer::Step(const PageHasher& hasher, std::span<std::byte> ram, 
     stage_ = stage;
     at_ = 0;
   };
+  for (; stage_ == Stage::kIndex && most > 0; --most) {
+    at_ = looked_at_.Next(at_);
+    if (at_ == looked_at_.pages()) {
+      FindSimilar();
+      answer_.resize(near_.SavedBytes());
+      near_.Save(answer_);
+      staged_.assign(copies_.size() * kPageBytes, std::byte{0});
+      next_stage(Stage::kRead);
+      break;
+    }
+    const std::byte* page = ram.data() + at_ * kPageBytes;
+    Index(at_, FeaturesOf(hasher.Blocks(page), FilledBlocks(page)));
+    ++at_;
+  }
   for (; stage_ == Stage::kRead && most > 0; --most) {
     if (at_ == copies_.size()) {
       next_stage(Stage::kWrite);
@@ -169,8 +255,8 @@ bool RefinementAnswer::Step(const PageHasher& hasher, std::span<std::byte> ram, 
     ++at_;
   }
   for (; stage_ == Stage::kDigest && most > 0; --most) {
-    at_ = refined_.Next(at_);
-    if (at_ == refined_.pages()) {
+    at_ = near_.Next(at_);
+    if (at_ == near_.pages()) {
       staged_.clear();
       stage_ = Stage::kDone;
       break;

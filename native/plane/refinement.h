@@ -3,8 +3,9 @@
 // Two guests that did the same work hold much of the same at other places: their kernels hand out
 // pages in an order that depends on interrupts. And where a page differs, often a few counters and
 // pointers in it do. So between the digests of a round and its pages the source asks once more: the
-// target first copies those pages to their places that it has elsewhere, then says the digests of
-// the blocks of the others, and the source sends the blocks that differ.
+// target first copies those pages to their places that it has elsewhere, or has something similar
+// to, then says the digests of the blocks of those that are not yet equal, and the source sends the
+// blocks that differ.
 //
 // The copies are made before the source writes anything: what they are made from is what the target
 // digested. That the source's guest may change a page meanwhile is nothing new: it is dirty again.
@@ -25,6 +26,8 @@ namespace falcon {
 // Of one round; what goes beyond is sent as whole pages.
 inline constexpr size_t kCopiesMax = 4096;
 inline constexpr size_t kRefinedMax = 4096;
+// Similar pages are looked for in rounds of so many pages at most.
+inline constexpr size_t kSimilarMax = 8192;
 
 // Page `to` of the target becomes what its page `from` is.
 struct PageCopy {
@@ -48,6 +51,8 @@ class Refinement {
 
   // The target is asked first.
   [[nodiscard]] bool asks() const { return !copies_.empty() || refined_pages_ > 0; }
+  // Works through up to `most` pages of this guest. True when the question is complete.
+  bool Prepare(const PageHasher& hasher, std::span<const std::byte> ram, size_t most);
   [[nodiscard]] std::vector<std::byte> Question() const;
   // Errors: SYNC_PEER (the answer does not fit the question).
   Status TakeAnswer(std::span<const std::byte> answer);
@@ -67,7 +72,10 @@ class Refinement {
   std::vector<PageCopy> copies_;
   PageSet refined_;  // the target is asked for their blocks
   size_t refined_pages_ = 0;
-  PageSet empty_;  // all zero over there: nothing has to be asked
+  bool similar_ = false;  // the target looks for similar pages, by
+  std::vector<PageFeatures> features_;
+  size_t next_featured_ = 0;
+  PageSet empty_;  // all zero over there: what is filled here is what differs
   std::vector<BlockDigests> theirs_;
   std::vector<PagePart> parts_;
   size_t next_ = 0;  // page
@@ -85,9 +93,17 @@ class RefinementAnswer {
 
  private:
   // All copies are read before the first is written: a page may be both.
-  enum class Stage : uint8_t { kRead, kWrite, kDigest, kDone };
+  enum class Stage : uint8_t { kIndex, kRead, kWrite, kDigest, kDone };
+
+  void Index(size_t page, const PageFeatures& features);
+  void FindSimilar();
 
   Stage stage_ = Stage::kDone;
+  PageSet looked_at_;
+  std::vector<PageFeatures> wanted_;                 // of the refined pages
+  std::unordered_map<uint64_t, uint64_t> featured_;  // pages of the target
+  size_t indexed_ = 0;                               // refined pages
+  PageSet near_;  // refined pages that are, or become, similar to what they are to be
   std::vector<PageCopy> copies_;
   std::vector<std::byte> staged_;
   PageSet refined_;

@@ -43,7 +43,8 @@ struct TransferOptions {
   SessionId session = 0;
   PeerId peer = 0;
   bool source = false;
-  bool based = false;  // target: of the common point, not of everything
+  bool based = false;   // target: of the common point, not of everything
+  bool verify = false;  // the guests are compared (verify.h)
   size_t ram_bytes = 0;
   DigestKey key{};
   int digest_threads = DigesterOptions::kAuto;
@@ -79,7 +80,7 @@ class TransferBases {
 };
 
 struct TransferNews {
-  enum class Kind : uint8_t { kRound, kSent, kProgress, kArrived, kFailed };
+  enum class Kind : uint8_t { kRound, kSent, kProgress, kArrived, kFailed, kTaken, kVerified };
   Kind kind;
   std::array<uint64_t, kTransferNumbers>
       numbers{};    // kRound: figures; kSent: bytes; kArrived: op, boot op

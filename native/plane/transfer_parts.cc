@@ -21,7 +21,7 @@ RoundMark MakeRoundMark(uint64_t session, uint32_t round) {
 
 size_t SourceInboxBytes(size_t pages) {
   return std::max(PageSet::SavedBytes(pages) + pages * sizeof(Digest),
-                  std::min(pages, kRefinedMax) * sizeof(BlockDigests));
+                  PageSet::SavedBytes(pages) + std::min(pages, kRefinedMax) * sizeof(BlockDigests));
 }
 
 size_t TargetInboxBytes(size_t pages) {

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "os/check.h"
+#include "pages/packed_pages.h"
 #include "pages/page_mover.h"
 #include "plane/refinement.h"
 #include "plane/transfer_parts.h"
@@ -16,6 +17,9 @@ constexpr size_t kRunningBytes = 256 << 10;
 constexpr size_t kStillBytes = 2 << 20;
 // Of blocks, one poll compares those of at most so many pages.
 constexpr size_t kPagesPerPoll = 128;
+// So many pages go packed; fewer are not worth the turn, and more are sooner sent as they are.
+constexpr size_t kPackedMin = 16;
+constexpr size_t kPackedMax = 4096;
 
 class Source final : public TransferSource {
  public:
@@ -135,8 +139,11 @@ class Source final : public TransferSource {
     kIdle,
     kAsk,      // the set goes out; both digest
     kCompare,  // the target's set and digests are here; what it adds is digested
+    kPrepare,  // features of the pages to ask for
     kRefine,   // copies and the question for blocks go out
     kBlocks,   // the answer is here
+    kPack,
+    kUnpack,  // packed pages go out, and the target unpacks them
     kMove,
     kMark,
     kTell,
@@ -188,18 +195,29 @@ class Source final : public TransferSource {
       ++*done;
       if (Status s = Compare(now); !s.ok()) return s;
     }
+    if (step_ == Step::kPrepare) {
+      ++*done;
+      if (refinement_.Prepare(hasher_, memory_.ram(), kPagesPerPoll)) Ask();
+    }
     if (step_ == Step::kRefine) {
       if (Status s = TakeBlocks(); !s.ok()) return s;
     }
     if (step_ == Step::kBlocks) {
       ++*done;
-      if (refinement_.Step(hasher_, memory_.ram(), kPagesPerPoll)) Move(now);
+      if (refinement_.Step(hasher_, memory_.ram(), kPagesPerPoll)) PackOrMove(now);
+    }
+    if (step_ == Step::kPack) {
+      ++*done;
+      if (packer_.Step(memory_.ram(), kPagesPerPoll)) SendPacked(now);
+    }
+    if (step_ == Step::kUnpack) {
+      if (Status s = TakeUnpacked(now); !s.ok()) return s;
     }
     if (step_ == Step::kMove) {
       size_t posted = 0;
       if (Status s = mover_->Step(most, &posted); !s.ok()) return s;
       if (posted > 0) ++*done;
-      figures_.bytes = mover_->progress().bytes;
+      figures_.bytes = packed_bytes_ + mover_->progress().bytes;
       if (mover_->progress().posted == mover_->progress().pages) step_ = Step::kMark;
     }
     if (step_ == Step::kMark) {
@@ -261,11 +279,15 @@ class Source final : public TransferSource {
     refinement_ = Refinement({looked_at_, own_, theirs_}, differing);
     step_ = Step::kBlocks;
     if (!refinement_.asks()) return Ok();
+    step_ = Step::kPrepare;
+    return Ok();
+  }
+
+  void Ask() {
     outgoing_ = refinement_.Question();
     outgoing_kind_ = InboxKind::kRefine;
     figures_.overhead += outgoing_.size();
     step_ = Step::kRefine;
-    return Ok();
   }
 
   Status TakeBlocks() {
@@ -278,14 +300,40 @@ class Source final : public TransferSource {
     return refinement_.TakeAnswer(*answer);
   }
 
-  void Move(Nanoseconds now) {
+  void PackOrMove(Nanoseconds now) {
+    const size_t pages = refinement_.whole().Count();
+    if (pages < kPackedMin || pages > kPackedMax) return Move(now, refinement_.whole());
+    packer_ = PagePacker(refinement_.whole());
+    step_ = Step::kPack;
+  }
+
+  void SendPacked(Nanoseconds now) {
+    outgoing_ = std::move(packer_.packed());
+    if (outgoing_.size() > refinement_.whole().Count() * kPageBytes) {
+      outgoing_.clear();
+      return Move(now, refinement_.whole());
+    }
+    figures_.bytes = outgoing_.size();
+    outgoing_kind_ = InboxKind::kPacked;
+    step_ = Step::kUnpack;
+  }
+
+  Status TakeUnpacked(Nanoseconds now) {
+    std::optional<std::span<const std::byte>> answer;
+    if (Status s = inbox_.Take(options_.session, InboxKind::kUnpacked, round_, &answer); !s.ok())
+      return s;
+    if (answer.has_value()) Move(now, PageSet(pages_));
+    return Ok();
+  }
+
+  void Move(Nanoseconds now, const PageSet& whole) {
     figures_.refine = now - refining_since_;
     figures_.found = refinement_.found();
     figures_.sent = figures_.pages - figures_.equal - figures_.found;
     figures_.partial = refinement_.parts().size();
     moving_since_ = now;
-    mover_ = std::make_unique<PageMover>(fabric_, options_.peer, kRamRegion, memory_.ram(),
-                                         refinement_.whole());
+    packed_bytes_ = figures_.bytes;
+    mover_ = std::make_unique<PageMover>(fabric_, options_.peer, kRamRegion, memory_.ram(), whole);
     mover_->AddParts(std::move(refinement_.parts()));
     step_ = Step::kMove;
   }
@@ -324,6 +372,8 @@ class Source final : public TransferSource {
   bool digested_ = false;
   const PageHasher hasher_;
   Refinement refinement_;
+  PagePacker packer_;
+  uint64_t packed_bytes_ = 0;
   InboxWriter writer_;
   std::vector<std::byte> outgoing_;
   InboxKind outgoing_kind_ = InboxKind::kPages;

@@ -3,6 +3,7 @@ import type { NodeId } from '../consensus/types.js';
 import { noBase } from '../wire/view-table.js';
 import type { LogBase } from '../wire/view-table.js';
 import { assert } from '../lib/assert.js';
+import { decodeVerifyReport } from '../wire/verify-report.js';
 import type {
   DataPlane,
   EntryKind,
@@ -98,7 +99,16 @@ export class NativePlane implements DataPlane {
   transferOpen(o: TransferOpen): void {
     const text = (value: string): Uint8Array => Buffer.from(value);
     const numbers = [o.session, o.peer, o.role === 'source' ? 1 : 0, o.based ? 1 : 0, o.ramBytes];
-    this.command('transferOpen', ...numbers, o.key, text(o.ram), text(o.inbox), text(o.state), o.grant);
+    this.command(
+      'transferOpen',
+      ...numbers,
+      o.key,
+      text(o.ram),
+      text(o.inbox),
+      text(o.state),
+      o.grant,
+      o.verify ? 1 : 0,
+    );
   }
   transferAttach(session: number, inbox: Uint8Array, ram: Uint8Array): void {
     this.command('transferAttach', session, inbox, ram);
@@ -114,6 +124,12 @@ export class NativePlane implements DataPlane {
   }
   transferSend(session: number, file: string): void {
     this.command('transferSend', session, Buffer.from(file));
+  }
+  transferLook(session: number): void {
+    this.command('transferLook', session);
+  }
+  transferTake(session: number, file: string): void {
+    this.command('transferTake', session, Buffer.from(file));
   }
   transferRelease(session: number): void {
     this.command('transferRelease', session);
@@ -282,6 +298,7 @@ export function convertEvent(event: NativeEvent): PlaneEvent {
       return { type: 'transfer-sent', session: op, bytes: event.numbers?.[0] ?? 0 };
     case 'transfer-progress':
     case 'transfer-installed':
+    case 'transfer-taken':
       return { type: event.type, session: op };
     case 'transfer-arrived':
       return {
@@ -289,6 +306,12 @@ export function convertEvent(event: NativeEvent): PlaneEvent {
         session: op,
         op: event.numbers?.[0] ?? 0,
         bootOp: event.numbers?.[1] ?? 0,
+      };
+    case 'transfer-verified':
+      return {
+        type: 'transfer-verified',
+        session: op,
+        report: decodeVerifyReport(event.bytes ?? new Uint8Array()),
       };
     case 'transfer-failed':
       return { type: 'transfer-failed', session: op, why: text() };

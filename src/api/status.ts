@@ -80,6 +80,45 @@ export interface SyncRecord {
   };
 }
 
+/** Two guests compared at one viewstamp, as the source saw it. Nothing was changed. */
+export interface VerifyResult {
+  readonly source: string;
+  readonly target: string;
+  readonly reason: 'verify';
+  readonly ok: boolean;
+  /** Why it was given up; empty if it was not. */
+  readonly why: string;
+  /** The viewstamp of the vm-sync entry behind which both guests stood; op 0: it did not come so far. */
+  readonly view: number;
+  readonly op: number;
+  readonly durationMs: number;
+  /** How long the source's guest stood still. */
+  readonly pauseMs: number;
+  /** null: it was given up. */
+  readonly findings: {
+    /** Pages of 4096 bytes that are not empty on both sides; and the numbers of the first that differ. */
+    readonly pages: number;
+    readonly equal: number;
+    readonly differing: number;
+    readonly firstPages: readonly number[];
+    /** Devices, and memories beside the main one, that either side has. `trouble`: why they could not be told apart. */
+    readonly devices: {
+      readonly parts: number;
+      readonly differing: readonly { readonly name: string; readonly bytes: number; readonly of: number }[];
+      readonly trouble: string | null;
+    };
+    /** The service of `vm: none`; null: there is none. */
+    readonly service: 'equal' | 'different' | null;
+    /** Open connections, and those that only one side has, or that have come further on one. */
+    readonly flows: number;
+    readonly flowsDiffering: number;
+    /** Frames that the guests had not taken yet. */
+    readonly framesWaiting: { readonly source: number; readonly target: number };
+    /** How long delivery stood at the target. */
+    readonly targetPauseMs: number;
+  } | null;
+}
+
 export interface SyncStatus {
   /** The session that runs; null: none. */
   readonly active: {
@@ -92,6 +131,13 @@ export interface SyncStatus {
   } | null;
   /** Sessions of this replica as the source, newest last. */
   readonly last: readonly SyncRecord[];
+  /** The guest is being compared with a peer's; null: it is not. */
+  readonly verifying: {
+    readonly role: 'source' | 'target';
+    readonly peer: string;
+    readonly phase: string;
+  } | null;
+  readonly verified: readonly VerifyResult[];
 }
 
 /** The RDMA port of a replica, and what its queue pairs did. */

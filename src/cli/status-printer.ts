@@ -8,6 +8,7 @@ import type {
   SyncRecord,
 } from '../api/status.js';
 import { answered } from './replicas.js';
+import { verifyLine } from './verify-printer.js';
 
 const columns: readonly (readonly [title: string, cell: (status: ReplicaStatus) => string])[] = [
   ['NODE', (s) => s.node],
@@ -153,14 +154,23 @@ function takeoverLines(rows: readonly StatusRow[]): string[] {
 
 function syncLines(rows: readonly StatusRow[]): string[] {
   return answered(rows).flatMap(({ node, sync }) => {
-    const { active, last } = sync;
+    const { active, last, verified, verifying } = sync;
     const now =
       active?.role === 'source'
         ? [
             `${node} makes ${active.peer} a copy: ${active.phase}, round ${active.rounds}, ${active.sent} of ${active.pages} pages sent`,
           ]
         : [];
-    const lines = [...last.map((record) => syncLine(node, record)), ...now];
+    const comparing =
+      verifying?.role === 'source'
+        ? [`${node} compares its guest with ${verifying.peer}'s: ${verifying.phase}`]
+        : [];
+    const lines = [
+      ...last.map((record) => syncLine(node, record)),
+      ...now,
+      ...verified.map(verifyLine),
+      ...comparing,
+    ];
     return lines.length === 0 ? [] : ['', ...lines];
   });
 }

@@ -6,6 +6,7 @@
 import type { NodeId } from '../consensus/types.js';
 import type { LogBase, LogTail } from '../wire/view-table.js';
 import type { SessionId } from '../wire/transfer-messages.js';
+import type { VerifyReport } from '../wire/verify-report.js';
 import type { Op, View } from '../wire/viewstamp.js';
 
 export const entryKinds = {
@@ -60,7 +61,17 @@ export interface DataPlane {
   transferSync(session: SessionId): void;
   /** Source: sends flows, rings, and the state of devices in `file`. Answered by `transfer-sent`. */
   transferSend(session: SessionId, file: string): void;
-  /** Source: delivery goes on. */
+  /** Verification: digests the memory of a guest that runs. Answered by `transfer-taken`. */
+  transferLook(session: SessionId): void;
+  /**
+   * Verification: the guest stands still, the state of its devices is in `file`. Digests what has changed, takes its flows.
+   * Answered by `transfer-taken`.
+   */
+  transferTake(session: SessionId, file: string): void;
+  /**
+   * Source: delivery goes on. Verification: on either side; answered by `transfer-sent` (target) when the source has what
+   * was found, or `transfer-verified` (source).
+   */
   transferRelease(session: SessionId): void;
   /** Target: makes the guest's rings empty while it stands still, but keeps it attached. */
   transferRings(session: SessionId): void;
@@ -140,6 +151,8 @@ export interface TransferOpen {
   readonly based: boolean;
   /** Target: what opens the source's inbox. */
   readonly grant: Uint8Array;
+  /** Two guests are compared: nothing but the source's inbox is opened. */
+  readonly verify: boolean;
 }
 
 export type PlaneEvent =
@@ -204,6 +217,8 @@ export type PlaneEvent =
       readonly bootOp: Op;
     }
   | { readonly type: 'transfer-installed'; readonly session: SessionId }
+  | { readonly type: 'transfer-taken'; readonly session: SessionId }
+  | { readonly type: 'transfer-verified'; readonly session: SessionId; readonly report: VerifyReport }
   /** `why` begins with a code. */
   | { readonly type: 'transfer-failed'; readonly session: SessionId; readonly why: string }
   /** Output of this primary's guest is to be compared (wire/output-check: decodeDue). */

@@ -11,7 +11,7 @@ import { assert } from '../lib/assert.js';
 import type { Milliseconds, NodeId } from '../consensus/types.js';
 import type { RoundFigures, RoundPages } from '../ports/data-plane.js';
 import type { Op, View } from '../wire/viewstamp.js';
-import { sessionId, sessionsPerView } from '../wire/transfer-messages.js';
+import { firstVerification, sessionId } from '../wire/transfer-messages.js';
 import type { SessionId, TransferMessage } from '../wire/transfer-messages.js';
 import type {
   PauseParts,
@@ -184,7 +184,7 @@ export class TransferSource {
         this.wanted(peer, now) &&
         (this.backOff.get(peer.node)?.until ?? 0) <= now,
     );
-    if (next === undefined || this.count + 1 >= sessionsPerView) return;
+    if (next === undefined || this.count + 1 >= firstVerification) return;
     this.count++;
     this.session = {
       id: sessionId(this.view, this.count),

@@ -1,5 +1,8 @@
 // Two data planes on the simulated fabric, step by step: what the cluster simulation meets only by
 // luck.
+#include <stdlib.h>
+#include <unistd.h>
+
 #include <cerrno>
 #include <memory>
 #include <string>
@@ -9,6 +12,8 @@
 #include "fabric/sim.h"
 #include "log/sim_storage.h"
 #include "plane/data_plane.h"
+#include "plane/transfer_parts.h"
+#include "vm/vm_rings.h"
 
 namespace {
 
@@ -24,6 +29,7 @@ struct Nowhere final : WireSink {
 };
 
 struct Member {
+  VmRings rings;  // empty: it runs no guest
   SimStorage storage{1};
   RecoveredLog recovered;
   std::unique_ptr<Wal> wal;
@@ -33,7 +39,7 @@ struct Member {
 
 class Pair {
  public:
-  explicit Pair(size_t ring_bytes, size_t members = 3) {
+  explicit Pair(size_t ring_bytes, size_t members = 3, bool guests = false) {
     for (PeerId i = 0; i < 2; ++i) {
       PlaneOptions options;
       options.self = i;
@@ -49,9 +55,10 @@ class Pair {
       ready_ = ready_ && OpenWal(member[i].storage, wal, &member[i].recovered, &member[i].wal).ok();
       member[i].fabric = network.MakeFabric(i);
       ready_ = ready_ && member[i].fabric->AddRegion(0, DataPlane::RegionBytes(options)).ok();
-      member[i].plane =
-          std::make_unique<DataPlane>(options, &clock, member[i].fabric.get(), member[i].wal.get(),
-                                      member[i].recovered, nullptr, &wire);
+      if (guests) ready_ = ready_ && member[i].rings.Make(1 << 20).ok();
+      member[i].plane = std::make_unique<DataPlane>(options, &clock, member[i].fabric.get(),
+                                                    member[i].wal.get(), member[i].recovered,
+                                                    guests ? &member[i].rings : nullptr, &wire);
     }
     ready_ = ready_ && member[0].plane->Connect(1, 77, member[1].fabric->Descriptor()).ok();
     ready_ = ready_ && member[1].plane->Connect(0, 77, member[0].fabric->Descriptor()).ok();
@@ -103,6 +110,67 @@ class Pair {
 // same places.
 constexpr size_t kPayload = 40;
 const std::vector<std::byte> payload(kPayload, std::byte{7});
+
+// Delivery stands for as long as it takes to look at a guest; two of these threads that did not
+// sleep meanwhile would leave no processor to whoever is to end that.
+TEST(APlaneWhoseDeliveryStandsSleeps) {
+  char name[] = "/dev/shm/falcon-plane-XXXXXX";
+  REQUIRE(mkdtemp(name) != nullptr);
+  const std::string directory = name, state = directory + "/state";
+  REQUIRE(WriteFile(state, payload).ok());
+  Pair pair(8 << 10, 3, true);
+  REQUIRE(pair.Lead());
+  REQUIRE(pair.member[0].plane->Propose(EntryKind::kVmBoot, std::vector<std::byte>(8)));
+  pair.Settle();
+  for (auto& m : pair.member) {
+    Op boot = 0;
+    for (const PlaneEvent& event : m.plane->events())
+      if (event.entry_kind == EntryKind::kVmBoot) boot = event.op;
+    m.plane->SetGuest(GuestMode::kRunning, boot);
+  }
+  pair.Settle();
+
+  TransferOptions options;
+  options.session = 5;
+  options.verify = true;
+  options.source = true;
+  options.peer = 1;
+  options.inbox_path = directory + "/inbox";
+  pair.member[0].plane->TransferOpen(options);
+  for (const PlaneEvent& event : pair.member[0].plane->events()) {
+    if (event.kind != PlaneEvent::Kind::kTransferOpened) continue;
+    options.grant.assign(reinterpret_cast<const char*>(event.bytes.data()) + 2,
+                         event.bytes.size() - 2);
+  }
+  options.source = false;
+  options.peer = 0;
+  pair.member[1].plane->TransferOpen(options);
+  for (auto& m : pair.member) m.plane->TransferLook(5);
+  pair.Settle();
+  pair.member[0].plane->TransferSync(5);
+  pair.Settle();
+  pair.clock.now += 5 * kSecond;
+  for (auto& m : pair.member) m.plane->events().clear();
+  pair.Settle();
+  for (PeerId i : {0, 1}) {
+    const Nanoseconds next = pair.member[i].plane->NextDeadline(pair.clock.now);
+    CHECK(next >= pair.clock.now + 50 * kMicrosecond);
+    pair.member[i].plane->TransferTake(5, state);
+  }
+  pair.Settle();
+  for (PeerId i : {0, 1}) {
+    CHECK(pair.Count(i, PlaneEvent::Kind::kTransferTaken) == 1);
+    pair.member[i].plane->TransferRelease(5);
+  }
+  pair.Settle();
+  CHECK(pair.Count(1, PlaneEvent::Kind::kTransferSent) == 1);
+  CHECK(pair.Count(0, PlaneEvent::Kind::kTransferVerified) == 1);
+  CHECK(pair.Count(0, PlaneEvent::Kind::kTransferFailed) == 0);
+  for (PeerId i : {0, 1}) pair.member[i].plane->TransferClose(5);
+  pair.Settle();
+  unlink(state.c_str());
+  CHECK(rmdir(directory.c_str()) == 0);
+}
 
 TEST(EntriesAreReplicatedAndCommitted) {
   Pair pair(8 << 10);

@@ -15,6 +15,8 @@ const total = {
   copies: 0,
   rebases: 0,
   replaced: 0,
+  compared: 0,
+  flips: 0,
 };
 let nextProgress = started + 2000;
 for (let seed = first; seed < first + count; seed++) {
@@ -29,6 +31,8 @@ for (let seed = first; seed < first + count; seed++) {
     total.copies += result.copies;
     total.rebases += result.rebases;
     total.replaced += result.replaced;
+    total.compared += result.compared;
+    total.flips += result.flips;
     total.syncsAbandoned += result.syncsAbandoned;
   } catch (error) {
     if (!(error instanceof SeedFailure)) throw error;
@@ -44,5 +48,5 @@ for (let seed = first; seed < first + count; seed++) {
 }
 const seconds = ((performance.now() - started) / 1000).toFixed(1);
 console.log(
-  `${count} seeds passed in ${seconds} s: ${total.commits} entries committed, ${total.outputs} answers, ${total.kills} kills, ${total.views} views, ${total.syncs} state transfers (${total.syncsBased} from a common point), ${total.syncsAbandoned} given up, ${total.copies} copies compared, ${total.replaced} members replaced, ${total.rebases} logs begun anew`,
+  `${count} seeds passed in ${seconds} s: ${total.commits} entries committed, ${total.outputs} answers, ${total.kills} kills, ${total.views} views, ${total.syncs} state transfers (${total.syncsBased} from a common point), ${total.syncsAbandoned} given up, ${total.copies} copies compared, ${total.compared} guests verified (${total.flips} with a flipped byte), ${total.replaced} members replaced, ${total.rebases} logs begun anew`,
 );

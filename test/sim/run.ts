@@ -21,6 +21,9 @@ export interface RunResult {
   /** Logs that began anew, and members that were replaced. */
   readonly rebases: number;
   readonly replaced: number;
+  /** Comparisons of two guests, and bytes that were flipped in one of them for that long. */
+  readonly compared: number;
+  readonly flips: number;
 }
 
 export class SeedFailure extends Error {
@@ -63,6 +66,8 @@ export async function runSeed(seed: number): Promise<RunResult> {
     shortLogs: random.chance(0.5),
   });
   const checkers = new Checkers(world);
+  // Of its own, so that the faults of a seed are the same with and without it.
+  const curious = new Random(seed + 1_000_003);
   const nemesis: Nemesis = { undo: [] };
   let request = 0;
   let kills = 0;
@@ -75,15 +80,17 @@ export async function runSeed(seed: number): Promise<RunResult> {
       if (random.chance(0.3)) inject(world, random, ++request);
       if (random.chance(0.012)) kills += disturb(world, checkers, random, nemesis);
       if (random.chance(0.004)) replaced += replace(world, random);
+      if (curious.chance(0.01)) compare(world, checkers, curious);
       if (i % 200 === 0) checkers.checkLogs();
     }
     heal(world, checkers, nemesis);
     const views = await awaitService(world, checkers, random, request);
     await awaitCopies(world, checkers);
     checkers.checkLogs();
-    const { commits, outputs, copies } = checkers;
-    const { rebases } = world;
-    return { seed, members, commits, outputs, copies, views, kills, rebases, replaced, ...world.syncs() };
+    const { commits, outputs, copies, compared } = checkers;
+    const { flips, rebases } = world;
+    const told = { commits, outputs, copies, compared, flips, rebases, replaced };
+    return { seed, members, views, kills, ...told, ...world.syncs() };
   } catch (error) {
     throw new SeedFailure(seed, error, world.trace);
   } finally {
@@ -196,6 +203,18 @@ function replace(world: World, random: Random): number {
   if (primary === undefined) return 0;
   world.replace(node, primary.hard.view);
   return 1;
+}
+
+/** The primary compares its guest with another's. */
+function compare(world: World, checkers: Checkers, random: Random): void {
+  const alive = world.nodes.filter((node) => node.alive && !node.paused);
+  const primary = alive.find((node) => node.engine?.role === 'primary');
+  const to = random.pick(world.nodes);
+  if (primary === undefined || to === primary || !world.runsGuest(to.id)) return;
+  void primary.engine?.stateTransfer.verification.request(to.id).then((outcome) => {
+    world.log(`verify from ${primary.id} to ${to.id}: ${JSON.stringify(outcome)}`);
+    if (outcome !== null && 'findings' in outcome) world.judge(() => checkers.comparison(primary, outcome));
+  });
 }
 
 /** Both ways, or one way only. */
