@@ -13,10 +13,10 @@ const total = {
   syncsBased: 0,
   syncsAbandoned: 0,
   copies: 0,
-  compared: 0,
-  flips: 0,
   rebases: 0,
   replaced: 0,
+  compared: 0,
+  flips: 0,
 };
 let nextProgress = started + 2000;
 for (let seed = first; seed < first + count; seed++) {
@@ -29,10 +29,10 @@ for (let seed = first; seed < first + count; seed++) {
     total.syncs += result.syncs;
     total.syncsBased += result.syncsBased;
     total.copies += result.copies;
-    total.compared += result.compared;
-    total.flips += result.flips;
     total.rebases += result.rebases;
     total.replaced += result.replaced;
+    total.compared += result.compared;
+    total.flips += result.flips;
     total.syncsAbandoned += result.syncsAbandoned;
   } catch (error) {
     if (!(error instanceof SeedFailure)) throw error;

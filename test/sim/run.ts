@@ -18,12 +18,12 @@ export interface RunResult {
   readonly syncsAbandoned: number;
   /** Copies that were compared with their source, byte by byte. */
   readonly copies: number;
-  /** Comparisons of two guests, and bytes that were flipped in one of them for that long. */
-  readonly compared: number;
-  readonly flips: number;
   /** Logs that began anew, and members that were replaced. */
   readonly rebases: number;
   readonly replaced: number;
+  /** Comparisons of two guests, and bytes that were flipped in one of them for that long. */
+  readonly compared: number;
+  readonly flips: number;
 }
 
 export class SeedFailure extends Error {
@@ -79,8 +79,8 @@ export async function runSeed(seed: number): Promise<RunResult> {
       checkers.check();
       if (random.chance(0.3)) inject(world, random, ++request);
       if (random.chance(0.012)) kills += disturb(world, checkers, random, nemesis);
-      if (curious.chance(0.01)) compare(world, checkers, curious);
       if (random.chance(0.004)) replaced += replace(world, random);
+      if (curious.chance(0.01)) compare(world, checkers, curious);
       if (i % 200 === 0) checkers.checkLogs();
     }
     heal(world, checkers, nemesis);
@@ -89,8 +89,8 @@ export async function runSeed(seed: number): Promise<RunResult> {
     checkers.checkLogs();
     const { commits, outputs, copies, compared } = checkers;
     const { flips, rebases } = world;
-    const told = { flips, rebases, replaced, views, kills, ...world.syncs() };
-    return { seed, members, commits, outputs, copies, compared, ...told };
+    const told = { commits, outputs, copies, compared, flips, rebases, replaced };
+    return { seed, members, views, kills, ...told, ...world.syncs() };
   } catch (error) {
     throw new SeedFailure(seed, error, world.trace);
   } finally {
@@ -184,18 +184,6 @@ function disturb(world: World, checkers: Checkers, random: Random, nemesis: Neme
   }
 }
 
-/** The primary compares its guest with another's. */
-function compare(world: World, checkers: Checkers, random: Random): void {
-  const alive = world.nodes.filter((node) => node.alive && !node.paused);
-  const primary = alive.find((node) => node.engine?.role === 'primary');
-  const to = random.pick(world.nodes);
-  if (primary === undefined || to === primary || !world.runsGuest(to.id)) return;
-  void primary.engine?.stateTransfer.verification.request(to.id).then((outcome) => {
-    world.log(`verify from ${primary.id} to ${to.id}: ${JSON.stringify(outcome)}`);
-    if (outcome !== null && 'findings' in outcome) world.judge(() => checkers.comparison(primary, outcome));
-  });
-}
-
 /** As old as anything that a dead member has said, or that is waited for in its name, can be. */
 const forgottenMs = 300;
 
@@ -215,6 +203,18 @@ function replace(world: World, random: Random): number {
   if (primary === undefined) return 0;
   world.replace(node, primary.hard.view);
   return 1;
+}
+
+/** The primary compares its guest with another's. */
+function compare(world: World, checkers: Checkers, random: Random): void {
+  const alive = world.nodes.filter((node) => node.alive && !node.paused);
+  const primary = alive.find((node) => node.engine?.role === 'primary');
+  const to = random.pick(world.nodes);
+  if (primary === undefined || to === primary || !world.runsGuest(to.id)) return;
+  void primary.engine?.stateTransfer.verification.request(to.id).then((outcome) => {
+    world.log(`verify from ${primary.id} to ${to.id}: ${JSON.stringify(outcome)}`);
+    if (outcome !== null && 'findings' in outcome) world.judge(() => checkers.comparison(primary, outcome));
+  });
 }
 
 /** Both ways, or one way only. */
