@@ -157,6 +157,7 @@ class Cluster {
       members_[i]->plane().Follow(kView, kPrimary, 0);
     }
     Until(PlaneEvent::Kind::kFollowing, 1, task.up);
+    primary().TimeCommits();
     Settle();
   }
 
@@ -173,10 +174,10 @@ class Cluster {
       }
       if (MonotonicNow() - from > kPatience) Fail("an entry is not committed");
     }
-    return MonotonicNow() - from;
+    return primary().committed_at() - from;
   }
 
-  // Until nothing is on its way: every member knows every commit.
+  // Until nothing is on its way: every member knows every commit, and every post has completed.
   void Settle() {
     for (int idle = 0; idle < 3;) {
       int done = 0;
@@ -184,14 +185,22 @@ class Cluster {
         done += member->Poll();
         member->Between();
       }
-      const bool agreed = std::all_of(members_.begin(), members_.end(), [&](const auto& member) {
-        return member->plane().commit_op() == primary().last_op();
-      });
-      idle = done == 0 && agreed ? idle + 1 : 0;
+      idle = done == 0 && Agreed() ? idle + 1 : 0;
     }
   }
 
  private:
+  bool Agreed() {
+    for (auto& member : members_) {
+      if (member->plane().commit_op() != primary().last_op()) return false;
+      for (PeerId peer = 0; peer < members_.size(); ++peer) {
+        const Fabric& fabric = member->fabric();
+        if (fabric.Posted(peer) != fabric.Completed(peer)) return false;
+      }
+    }
+    return true;
+  }
+
   void Until(PlaneEvent::Kind kind, size_t from, size_t until) {
     const Nanoseconds start = MonotonicNow();
     const auto has = [&] {

@@ -117,7 +117,7 @@ function startMember(index: number, place: Place, c: LoadCase): Member {
         electionTimeoutMaxMs: index === 0 ? 600 : 90_000,
         leaseMs: 400,
         driftMarginMs: 10,
-        retryMs: 20,
+        retryMs: 200,
         random: () => random.float(),
       },
       hardState: { view: 0, votedFor: null, recovering: false },

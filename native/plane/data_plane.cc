@@ -274,6 +274,7 @@ int DataPlane::PollOnce(Nanoseconds now) {
   if (rings_ != nullptr && events_.size() < kMaxEvents) PollOutputs(now);
   SetEvictionFloor();
   PostWords();
+  WakeWal();
   if (now >= next_release_) {
     next_release_ = now + kSecond;
     const Op done_op = std::min(commit_op_, delivered_op_);

@@ -224,6 +224,10 @@ class DataPlane final : private FlowSink {
   [[nodiscard]] std::deque<PlaneEvent>& events() { return events_; }
   void FillSnapshot(PlaneSnapshot* snapshot) const;
   [[nodiscard]] Op commit_op() const { return commit_op_; }
+  // For measuring: from now on, when commit_op() moved last, as primary. What follows from a commit
+  // in the same round comes after it.
+  void TimeCommits() { time_commits_ = true; }
+  [[nodiscard]] Nanoseconds committed_at() const { return committed_at_; }
   [[nodiscard]] bool leading() const { return role_ == PlaneRole::kLeading; }
   [[nodiscard]] Op last_op() const { return log_.last_op(); }
   [[nodiscard]] bool CanPropose() const;
@@ -266,6 +270,7 @@ class DataPlane final : private FlowSink {
   void FinishLead(Nanoseconds now);
   bool AppendOwn(EntryKind kind, std::span<const std::byte> payload);
   void HandToWal();
+  void WakeWal();
   [[nodiscard]] bool LogAtRest() const;
   void AdvanceCommit();
   void PostWords();
@@ -341,6 +346,8 @@ class DataPlane final : private FlowSink {
 
   // leading
   Op view_start_op_ = 0;
+  bool time_commits_ = false;
+  Nanoseconds committed_at_ = 0;
   bool caught_up_told_ = false;
   bool input_held_ = false;
   bool admit_input_ = false;

@@ -20,13 +20,14 @@ int Load::Step(DataPlane& plane) {
     return 0;
   }
   if (first_op_ == 0) {
+    plane.TimeCommits();
     first_op_ = plane.last_op() + 1;
     seen_commit_ = plane.last_op();
   }
   int done = 0;
   const Op commit = plane.commit_op();
   if (commit > seen_commit_) {
-    const Nanoseconds now = MonotonicNow();
+    const Nanoseconds now = plane.committed_at();
     for (Op op = seen_commit_ + 1; op <= commit; ++op) {
       if (op < first_op_) continue;
       ++committed_;

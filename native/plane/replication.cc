@@ -187,14 +187,18 @@ void DataPlane::HandToWal() {
     ++wal_handed_op_;
     wal_dirty_ = true;
   }
-  if (wal_dirty_) {
-    wal_->Flush();
-    wal_dirty_ = false;
-  }
   if (!options_.force && durable_op_ != log_.last_op()) {
     durable_op_ = log_.last_op();
     MarkWords(false);
   }
+}
+
+// After the posts of a round: waking the writer is a system call, and where processors are few the
+// writer runs in place of this thread. A peer's way to an acknowledgement is the longer one.
+void DataPlane::WakeWal() {
+  if (!wal_dirty_) return;
+  wal_->Flush();
+  wal_dirty_ = false;
 }
 
 int DataPlane::PollWal() {
@@ -407,6 +411,7 @@ void DataPlane::AdvanceCommit() {
   // Entries of older views are committed only together with one of this view (Raft, figure 8).
   if (op < view_start_op_ || op <= commit_op_) return;
   commit_op_ = op;
+  if (time_commits_) committed_at_ = clock_->Now();
   MarkWords(true);
 }
 
