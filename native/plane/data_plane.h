@@ -270,7 +270,8 @@ class DataPlane final : private FlowSink {
   void FinishLead(Nanoseconds now);
   bool AppendOwn(EntryKind kind, std::span<const std::byte> payload);
   void HandToWal();
-  void WakeWal();
+  void WakeWal(Nanoseconds now);
+  void FlushWal();
   [[nodiscard]] bool LogAtRest() const;
   void AdvanceCommit();
   void PostWords();
@@ -341,7 +342,8 @@ class DataPlane final : private FlowSink {
   std::vector<std::byte> disk_buffer_;
   std::vector<std::byte> received_;  // a record's entries, whole, on their way into the log
   size_t received_at_ = 0;
-  bool wal_dirty_ = false;
+  uint64_t wal_woken_sequence_ = 0;  // the writer was woken for what is up to here
+  Nanoseconds wal_woken_at_ = 0;
   Op wal_durable_op_ = 0;  // written (and forced, if the options say so)
 
   // leading
