@@ -2,7 +2,7 @@
  * Append to commit of a three-member log in memory over one fabric; bench/fabric.ts runs it, in the soft-RoCE
  * bed for `verbs`. Prints one JSON object.
  *
- * Usage: fabric-log.js shm|tcp|verbs WAITING BYTES DEPTH ENTRIES [DEVICE,DEVICE,DEVICE]
+ * Usage: fabric-log.js shm|tcp|verbs WAITING BYTES DEPTH ENTRIES ROUNDS [DEVICE,DEVICE,DEVICE]
  * WAITING: for each member that is up, the primary first, "busy" or the nanoseconds it spins: busy,busy,0
  */
 import { mkdtempSync, rmSync } from 'node:fs';
@@ -23,7 +23,7 @@ function entriesOf({ before, after }: { before: NativeCounters; after: NativeCou
 }
 
 async function main(): Promise<void> {
-  const [fabric, waiting, bytes, depth, entries, devices] = process.argv.slice(2);
+  const [fabric, waiting, bytes, depth, entries, rounds, devices] = process.argv.slice(2);
   const directory = mkdtempSync('/dev/shm/falcon-bench-log-');
   const shm = mkdtempSync('/dev/shm/falcon-bench-');
   try {
@@ -34,6 +34,7 @@ async function main(): Promise<void> {
         entryBytes: Number(bytes),
         depth: Number(depth),
         entries: Number(entries),
+        rounds: Number(rounds),
       },
       {
         fabric: fabric as FabricName,

@@ -28,6 +28,8 @@ export interface LoadCase {
   readonly entryBytes: number;
   readonly depth: number;
   readonly entries: number;
+  /** The load is repeated so often, and the round counts that was disturbed least. */
+  readonly rounds?: number;
 }
 
 export interface Place {
@@ -59,7 +61,8 @@ interface Member {
 }
 
 const members = 3;
-const tickMs = 5;
+/** Far below what follows from it, and seldom: under emulation a tick of all members takes milliseconds. */
+const tickMs = 20;
 const ns = 1e6;
 
 function startMember(index: number, place: Place, c: LoadCase): Member {
@@ -168,6 +171,18 @@ async function until(limitMs: number, done: () => boolean, what: string, everyMs
     if (performance.now() > end) throw new Error(what);
 }
 
+async function load(primary: NativeReplica, c: LoadCase, number: number): Promise<Measured> {
+  const before = primary.counters();
+  const { entryBytes, depth, entries } = c;
+  primary.startLoad({ number, entryBytes, depth, entries, warmUp: Math.ceil(entries / 10) });
+  const done = (): boolean => primary.load().number === number && primary.load().done;
+  await until(60_000, done, 'the load did not end', 50);
+  const result = primary.load();
+  if (result.leadershipLost) throw new Error('leadership was lost under the load');
+  const perSecond = Math.round((result.entries / result.elapsedNs) * 1e9);
+  return { ...result, perSecond, counted: { before, after: primary.counters() } };
+}
+
 export async function measure(c: LoadCase, place: Place): Promise<Measured> {
   const started = c.polls.map((_poll, index) => startMember(index, place, c));
   const timer = setInterval(() => started.forEach(({ engine }) => engine.tick()), tickMs);
@@ -183,19 +198,9 @@ export async function measure(c: LoadCase, place: Place): Promise<Measured> {
     // Every backup is fed, so that none is brought up to date under the load.
     const fed = started.map(({ native }) => new NativePlane(native));
     await until(10_000, () => fed.every((each) => each.progress().commitOp > 0), 'a backup is not fed');
-    const before = primary.counters();
-    primary.startLoad({
-      entryBytes: c.entryBytes,
-      depth: c.depth,
-      entries: c.entries,
-      warmUp: Math.ceil(c.entries / 10),
-    });
-    await sleep(20);
-    await until(60_000, () => primary.load().done, 'the load did not end', 50);
-    const load = primary.load();
-    if (load.leadershipLost) throw new Error('leadership was lost under the load');
-    const counted = { before, after: primary.counters() };
-    return { ...load, perSecond: Math.round((load.entries / load.elapsedNs) * 1e9), counted };
+    const rounds: Measured[] = [];
+    for (let number = 1; number <= (c.rounds ?? 1); number++) rounds.push(await load(primary, c, number));
+    return rounds.reduce((a, b) => ((c.depth === 1 ? b.p50Ns < a.p50Ns : b.perSecond > a.perSecond) ? b : a));
   } finally {
     clearInterval(timer);
     for (const { engine, native } of started) {

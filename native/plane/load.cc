@@ -9,6 +9,7 @@ Load::Load(const LoadOptions& options)
     : options_(options), payload_(options.entry_bytes, std::byte{0x5A}), appended_at_(1 << 16) {
   options_.depth = std::min<size_t>(std::max<size_t>(options.depth, 1), appended_at_.size() / 2);
   latencies_.reserve(options.entries);
+  result_.number = options.number;
   result_.running = true;
 }
 
