@@ -99,8 +99,8 @@ class Member {
     wal_->Step();
     for (const PlaneEvent& event : plane_->events()) {
       happened_[static_cast<size_t>(event.kind)] = true;
-      const bool bad = event.kind == PlaneEvent::Kind::kStreamBroken ||
-                       event.kind == PlaneEvent::Kind::kFailed;
+      const bool bad =
+          event.kind == PlaneEvent::Kind::kStreamBroken || event.kind == PlaneEvent::Kind::kFailed;
       if (bad) Fail({reinterpret_cast<const char*>(event.bytes.data()), event.bytes.size()});
     }
     plane_->events().clear();
