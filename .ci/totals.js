@@ -2,20 +2,30 @@
 //
 // A test is a subtest without subtests of its own (its assertions are not counted one by one), or an assertion
 // that stands directly in a test file. A file that fails without a failing test in it (it crashed, or ran out
-// of time) counts as one failed test.
+// of time) counts as one failed test. What failed is named, with what was said of it, before the totals.
 import { existsSync, readFileSync } from 'node:fs';
+
+/** Lines of a failure's diagnostics. */
+const saidMax = 30;
 
 /** Parses indented TAP into a tree of test points. */
 function parse(text) {
   const levels = [[]];
+  let last = null;
   for (const line of text.split('\n')) {
     const match = /^((?: {4})*)(not )?ok\b ?\d*(.*)$/.exec(line);
-    if (match === null) continue;
+    if (match === null) {
+      if (last?.ok === false && last.said.length < saidMax && /\S/.test(line)) last.said.push(line.trim());
+      continue;
+    }
     const depth = match[1].length / 4;
     while (levels.length <= depth) levels.push([]);
     const children = levels[depth + 1] ?? [];
     levels.length = depth + 1;
-    levels[depth].push({ ok: match[2] === undefined, skipped: /# (SKIP|TODO)\b/i.test(match[3]), children });
+    const skipped = /# (SKIP|TODO)\b/i.test(match[3]);
+    const name = match[3].replace(/^ - /, '').replace(/ # (time|SKIP|TODO).*/i, '');
+    last = { ok: match[2] === undefined, skipped, children, name, said: [] };
+    levels[depth].push(last);
   }
   return levels[0] ?? [];
 }
@@ -44,11 +54,21 @@ function countFile(file) {
   return file.skipped && file.children.length === 0 ? { ...none, skipped: 1 } : countInside(file);
 }
 
+/** The innermost points that failed, with the names of all around them. */
+function failures(point, path = []) {
+  if (point.ok || point.skipped) return [];
+  const here = [...path, point.name];
+  const inside = point.children.flatMap((child) => failures(child, here));
+  return inside.length > 0 ? inside : [{ path: here, said: point.said }];
+}
+
 const [status, ...files] = process.argv.slice(2);
 const points = files.filter((file) => existsSync(file)).flatMap((file) => parse(readFileSync(file, 'utf8')));
 let total = points.map(countFile).reduce(add, none);
 // A build or a check that failed ran no test, or is not among them.
 if (status !== '0' && total.failed === 0) total = add(total, { ...none, failed: 1 });
+for (const { path, said } of points.flatMap((point) => failures(point)))
+  console.log([`failed: ${path.join(' > ')}`, ...said.map((line) => `  ${line}`)].join('\n'));
 console.log(
   `${total.passed} passed, ${total.failed} failed${total.skipped > 0 ? `, ${total.skipped} skipped` : ''}`,
 );

@@ -24,7 +24,7 @@ import type { ClusterPlace } from '../src/api/lifecycle.js';
 import type { SyncRecord } from '../src/api/status.js';
 import { answered, fetchAll } from '../src/cli/replicas.js';
 import { bounds } from '../src/lib/bounds.js';
-import { formatError, asFalconError } from '../src/lib/errors.js';
+import { asFalconError, FalconError, formatError } from '../src/lib/errors.js';
 import { repositoryRoot } from '../src/lib/root.js';
 
 interface Row {
@@ -45,8 +45,17 @@ interface Digests {
 }
 
 const second = 1000;
-const rounds = Number(process.env['ROUNDS'] ?? '3');
-const durations = (process.env['SECONDS'] ?? '1 10 60').split(/\s+/).map(Number);
+/** Whole numbers from the environment. Errors: USAGE. */
+function numbers(name: string, otherwise: string): number[] {
+  const text = process.env[name] ?? otherwise;
+  const found = text
+    .trim()
+    .split(/[\s,]+/)
+    .map(Number);
+  if (found.every((one) => Number.isInteger(one) && one > 0)) return found;
+  throw new FalconError('USAGE', `${name} is made of whole numbers above 0, not "${text}"`);
+}
+
 const loadClients = 4;
 /** Between a load and a session, so that both guests have taken all of it. */
 const settleMs = 500;
@@ -60,6 +69,9 @@ class TransferBench {
   private readonly stage = new Stage({ name: 'bench-transfer', limitMs, logs: process.env['LOGS'] ?? null });
   private readonly rows: Row[] = [];
   private client: RemoteClient | null = null;
+  /** Heals per duration of load, and the durations in seconds. */
+  private readonly rounds = numbers('ROUNDS', '3')[0] ?? 3;
+  private readonly durations = numbers('SECONDS', '1 10 60');
 
   async run(): Promise<Row[]> {
     const { stage } = this;
@@ -69,10 +81,10 @@ class TransferBench {
     this.client = await stage.connect(place, 1, 1);
     const primary = (await stage.primary(place, 0)).node;
     const target = place.config.nodes.find(({ name }) => name !== primary)?.name ?? '';
-    for (const loadS of durations) {
-      for (let i = 0; i < rounds; i++) await this.heal(place, primary, target, loadS);
+    for (const loadS of this.durations) {
+      for (let i = 0; i < this.rounds; i++) await this.heal(place, primary, target, loadS);
     }
-    for (let i = 0; i < rounds; i++) await this.rejoin(place, primary, target);
+    for (let i = 0; i < this.rounds; i++) await this.rejoin(place, primary, target);
     return this.rows;
   }
 
@@ -187,14 +199,36 @@ async function digests(): Promise<Digests> {
 
 function table(rows: readonly Row[]): string[] {
   const head = [
-    ...['what', 'load s', 'rounds', 'pages', 'equal', 'sent', 'KiB', 'of dirty'],
-    ...['digest', 'wait', 'move', 'all', 'pause', 'stop', 'collect', 'round', 'save', 'send', 'resume'],
+    ...['what', 'load s', 'rounds', 'pages', 'equal', 'found', 'sent', 'parts', 'KiB', 'of dirty'],
+    ...[
+      'digest',
+      'wait',
+      'refine',
+      'move',
+      'all',
+      'pause',
+      'stop',
+      'collect',
+      'round',
+      'save',
+      'send',
+      'resume',
+    ],
     ...['gap', 'reply', 'beyond ms'],
   ];
   const lines = rows.map(({ what, loadS, record: r, dirtyBytes, gapMs, replyMs }) => [
-    ...[what + (r.based ? '' : '*'), loadS, r.rounds, r.pages, percent(r.equal, r.pages), r.sent],
-    ...[Math.round(r.bytes / 1024), percent(r.bytes, dirtyBytes)],
-    ...[r.digestMs, r.waitMs, r.moveMs, r.durationMs, r.pauseMs, ...Object.values(r.pauseParts)].map(tenth),
+    ...[what + (r.based ? '' : '*'), loadS, r.rounds, r.pages, percent(r.equal, r.pages)],
+    ...[r.found, r.sent, r.partial],
+    ...[Math.round(moved(r) / 1024), percent(moved(r), dirtyBytes)],
+    ...[
+      r.digestMs,
+      r.waitMs,
+      r.refineMs,
+      r.moveMs,
+      r.durationMs,
+      r.pauseMs,
+      ...Object.values(r.pauseParts),
+    ].map(tenth),
     ...[gapMs, replyMs, beyond(gapMs, replyMs, r)].map((ms) => (ms === null ? '-' : tenth(ms))),
   ]);
   const cells = [head, ...lines].map((row) => row.map(String));
@@ -203,6 +237,11 @@ function table(rows: readonly Row[]): string[] {
     ...cells.map((row) => row.map((cell, i) => cell.padStart(widths[i] ?? 0)).join('  ')),
     '* without a common point: all pages that are not empty are looked at',
   ];
+}
+
+/** All that crossed the network, but for the state of devices. */
+function moved(record: SyncRecord): number {
+  return record.bytes + record.overheadBytes;
 }
 
 /** How much longer the client waited than the pause and one round trip. */

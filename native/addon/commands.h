@@ -31,7 +31,8 @@ bool DispatchCommand(const std::string& name, const std::vector<Napi::Value>& ar
   if (name == "lead") return deliver([a](DataPlane& p) { p.Lead(a); }), true;
   if (name == "follow") {
     const auto primary = static_cast<PeerId>(b);
-    return deliver([a, primary, c](DataPlane& p) { p.Follow(a, primary, c); }), true;
+    const LogPosition base{number(3), number(4), static_cast<uint32_t>(number(5))};
+    return deliver([a, primary, c, base](DataPlane& p) { p.Follow(a, primary, c, base); }), true;
   }
   if (name == "feed") return deliver([peer_a, b, c](DataPlane& p) { p.Feed(peer_a, b, c); }), true;
   if (name == "resign") return deliver([a](DataPlane& p) { p.Resign(a); }), true;
@@ -68,6 +69,7 @@ bool DispatchCommand(const std::string& name, const std::vector<Napi::Value>& ar
     o.inbox_path = text(7);
     o.state_path = text(8);
     o.grant = text(9);
+    o.verify = number(10) != 0;
     return deliver([o](DataPlane& p) { p.TransferOpen(o); }), true;
   }
   if (name == "transferAttach") {
@@ -87,6 +89,9 @@ bool DispatchCommand(const std::string& name, const std::vector<Napi::Value>& ar
   if (name == "transferSync") return deliver([a](DataPlane& p) { p.TransferSync(a); }), true;
   if (name == "transferSend")
     return deliver([a, file = text(1)](DataPlane& p) { p.TransferSend(a, file); }), true;
+  if (name == "transferLook") return deliver([a](DataPlane& p) { p.TransferLook(a); }), true;
+  if (name == "transferTake")
+    return deliver([a, file = text(1)](DataPlane& p) { p.TransferTake(a, file); }), true;
   if (name == "transferRelease") return deliver([a](DataPlane& p) { p.TransferRelease(a); }), true;
   if (name == "transferRings") return deliver([a](DataPlane& p) { p.TransferRings(a); }), true;
   if (name == "transferInstall") return deliver([a](DataPlane& p) { p.TransferInstall(a); }), true;

@@ -46,7 +46,9 @@ constexpr const char* kEventNames[] = {"promised",
                                        "transfer-progress",
                                        "transfer-arrived",
                                        "transfer-installed",
-                                       "transfer-failed"};
+                                       "transfer-failed",
+                                       "transfer-taken",
+                                       "transfer-verified"};
 
 template <typename T>
 void Put(Napi::Object& into, const char* key, T value) {
@@ -142,6 +144,8 @@ PlaneOptions ReadPlaneOptions(const Napi::Object& from) {
   o.ring_bytes = static_cast<size_t>(Number(from, "ringBytes"));
   o.inflight_entries = static_cast<size_t>(Number(from, "inflightEntries"));
   o.heartbeat_interval = static_cast<Nanoseconds>(Number(from, "heartbeatNs"));
+  if (from.Has("releaseNs"))
+    o.release_interval = static_cast<Nanoseconds>(Number(from, "releaseNs"));
   o.lease = static_cast<Nanoseconds>(Number(from, "leaseNs"));
   o.decider_stall = static_cast<Nanoseconds>(Number(from, "deciderStallNs"));
   o.keep_unproposed = Flag(from, "keepUnproposed");
@@ -224,6 +228,7 @@ Napi::Object EventObject(Napi::Env env, const PlaneEvent& event) {
     case PlaneEvent::Kind::kFailed:
     case PlaneEvent::Kind::kTransferOpened:
     case PlaneEvent::Kind::kTransferFailed:
+    case PlaneEvent::Kind::kTransferVerified:
     case PlaneEvent::Kind::kCheckDue:
     case PlaneEvent::Kind::kVerdicts:
       o.Set("bytes", Bytes(env, event.bytes));
@@ -245,17 +250,31 @@ Napi::Object EventObject(Napi::Env env, const PlaneEvent& event) {
 }
 
 void FillProgress(const PlaneSnapshot& s, std::span<double> out) {
-  FALCON_CHECK(out.size() == kProgressFields.size() + kMaxMembers);
+  FALCON_CHECK(out.size() == kProgressFields.size() + 2 * kMaxMembers);
   const auto number = [](auto value) { return static_cast<double>(value); };
-  const double values[] = {number(s.role),       number(s.promised_view),
-                           number(s.last_op),    number(s.durable_op),
-                           number(s.commit_op),  number(s.delivered_op),
-                           number(s.lease_end),  s.gate_open ? 2.0 : s.gate_armed ? 1.0 : 0.0,
-                           number(s.heard_view), number(s.heard_from),
-                           number(s.heard_at),   number(s.guest)};
+  const double values[] = {number(s.role),
+                           number(s.promised_view),
+                           number(s.last_op),
+                           number(s.durable_op),
+                           number(s.commit_op),
+                           number(s.delivered_op),
+                           number(s.lease_end),
+                           s.gate_open    ? 2.0
+                           : s.gate_armed ? 1.0
+                                          : 0.0,
+                           number(s.heard_view),
+                           number(s.heard_from),
+                           number(s.heard_at),
+                           number(s.guest),
+                           number(s.base.op),
+                           number(s.base.view),
+                           number(s.base.checksum),
+                           number(s.committed.view),
+                           number(s.committed.checksum)};
   static_assert(std::size(values) == kProgressFields.size());
   double* at = std::copy(std::begin(values), std::end(values), out.data());
   for (size_t i = 0; i < kMaxMembers; ++i) *at++ = s.acks[i] ? number(s.acked[i]) : -1.0;
+  for (const Nanoseconds words : s.words_at) *at++ = number(words);
 }
 
 Napi::Object CountersObject(Napi::Env env, const PlaneSnapshot& s) {
@@ -348,6 +367,8 @@ Napi::Object LoadObject(Napi::Env env, const LoadResult& load) {
 Napi::Object RecoveredObject(Napi::Env env, const RecoveredLog& r) {
   Napi::Object o = Napi::Object::New(env);
   Put(o, "firstOp", r.first_op);
+  Put(o, "baseView", r.base.view);
+  Put(o, "baseChecksum", r.base.checksum);
   Put(o, "lastOp", r.last_op);
   Put(o, "lastView", r.last_view);
   o.Set("table", TableArray(env, r.view_table));

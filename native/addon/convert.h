@@ -27,11 +27,26 @@ bool Throw(Napi::Env env, const Status& status);
 [[nodiscard]] Napi::Object LinkObject(Napi::Env env, const VerbsLink& link);
 [[nodiscard]] Napi::Object EventObject(Napi::Env env, const PlaneEvent& event);
 // What the event loop looks at on every tick, as plain numbers: making objects of it cost a quarter
-// of a processor. The fields in their order, then the acknowledged op of each member (-1: none).
+// of a processor. The fields in their order, then the acknowledged op of each member (-1: none),
+// then when its words came last (0: never).
 // src/adapters/native-plane.ts has the same names and compares.
-inline constexpr std::array kProgressFields = {
-    "role",       "promisedView", "lastOp",    "durableOp", "commitOp",  "deliveredOp",
-    "leaseEndNs", "gate",         "heardView", "heardFrom", "heardAtNs", "guest"};
+inline constexpr std::array kProgressFields = {"role",
+                                               "promisedView",
+                                               "lastOp",
+                                               "durableOp",
+                                               "commitOp",
+                                               "deliveredOp",
+                                               "leaseEndNs",
+                                               "gate",
+                                               "heardView",
+                                               "heardFrom",
+                                               "heardAtNs",
+                                               "guest",
+                                               "baseOp",
+                                               "baseView",
+                                               "baseChecksum",
+                                               "committedView",
+                                               "committedChecksum"};
 void FillProgress(const PlaneSnapshot& snapshot, std::span<double> out);
 [[nodiscard]] Napi::Object CountersObject(Napi::Env env, const PlaneSnapshot& snapshot);
 // One object per application, with what the guest has said and how comparing it went.

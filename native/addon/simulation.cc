@@ -21,6 +21,7 @@ Napi::Function Simulation::Define(Napi::Env env) {
   return DefineClass(env, "Simulation",
                      {InstanceMethod("start", &Simulation::Start),
                       InstanceMethod("kill", &Simulation::Kill),
+                      InstanceMethod("loseDisk", &Simulation::LoseDisk),
                       InstanceMethod("poll", &Simulation::Poll),
                       InstanceMethod("stepWal", &Simulation::StepWal),
                       InstanceMethod("events", &Simulation::Events),
@@ -52,6 +53,7 @@ Simulation::Simulation(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Simula
   members_ = info[0].ToNumber().Uint32Value();
   const uint64_t seed = info[1].ToNumber().Uint32Value();
   FALCON_CHECK(members_ >= 1 && members_ <= kMaxMembers);
+  disks_ = ~(seed * kMaxMembers);
   for (size_t i = 0; i < members_; ++i) {
     nodes_[i].storage = std::make_unique<SimStorage>(seed * kMaxMembers + i + 1);
     nodes_[i].wire.clock = &nodes_[i].clock;
@@ -80,6 +82,7 @@ Napi::Value Simulation::Start(const Napi::CallbackInfo& info) {
   wal.force = options.force;
   wal.segment_bytes = static_cast<uint64_t>(Number(from, "segmentBytes"));
   wal.retain_bytes = static_cast<uint64_t>(Number(from, "retainBytes"));
+  wal.batch_bytes = static_cast<size_t>(Number(from, "batchBytes"));
   wal.cluster = "sim";
   wal.node = options.self;
   node.recovered = {};
@@ -114,6 +117,14 @@ Napi::Value Simulation::Kill(const Napi::CallbackInfo& info) {
   } else {
     node.storage->KillProcess();
   }
+  return info.Env().Undefined();
+}
+
+// An empty host takes this one's place.
+Napi::Value Simulation::LoseDisk(const Napi::CallbackInfo& info) {
+  Node& node = At(info);
+  FALCON_CHECK(node.plane == nullptr);
+  node.storage = std::make_unique<SimStorage>(++disks_);
   return info.Env().Undefined();
 }
 

@@ -53,8 +53,9 @@ class Simulation : public Napi::ObjectWrap<Simulation> {
   };
 
   // All take the node's index first.
-  Napi::Value Start(const Napi::CallbackInfo& info);    // (node, options, vm) -> recovered
-  Napi::Value Kill(const Napi::CallbackInfo& info);     // (node, losePower, keepWire)
+  Napi::Value Start(const Napi::CallbackInfo& info);  // (node, options, vm) -> recovered
+  Napi::Value Kill(const Napi::CallbackInfo& info);   // (node, losePower, keepWire)
+  Napi::Value LoseDisk(const Napi::CallbackInfo& info);
   Napi::Value Poll(const Napi::CallbackInfo& info);     // (node, nowNs) -> work done
   Napi::Value StepWal(const Napi::CallbackInfo& info);  // (node) -> entries written
   Napi::Value Events(const Napi::CallbackInfo& info);   // (node) -> events
@@ -89,6 +90,7 @@ class Simulation : public Napi::ObjectWrap<Simulation> {
 
   SimNetwork network_;
   std::array<Node, kMaxMembers> nodes_;
+  uint64_t disks_ = 0;  // seed of the disk that was made last, of those that replace others
   size_t members_ = 0;
 };
 

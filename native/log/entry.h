@@ -16,6 +16,15 @@ namespace falcon {
 using View = uint64_t;
 using Op = uint64_t;
 
+// An entry's place in the log. {0, 0, 0} before the first.
+struct LogPosition {
+  Op op = 0;
+  View view = 0;
+  uint32_t checksum = 0;
+
+  bool operator==(const LogPosition&) const = default;
+};
+
 enum class EntryKind : uint8_t {
   kFrame = 1,
   kViewStart = 2,

@@ -107,6 +107,14 @@ void MemoryLog::CutAfter(Op op, uint32_t checksum) {
   while (!table_.empty() && table_.back().first_op > op) table_.pop_back();
 }
 
+void MemoryLog::Rebase(const LogPosition& base) {
+  head_ = tail_;
+  last_op_ = floor_ = base.op;
+  first_op_ = last_op_ + 1;
+  last_checksum_ = base.checksum;
+  table_ = {{base.view, base.op}};
+}
+
 void MemoryLog::PruneTable(Op op) {
   while (table_.size() > 1 && table_[1].first_op <= op) table_.erase(table_.begin());
 }

@@ -48,6 +48,8 @@ class MemoryLog {
   void SetFloor(Op op);
   // Forgets all entries after `op`. `checksum`: of entry `op` when it is not in memory any more.
   void CutAfter(Op op, uint32_t checksum);
+  // Forgets all entries; the next one is behind `base`.
+  void Rebase(const LogPosition& base);
   // Drops rows of the view table that end below `op`.
   void PruneTable(Op op);
   [[nodiscard]] const std::vector<ViewTableRow>& table() const { return table_; }

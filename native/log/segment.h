@@ -16,7 +16,8 @@
 // `after_batch` is what makes the log free of overwriting even after damage: it names the batch
 // that the first batch of this segment follows. Batches of earlier segments with a higher number do
 // not belong to the log: they were torn or damaged when this segment was begun, and every later
-// scan passes them by.
+// scan passes them by. A segment that follows batch 0 begins the log, at op 1 or anew behind its
+// base (Wal::Rebase).
 #pragma once
 
 #include <cstddef>
@@ -37,15 +38,6 @@ inline constexpr uint32_t kBatchMagic = 0x42434C46;    // "FLCB"
 inline constexpr uint32_t kMarkMagic = 0x4D434C46;     // "FLCM"
 inline constexpr uint32_t kSegmentVersion = 1;
 inline constexpr size_t kClusterTextBytes = 64;
-
-// Where a log stands: its last entry. {0, 0, 0} before the first.
-struct LogPosition {
-  Op op = 0;
-  View view = 0;
-  uint32_t checksum = 0;
-
-  bool operator==(const LogPosition&) const = default;
-};
 
 struct SegmentHeader {
   uint32_t magic;

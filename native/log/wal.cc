@@ -23,6 +23,7 @@ namespace {
 // A sleeping writer looks up this often even if nobody wakes it, to carry out a release.
 constexpr Nanoseconds kSleepBound = kSecond;
 
+// No data: the log begins anew.
 struct Queued {
   const std::byte* data;
   size_t bytes;
@@ -43,6 +44,14 @@ class WalImpl final : public Wal {
     if (failed() || !queue_.Push({entry.data(), entry.size()})) return 0;
     return ++appended_;
   }
+
+  uint64_t Rebase(const LogPosition& base) override {
+    FALCON_CHECK(durable() == appended_);
+    rebase_ = base;
+    return Append({});
+  }
+
+  [[nodiscard]] LogPosition base() const override { return writer_.base(); }
 
   void Flush() override {
     queue_.Publish();
@@ -65,7 +74,8 @@ class WalImpl final : public Wal {
   }
 
   void Release(Op op, Op hard_floor) override {
-    release_below_.store(std::min(op, hard_floor), std::memory_order_relaxed);
+    needed_from_.store(std::min(op, hard_floor), std::memory_order_relaxed);
+    release_below_.store(hard_floor, std::memory_order_relaxed);
   }
 
   [[nodiscard]] Counters counters() const override { return writer_.counters(); }
@@ -87,6 +97,7 @@ class WalImpl final : public Wal {
   // The owner's.
   uint64_t appended_ = 0;
   std::vector<std::byte> read_scratch_;
+  LogPosition rebase_;  // the writer's from Flush until durable() covers it
 
   // The writer's.
   WalWriter writer_;
@@ -98,6 +109,7 @@ class WalImpl final : public Wal {
   std::atomic<bool> failed_{false};
   std::atomic<bool> armed_{false};
   std::atomic<bool> stop_{false};
+  std::atomic<Op> needed_from_{0};
   std::atomic<Op> release_below_{0};
   Sleeper sleeper_;
   UniqueFd wake_;
@@ -106,19 +118,22 @@ class WalImpl final : public Wal {
 
 size_t WalImpl::Step() {
   if (failed()) return 0;
-  const Status released = writer_.ReleaseSegments(release_below_.load(std::memory_order_relaxed));
+  const Status released = writer_.ReleaseSegments(needed_from_.load(std::memory_order_relaxed),
+                                                  release_below_.load(std::memory_order_relaxed));
   if (!released.ok()) {
     Fail(released);
     return 0;
   }
   const size_t readable = queue_.Readable();
   if (readable == 0) return 0;
-  for (size_t i = 0; i < readable; ++i) {
+  // Nothing was queued in front of it.
+  const bool rebase = queue_.Peek(0).data == nullptr;
+  for (size_t i = 0; i < readable && !rebase; ++i) {
     const Queued& next = queue_.Peek(i);
     if (!writer_.Gather({next.data, next.bytes})) break;
   }
-  const size_t entries = writer_.gathered();
-  const Status status = writer_.WriteBatch();
+  const size_t entries = rebase ? 1 : writer_.gathered();
+  const Status status = rebase ? writer_.Rebase(rebase_) : writer_.WriteBatch();
   if (!status.ok()) {
     Fail(status);
     return 0;

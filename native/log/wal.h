@@ -75,11 +75,12 @@ struct ViewTableRow {
 
 // What a scan of the log found.
 struct RecoveredLog {
-  Op first_op = 1;  // first op that is still on disk (1 if nothing was released yet)
-  Op last_op = 0;   // 0: empty
+  Op first_op = 1;   // first op that is still on disk (1 if nothing was released yet)
+  LogPosition base;  // the entry before it, which is not; view 0: not known
+  Op last_op = 0;    // 0: empty
   View last_view = 0;
   uint32_t last_checksum = 0;
-  std::vector<ViewTableRow> view_table;  // ascending; covers first_op..last_op
+  std::vector<ViewTableRow> view_table;  // ascending; covers base.op..last_op
   uint64_t torn_bytes = 0;               // bytes of torn tail that were ignored
   bool damaged = false;       // an entry below the durable mark is not readable (LOG_DAMAGED):
   Op damaged_after_op = 0;    //   the good prefix ends here, and last_op is cut to it
@@ -95,6 +96,15 @@ class Wal {
   // Entries come in log order; after a cut the caller goes on with a lower op, chained to the entry
   // that is left. Cutting below the first op that is kept is a broken invariant.
   virtual uint64_t Append(std::span<const std::byte> entry) = 0;
+
+  // Forgets the log and begins it anew behind `base`, an entry that is not in it; the next append
+  // is of op base.op + 1. Asked for when everything appended is durable. Returns a sequence number
+  // as Append does: until durable() covers it the disk may hold the old log, never a part of it. 0:
+  // as for Append.
+  virtual uint64_t Rebase(const LogPosition& base) = 0;
+
+  // The entry before the first one that is kept.
+  [[nodiscard]] virtual LogPosition base() const = 0;
 
   // Makes what was appended visible to the writer and wakes it. Called once after a batch of
   // appends.
@@ -120,9 +130,9 @@ class Wal {
   virtual Status Read(Op from, Op until, size_t max_bytes, std::vector<std::byte>* into) = 0;
 
   // Tells that nobody needs ops below `op` any more (0: everybody is needed). Whole segments below
-  // it are removed once the log exceeds retain_bytes; segments at or above `hard_floor` are never
-  // removed. The writer does it in its next Step; counters().disk_bytes tells a caller when a slow
-  // replica must be given up (by a higher `op`).
+  // it are removed once the log exceeds retain_bytes, and those that somebody needs once it exceeds
+  // that by a quarter and two segments; segments at or above `hard_floor` are never removed. The
+  // writer does it in its next Step.
   virtual void Release(Op op, Op hard_floor) = 0;
 
   struct Counters {

@@ -45,6 +45,7 @@ class Scanner {
                      const char** wrong);
   Status PositionBefore(Op op, const EntryHeader& first, LogPosition* position);
   void CutTable(Op last_op);
+  void FinishRelease();
   void Finish();
 
   void Damage(const Segment& segment, uint64_t offset, const std::string& what);
@@ -57,11 +58,11 @@ class Scanner {
   Storage& storage_;
   const WalOptions& options_;
   ScannedLog& log_;
-  LogPosition base_;           // before the first entry that is kept
-  bool started_ = false;       // base_ is known
-  bool finished_ = false;      // torn or damaged: what is behind is not part of the log
-  uint64_t highest_seen_ = 0;  // of all batch numbers, of the log or not
-  std::vector<ViewTableRow> table_;
+  LogPosition base_;                 // before the first entry that is kept
+  bool started_ = false;             // base_ is known
+  bool finished_ = false;            // torn or damaged: what is behind is not part of the log
+  uint64_t highest_seen_ = 0;        // of all batch numbers, of the log or not
+  std::vector<ViewTableRow> table_;  // from the base on
 };
 
 Status Scanner::Run() {
@@ -169,6 +170,7 @@ Status Scanner::ScanSegment(size_t place) {
     base_ = segment.base();
     log_.tail = base_;
     log_.index.Reset(base_.op);
+    if (base_.op > 0) table_ = {{base_.view, base_.op}};
     log_.last_batch = segment.header.after_batch;
     started_ = true;
   }
@@ -270,7 +272,7 @@ Status Scanner::FindLaterTraces(const Segment& segment, uint64_t offset, uint64_
 Status Scanner::AcceptBatch(const std::shared_ptr<Segment>& segment, uint64_t offset,
                             std::span<const std::byte> bytes, const BatchHeader& batch,
                             const char** wrong) {
-  LogPosition position{};
+  LogPosition position{}, before{};
   Status status;
   std::vector<ViewTableRow> rows;
   *wrong = VisitEntries(bytes, batch, [&](const EntryHeader& entry, std::span<const std::byte>) {
@@ -278,6 +280,7 @@ Status Scanner::AcceptBatch(const std::shared_ptr<Segment>& segment, uint64_t of
       if (entry.op > log_.tail.op + 1) return false;
       status = PositionBefore(entry.op, entry, &position);
       if (!status.ok()) return false;
+      before = position;
     }
     if (entry.previous != position.checksum || entry.view < position.view) return false;
     if (entry.view > position.view || rows.empty()) rows.push_back({entry.view, entry.op});
@@ -291,7 +294,7 @@ Status Scanner::AcceptBatch(const std::shared_ptr<Segment>& segment, uint64_t of
     return Ok();
   }
   if (batch.first_op <= base_.op) {
-    base_ = {.op = batch.first_op - 1, .view = 0, .checksum = 0};
+    base_ = before;
     table_.clear();
     log_.index.Reset(base_.op);
   }
@@ -338,8 +341,28 @@ void Scanner::Damage(const Segment& segment, uint64_t offset, const std::string&
   log_.recovered.damage_detail = segment.path + " at " + std::to_string(offset) + ": " + what;
 }
 
+// A release that was interrupted left segments whose entries have been cut since, and a log whose
+// base is in none of the headers. What was to be kept begins with the first segment below which
+// nothing was cut afterwards (WalWriter::ReleasablePrefix).
+void Scanner::FinishRelease() {
+  Op lowest = std::numeric_limits<Op>::max();
+  const Segment* first = nullptr;
+  for (auto it = log_.segments.rbegin(); it != log_.segments.rend(); ++it) {
+    const Segment& segment = **it;
+    lowest = std::min(lowest, segment.lowest_op);
+    if (segment.in_log && lowest > segment.header.base_op) first = &segment;
+  }
+  if (first == nullptr || first->header.base_op < base_.op) return;
+  base_ = first->base();
+  log_.index.Release(base_.op);
+  std::erase_if(table_, [this](const ViewTableRow& row) { return row.first_op <= base_.op; });
+  table_.insert(table_.begin(), {base_.view, base_.op});
+}
+
 void Scanner::Finish() {
+  if (base_.op > 0 && base_.view == 0) FinishRelease();
   RecoveredLog& recovered = log_.recovered;
+  recovered.base = base_;
   recovered.first_op = log_.index.base_op() + 1;
   recovered.last_op = log_.tail.op;
   recovered.last_view = log_.tail.view;

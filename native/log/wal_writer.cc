@@ -13,11 +13,15 @@
 namespace falcon {
 namespace {
 
-LogPosition BaseOf(const ScannedLog& scanned) {
-  for (const auto& segment : scanned.segments) {
-    if (segment->in_log) return segment->base();
+// Where the log was begun anew, the segments before that place are of the log that it was. They may
+// still be there if the process died soon after.
+size_t ForsakenPrefix(const std::vector<std::shared_ptr<Segment>>& segments) {
+  for (size_t i = 0; i < segments.size(); ++i) {
+    const Segment& segment = *segments[i];
+    if (segment.in_log)
+      return segment.header.after_batch == 0 && segment.header.base_op > 0 ? i : 0;
   }
-  return {};
+  return 0;
 }
 
 }  // namespace
@@ -27,7 +31,7 @@ WalWriter::WalWriter(Storage& storage, const WalOptions& options, ScannedLog&& s
       options_(options),
       tail_(scanned.tail),
       gathered_(scanned.tail),
-      base_(BaseOf(scanned)),
+      base_(scanned.recovered.base),
       last_batch_(scanned.last_batch),
       next_batch_(scanned.next_batch),
       forced_batch_(scanned.forced_batch),
@@ -37,6 +41,9 @@ WalWriter::WalWriter(Storage& storage, const WalOptions& options, ScannedLog&& s
       segments_(scanned_->segments),
       staging_(static_cast<size_t>(BatchBytes(options.batch_bytes))),
       index_(std::move(scanned_->index)) {
+  const auto kept = segments_.begin() + static_cast<ptrdiff_t>(ForsakenPrefix(segments_));
+  forsaken_.assign(segments_.begin(), kept);
+  segments_.erase(segments_.begin(), kept);
   UpdateSegmentCounters();
 }
 
@@ -103,6 +110,23 @@ Status WalWriter::CutTo(Op op) {
     run = index_.Find(op);
   }
   return ReadPosition(run, op, &gathered_);
+}
+
+// One rename makes the new log the log: a scan passes by all segments in front of one that follows
+// batch 0. What they hold goes when it is in nobody's way.
+Status WalWriter::Rebase(const LogPosition& base) {
+  FALCON_CHECK(entries_ == 0 && base.op > 0 && base.view > 0);
+  tail_ = gathered_ = base;
+  last_batch_ = 0;
+  std::vector<std::shared_ptr<Segment>> before;
+  before.swap(segments_);
+  if (Status status = BeginSegment(); !status.ok()) return status;
+  forsaken_.insert(forsaken_.end(), before.begin(), before.end());
+  UpdateSegmentCounters();
+  const std::lock_guard lock(index_mutex_);
+  base_ = base;
+  index_.Reset(base.op);
+  return Ok();
 }
 
 Status WalWriter::WriteBatch() {
@@ -240,27 +264,47 @@ size_t WalWriter::ReleasablePrefix(Op floor) const {
   return 0;
 }
 
-Status WalWriter::ReleaseSegments(Op floor) {
+Status WalWriter::ReleaseSegments(Op needed, Op hard_floor) {
+  if (!forsaken_.empty()) {
+    // All of them are gone before the segment that tells a scan to pass them by may go.
+    if (Status status = Remove(forsaken_.back()); !status.ok()) return status;
+    forsaken_.pop_back();
+    UpdateSegmentCounters();
+    return Ok();
+  }
+  const uint64_t patience = options_.retain_bytes / 4 + 2 * options_.segment_bytes;
   while (disk_bytes_.load(std::memory_order_relaxed) > options_.retain_bytes) {
-    const size_t count = ReleasablePrefix(floor);
+    const bool patient =
+        disk_bytes_.load(std::memory_order_relaxed) <= options_.retain_bytes + patience;
+    const size_t count = ReleasablePrefix(patient ? std::min(needed, hard_floor) : hard_floor);
     if (count == 0) return Ok();
-    base_ = segments_[count]->base();
     {
       const std::lock_guard lock(index_mutex_);
+      base_ = segments_[count]->base();
       index_.Release(base_.op);
     }
     // Oldest first, each made sure before the next, so that a crash never leaves a hole.
     for (size_t removed = 0; removed < count; ++removed) {
-      int result = storage_.Remove(segments_.front()->path);
-      if (result < 0) return Failed("remove", segments_.front()->path, -result);
+      if (Status status = Remove(segments_.front()); !status.ok()) return status;
       segments_.erase(segments_.begin());
-      if (!options_.force) continue;
-      result = storage_.ForceDirectory(options_.directory);
-      if (result < 0) return Failed("force", options_.directory, -result);
     }
     UpdateSegmentCounters();
   }
   return Ok();
+}
+
+Status WalWriter::Remove(const std::shared_ptr<Segment>& segment) {
+  int result = storage_.Remove(segment->path);
+  if (result < 0) return Failed("remove", segment->path, -result);
+  if (!options_.force) return Ok();
+  result = storage_.ForceDirectory(options_.directory);
+  if (result < 0) return Failed("force", options_.directory, -result);
+  return Ok();
+}
+
+LogPosition WalWriter::base() const {
+  const std::lock_guard lock(index_mutex_);
+  return base_;
 }
 
 Status WalWriter::Read(Op from, Op until, size_t max_bytes, std::vector<std::byte>* scratch,
@@ -297,7 +341,8 @@ Status WalWriter::Read(Op from, Op until, size_t max_bytes, std::vector<std::byt
 void WalWriter::UpdateSegmentCounters() {
   uint64_t bytes = 0;
   for (const auto& segment : segments_) bytes += segment->bytes;
-  segment_count_.store(segments_.size(), std::memory_order_relaxed);
+  for (const auto& segment : forsaken_) bytes += segment->bytes;
+  segment_count_.store(segments_.size() + forsaken_.size(), std::memory_order_relaxed);
   disk_bytes_.store(bytes, std::memory_order_relaxed);
 }
 

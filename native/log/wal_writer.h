@@ -39,8 +39,16 @@ class WalWriter {
   // must not be used again after one.
   Status WriteBatch();
 
-  // Removes leading segments as Wal::Release describes, `floor` being the lower of its two bounds.
-  Status ReleaseSegments(Op floor);
+  // Begins the log anew behind `base` (Wal::Rebase). Nothing may be gathered. Errors: as
+  // WriteBatch.
+  Status Rebase(const LogPosition& base);
+
+  // Removes leading segments as Wal::Release describes: those that nobody needs lie below `needed`.
+  // Segments of a log that was begun anew go one a call.
+  Status ReleaseSegments(Op needed, Op hard_floor);
+
+  // From any thread.
+  [[nodiscard]] LogPosition base() const;
 
   // From any thread. See Wal::Read; `scratch` belongs to the caller.
   Status Read(Op from, Op until, size_t max_bytes, std::vector<std::byte>* scratch,
@@ -50,6 +58,7 @@ class WalWriter {
 
  private:
   Status CutTo(Op op);
+  Status Remove(const std::shared_ptr<Segment>& segment);
   Status EnsureRoom(uint64_t bytes);
   Status BeginSegment();
   Status MakeSegmentFile(const SegmentHeader& header, std::shared_ptr<Segment>* segment);
@@ -61,17 +70,18 @@ class WalWriter {
   Storage& storage_;
   const WalOptions options_;
 
-  LogPosition tail_;                           // of the log with everything written
-  LogPosition gathered_;                       // of the log with everything gathered
-  LogPosition base_;                           // before the first entry that is kept
-  uint64_t last_batch_;                        // of the log
-  uint64_t next_batch_;                        // number of the next one
-  uint64_t forced_batch_;                      // highest one known to be forced
+  LogPosition tail_;       // of the log with everything written
+  LogPosition gathered_;   // of the log with everything gathered
+  LogPosition base_;       // before the first entry that is kept; for others behind index_mutex_
+  uint64_t last_batch_;    // of the log; 0: it begins with the next one
+  uint64_t next_batch_;    // number of the next one
+  uint64_t forced_batch_;  // highest one known to be forced
   const std::unique_ptr<ScannedLog> scanned_;  // until ForceRecovered
 
   std::shared_ptr<Segment> segment_;  // nullptr: begin one with the next batch
   uint64_t offset_ = 0;
   std::vector<std::shared_ptr<Segment>> segments_;
+  std::vector<std::shared_ptr<Segment>> forsaken_;  // of a log that was begun anew, to be removed
 
   std::vector<std::byte> staging_;  // header and payload of the batch being gathered
   size_t payload_bytes_ = 0;

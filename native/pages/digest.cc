@@ -2,10 +2,13 @@
 
 #include <sodium/core.h>
 #include <sodium/crypto_onetimeauth_poly1305.h>
+#include <sodium/crypto_shorthash_siphash24.h>
 #include <sodium/crypto_stream_chacha20.h>
 #include <sodium/randombytes.h>
 #include <sodium/utils.h>
 
+#include <algorithm>
+#include <bit>
 #include <cstring>
 #include <utility>
 
@@ -15,7 +18,8 @@ namespace falcon {
 
 static_assert(std::tuple_size_v<Digest> == crypto_onetimeauth_poly1305_BYTES);
 static_assert(std::tuple_size_v<DigestKey> == crypto_stream_chacha20_KEYBYTES);
-static_assert(sizeof(uint64_t) == crypto_stream_chacha20_NONCEBYTES);
+static_assert(kPageBlocks == 8 * sizeof(BlockMask));
+static_assert(sizeof(uint64_t) == crypto_shorthash_siphash24_BYTES);
 
 Status StartDigests() {
   if (sodium_init() >= 0) return Ok();
@@ -28,17 +32,62 @@ DigestKey MakeDigestKey() {
   return key;
 }
 
-Digest DigestPage(const DigestKey& key, size_t page, const std::byte* bytes) {
+PageHasher::PageHasher(const DigestKey& key) {
+  static_assert(sizeof page_key_ == crypto_onetimeauth_poly1305_KEYBYTES);
+  static_assert(sizeof block_key_ == crypto_shorthash_siphash24_KEYBYTES);
+  std::array<uint8_t, sizeof page_key_ + sizeof block_key_> stream;
+  const std::array<uint8_t, crypto_stream_chacha20_NONCEBYTES> nonce{};
+  crypto_stream_chacha20(stream.data(), stream.size(), nonce.data(), key.data());
+  std::memcpy(page_key_.data(), stream.data(), page_key_.size());
+  std::memcpy(block_key_.data(), stream.data() + page_key_.size(), block_key_.size());
+}
+
+Digest PageHasher::Page(const std::byte* page) const {
   Digest digest{};
-  if (IsZeroPage(bytes)) return digest;
-  const uint64_t number = page;
-  std::array<uint8_t, sizeof number> nonce;
-  std::memcpy(nonce.data(), &number, sizeof number);
-  std::array<uint8_t, crypto_onetimeauth_poly1305_KEYBYTES> once;
-  crypto_stream_chacha20(once.data(), once.size(), nonce.data(), key.data());
+  if (IsZeroPage(page)) return digest;
   crypto_onetimeauth_poly1305(reinterpret_cast<uint8_t*>(digest.data()),
-                              reinterpret_cast<const uint8_t*>(bytes), kPageBytes, once.data());
+                              reinterpret_cast<const uint8_t*>(page), kPageBytes, page_key_.data());
   return digest;
+}
+
+BlockDigests PageHasher::Blocks(const std::byte* page) const {
+  BlockDigests digests;
+  for (size_t i = 0; i < kPageBlocks; ++i) {
+    crypto_shorthash_siphash24(reinterpret_cast<uint8_t*>(&digests[i]),
+                               reinterpret_cast<const uint8_t*>(page + i * kBlockBytes),
+                               kBlockBytes, block_key_.data());
+  }
+  return digests;
+}
+
+BlockMask DifferingBlocks(const BlockDigests& ours, const BlockDigests& theirs) {
+  BlockMask mask = 0;
+  for (size_t i = 0; i < kPageBlocks; ++i) mask |= BlockMask{ours[i] != theirs[i]} << i;
+  return mask;
+}
+
+// Blocks of zeroes are everywhere, and say nothing.
+PageFeatures FeaturesOf(const BlockDigests& digests, BlockMask filled) {
+  // Odd, so that each makes an order of all numbers.
+  constexpr PageFeatures kOrders{1, 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93};
+  PageFeatures features;
+  features.fill(kNoFeature);
+  for (; filled != 0; filled &= filled - 1) {
+    const uint64_t digest = digests[static_cast<size_t>(std::countr_zero(filled))];
+    for (size_t i = 0; i < features.size(); ++i)
+      features[i] = std::min(features[i], digest * kOrders[i]);
+  }
+  return features;
+}
+
+BlockMask FilledBlocks(const std::byte* page) {
+  static constexpr std::array<std::byte, kBlockBytes> kZeroes{};
+  BlockMask mask = 0;
+  for (size_t i = 0; i < kPageBlocks; ++i) {
+    const bool filled = std::memcmp(page + i * kBlockBytes, kZeroes.data(), kBlockBytes) != 0;
+    mask |= BlockMask{filled} << i;
+  }
+  return mask;
 }
 
 Status DifferingPages(const PageSet& ours, std::span<const Digest> our_digests,

@@ -75,6 +75,7 @@ void Digester::Start(DigestJob job) {
   resident_ = holes_known_ ? *job.resident : PageSet();
   job_ = std::move(job);
   job_.resident = nullptr;
+  hasher_ = PageHasher(job_.key);
   ranks_.clear();
   size_t rank = 0;
   const std::span<const uint64_t> words = job_.pages.words();
@@ -175,7 +176,7 @@ void Digester::DigestChunk(size_t chunk) {
     if (cancelled_.load(std::memory_order_relaxed)) return;
     job_.digests[rank++] = holes_known_ && !resident_.Test(page)
                                ? Digest{}
-                               : DigestPage(job_.key, page, job_.memory.data() + page * kPageBytes);
+                               : hasher_.Page(job_.memory.data() + page * kPageBytes);
     progress_.fetch_add(1, std::memory_order_relaxed);
   }
 }

@@ -90,6 +90,7 @@ class Digester {
 
   // Written by Start while nobody has a job in hand.
   DigestJob job_;
+  PageHasher hasher_;
   PageSet resident_;
   bool holes_known_ = false;
   size_t inline_pages_ = 0;

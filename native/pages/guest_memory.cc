@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -127,6 +128,17 @@ Status GuestMemory::ResidentPages(PageSet* resident) const {
   }
   *resident = std::move(found);
   return Ok();
+}
+
+Status GuestMemory::HasRoomFor(const PageSet& resident) const {
+  FALCON_CHECK(ok() && resident.pages() == pages());
+  struct statvfs system {};
+  if (fstatvfs(fd_.get(), &system) != 0) return Failed("look for room for", path_, errno);
+  const uint64_t needed = (pages() - resident.Count()) * kPageBytes;
+  const uint64_t free = uint64_t{system.f_bavail} * system.f_frsize;
+  if (free >= needed) return Ok();
+  return {"GUEST_MEMORY", path_ + " may need " + std::to_string(needed) + " bytes more, " +
+                              std::to_string(free) + " are free"};
 }
 
 void GuestMemory::DropZeroPages(PageSet* resident) const {

@@ -1,8 +1,8 @@
-// Sends the pages of a set into a peer's memory, a piece at a time between other work.
+// Sends pages, and blocks of pages, into a peer's memory, a piece at a time between other work.
 //
-// Neighbouring pages go together, as one write. The guest may change a page while it is sent: what
-// arrives then is a mixture, and the page is dirty again, so that a later round sends it once more.
-// For the reactor thread; what was posted is not rung for.
+// Neighbouring pages go together, as one write; so do neighbouring blocks of a page. The guest may
+// change a page while it is sent: what arrives then is a mixture, and the page is dirty again, so
+// that a later round sends it once more. For the reactor thread; what was posted is not rung for.
 #pragma once
 
 #include <array>
@@ -10,9 +10,11 @@
 #include <cstdint>
 #include <span>
 #include <utility>
+#include <vector>
 
 #include "fabric/fabric.h"
 #include "os/status.h"
+#include "pages/digest.h"
 #include "pages/page_set.h"
 
 namespace falcon {
@@ -26,11 +28,18 @@ struct PageMoverOptions {
   static constexpr size_t kMaxWrites = 64;
 };
 
+// Of one page only these blocks.
+struct PagePart {
+  size_t page = 0;
+  BlockMask blocks = 0;
+};
+
 struct PageProgress {
-  size_t pages = 0;  // in all
+  size_t pages = 0;  // in all; one that goes in parts counts when its last part does
   size_t posted = 0;
   size_t completed = 0;  // their source is free; that they are there, the peer has to say
   uint64_t writes = 0;
+  uint64_t bytes = 0;  // posted
 };
 
 class PageMover {
@@ -40,6 +49,8 @@ class PageMover {
   // connection: its owner drops it when that ends.
   PageMover(Fabric* fabric, PeerId peer, RegionId region, std::span<const std::byte> memory,
             PageSet pages, const PageMoverOptions& options = {});
+  // The same for the parts of some pages, behind the whole ones. No part is empty.
+  void AddParts(std::vector<PagePart> parts);
 
   // Takes note of completions and posts up to `max_bytes` more; *posted_bytes of them were. A full
   // queue is no error. Errors, which stay: FABRIC_DOWN, FABRIC_BOUNDS (not attached, or too small).
@@ -47,16 +58,24 @@ class PageMover {
 
   // Everything is posted and completed, as of the last Step.
   [[nodiscard]] bool Done() const {
-    return failure_.ok() && next_ == pages_.pages() && head_ == tail_;
+    return failure_.ok() && next_ == pages_.pages() && part_ == parts_.size() && head_ == tail_;
   }
   [[nodiscard]] const PageProgress& progress() const { return progress_; }
   [[nodiscard]] const Status& failure() const { return failure_; }
 
  private:
+  struct Piece {
+    size_t at;
+    size_t bytes;
+    size_t pages;  // that end with it
+  };
   struct Posted {
     uint64_t until;  // of Fabric::Posted
+    size_t bytes;
     size_t pages;
   };
+  [[nodiscard]] Piece NextPiece(size_t room) const;
+  void Advance(const Piece& piece);
   Status Fail(Status status);
   Status Retire();
 
@@ -67,6 +86,8 @@ class PageMover {
   PageSet pages_;
   PageMoverOptions options_;
   size_t next_ = 0;  // page that comes next; pages(): none is left
+  std::vector<PagePart> parts_;
+  size_t part_ = 0;  // that comes next; its blocks are those that are left of it
   Status failure_;
   PageProgress progress_;
   size_t outstanding_bytes_ = 0;

@@ -35,6 +35,7 @@ DataPlane::DataPlane(const PlaneOptions& options, Clock* clock, Fabric* fabric, 
   log_.Restore(recovered);
   recovered_op_ = delivered_op_ = durable_op_ = wal_durable_op_ = recovered.last_op;
   wal_base_op_ = wal_handed_op_ = recovered.last_op;
+  commit_op_ = recovered.base.op;
   for (PeerId i = 0; i < options.members; ++i) {
     peers_.push_back(i == options.self ? nullptr : std::make_unique<PeerLink>(i));
   }
@@ -89,6 +90,7 @@ Status DataPlane::Connect(PeerId id, uint64_t connection, std::string_view descr
   peer.connection = connection;
   peer.up = true;
   peer.words = {};
+  peer.words_at = 0;
   peer.seen_sequence = 0;
   peer.words_ticket.fill(0);
   peer.words_sent = 0;
@@ -171,12 +173,13 @@ void DataPlane::Lead(View view) {
   pending_ = Pending::kLead;
 }
 
-void DataPlane::Follow(View view, PeerId primary, Op agree_op) {
+void DataPlane::Follow(View view, PeerId primary, Op agree_op, const LogPosition& base) {
   FALCON_CHECK(primary < peers_.size() && peers_[primary] != nullptr);
   if (view != promised_view_ || failed_ || !peers_[primary]->up) return;
   BecomeIdle();
   pending_ = Pending::kFollow;
   pending_agree_ = agree_op;
+  pending_base_ = base;
   pending_primary_ = primary;
 }
 
@@ -276,9 +279,9 @@ int DataPlane::PollOnce(Nanoseconds now) {
   PostWords();
   WakeWal(now);
   if (now >= next_release_) {
-    next_release_ = now + kSecond;
+    next_release_ = now + options_.release_interval;
     const Op done_op = std::min(commit_op_, delivered_op_);
-    wal_->Release(done_op, done_op);
+    wal_->Release(std::min(done_op, NeededFrom()), done_op);
     // A replica that returns agrees by a view that both know, so rows outlive the entries in
     // memory; only their number bounds them.
     if (log_.table().size() > kTableRowsMax)
@@ -312,7 +315,8 @@ void DataPlane::DisarmWake() {
 Nanoseconds DataPlane::NextDeadline(Nanoseconds now) const {
   Nanoseconds next = now + 10 * kMillisecond;
   if (role_ == PlaneRole::kLeading && !surrendered_) next = std::min(next, next_heartbeat_);
-  if (guest_ == GuestMode::kRunning) next = std::min(next, next_flow_tick_);
+  // Flows rest while delivery does: a tick that is due already must not keep this thread awake.
+  if (guest_ == GuestMode::kRunning && held_op_ == 0) next = std::min(next, next_flow_tick_);
   // The guest tells nobody when its ring has run empty: looked after while somebody waits for it.
   if (role_ == PlaneRole::kLeading && guest_ == GuestMode::kRunning && !caught_up_told_)
     next = std::min(next, now + kMillisecond / 2);
@@ -329,9 +333,13 @@ void DataPlane::FillSnapshot(PlaneSnapshot* s) const {
   s->last_op = log_.last_op();
   s->durable_op = durable_op_;
   s->commit_op = commit_op_;
+  const LogPosition base = wal_->base();
+  s->base = base.op < begun_.op ? begun_ : base;
+  s->committed = CommittedPosition();
   s->delivered_op = std::min(delivered_op_, std::max(commit_op_, recovered_op_));
   for (const auto& peer : peers_) {
     if (peer == nullptr) continue;
+    s->words_at[peer->id] = peer->words_at;
     s->acks[peer->id] = role_ == PlaneRole::kLeading && peer->up && peer->feeding &&
                         peer->words.following_view == promised_view_;
     s->acked[peer->id] = s->acks[peer->id] ? peer->words.durable_op : 0;

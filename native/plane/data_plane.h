@@ -28,6 +28,7 @@
 #include "os/clock.h"
 #include "plane/peer_link.h"
 #include "plane/transfer.h"
+#include "plane/verify.h"
 #include "vm/builtin_service.h"
 #include "vm/flow_table.h"
 #include "vm/ingress_pool.h"
@@ -59,6 +60,7 @@ struct PlaneOptions {
   };
   std::vector<Fault> faults;
   int digest_threads = DigesterOptions::kAuto;  // of state transfers; 0: none
+  Nanoseconds release_interval = kSecond;       // how often the log on disk is looked at
   uint32_t vm_address =
       0;  // IPv4 of the guest in network order, for the announcement; 0: RARP only
 };
@@ -99,6 +101,8 @@ struct PlaneEvent {
     kTransferArrived,  // numbers = op, boot op
     kTransferInstalled,
     kTransferFailed,  // bytes = "CODE detail"
+    kTransferTaken,
+    kTransferVerified,  // bytes = VerifyReport, and what is behind it
   };
   Kind kind;
   PeerId peer = 0;
@@ -110,7 +114,7 @@ struct PlaneEvent {
   View last_view = 0;  // kPromised
   Op commit_op = 0;
   std::vector<ViewTableRow> table;
-  std::array<uint64_t, 7> numbers{};
+  std::array<uint64_t, kTransferNumbers> numbers{};
 };
 
 struct PlaneSnapshot {
@@ -118,9 +122,12 @@ struct PlaneSnapshot {
   View promised_view = 0;
   View log_view = 0;
   Op last_op = 0, durable_op = 0, commit_op = 0, delivered_op = 0;
+  LogPosition base;                      // the entry before the first that is kept
+  LogPosition committed;                 // at commit_op, or view 0: not at hand
   std::array<Op, kMaxMembers> acked{};   // leading: durable op of each member in this view
   std::array<bool, kMaxMembers> acks{};  // it follows this view
-  Nanoseconds lease_end = 0;             // leading; 0: none
+  std::array<Nanoseconds, kMaxMembers> words_at{};  // when each member's words came last; 0: never
+  Nanoseconds lease_end = 0;                        // leading; 0: none
   bool gate_open = false;
   bool gate_armed = false;
   View heard_view = 0;  // of the last heartbeat that was acknowledged
@@ -176,7 +183,9 @@ class DataPlane final : private FlowSink {
   void Disconnect(PeerId peer);
   void Promise(View view);
   void Lead(View view);
-  void Follow(View view, PeerId primary, Op agree_op);
+  // Cuts the log behind `agree_op`; or, with `base.op` > 0, which is then `agree_op`, begins it
+  // anew there: the guest here must have ended.
+  void Follow(View view, PeerId primary, Op agree_op, const LogPosition& base = {});
   void Feed(PeerId peer, View view, Op agree_op);
   void Resign(View view);
   void HoldInput(View view);
@@ -205,6 +214,8 @@ class DataPlane final : private FlowSink {
   void TransferRound(SessionId session, uint32_t round, RoundPages pages, bool final);
   void TransferSync(SessionId session);
   void TransferSend(SessionId session, const std::string& path);
+  void TransferLook(SessionId session);
+  void TransferTake(SessionId session, const std::string& path);
   void TransferRelease(SessionId session);
   void TransferRings(SessionId session);
   void TransferInstall(SessionId session);
@@ -264,19 +275,24 @@ class DataPlane final : private FlowSink {
   void NoteSent(PeerLink& peer);
   void MarkWords(bool all);
   void BecomeIdle();
-  void FinishPending();
-  void FinishPromise();
-  void FinishFollow();
-  void FinishLead(Nanoseconds now);
   bool AppendOwn(EntryKind kind, std::span<const std::byte> payload);
   void HandToWal();
   void WakeWal(Nanoseconds now);
   void FlushWal();
-  [[nodiscard]] bool LogAtRest() const;
   void AdvanceCommit();
   void PostWords();
   void SetEvictionFloor();
+
+  // roles.cc: what waits for the log to be at rest
+  void FinishPending();
+  void FinishPromise();
+  void FinishFollow();
+  void BeginAnew();
+  void FinishLead(Nanoseconds now);
+  [[nodiscard]] bool LogAtRest() const;
   [[nodiscard]] uint32_t ChecksumOf(Op op);
+  [[nodiscard]] LogPosition CommittedPosition() const;
+  [[nodiscard]] Op NeededFrom() const;
 
   // lease.cc
   void PollLease(Nanoseconds now);
@@ -300,6 +316,7 @@ class DataPlane final : private FlowSink {
   void LetLeave();
   void HoldBehind(Op op, std::span<const std::byte> payload);
   void CaptureState(std::vector<std::byte>* state, Nanoseconds now);
+  [[nodiscard]] PlaneFacts CaptureFacts(Nanoseconds now);
   Status InstallState(std::span<const std::byte> state, Nanoseconds now);
   PlaneEvent& EmitTransfer(PlaneEvent::Kind kind, SessionId session);
   void TransferFailed(SessionId session, const std::string& why);
@@ -338,6 +355,8 @@ class DataPlane final : private FlowSink {
   enum class Pending : uint8_t { kNone, kPromise, kFollow, kLead };
   Pending pending_ = Pending::kNone;
   Op pending_agree_ = 0;
+  LogPosition pending_base_;
+  LogPosition begun_;  // where the log began anew last, which its disk may not know yet
   PeerId pending_primary_ = 0;
   std::vector<std::byte> disk_buffer_;
   std::vector<std::byte> received_;  // a record's entries, whole, on their way into the log
@@ -394,13 +413,15 @@ class DataPlane final : private FlowSink {
   std::unique_ptr<TransferSession> transfer_;
   TransferSource* source_ = nullptr;  // transfer_, as what it is
   TransferTarget* target_ = nullptr;
+  VerifySession* verify_ = nullptr;
   std::unique_ptr<TransferSession> leaving_;
   uint64_t leaving_generation_ = 0;
   uint64_t leaving_ticket_ = 0;
   TransferBases bases_;
   size_t guest_pages_ = 0;  // of the session that was opened last
   Op held_op_ = 0;          // delivery stands behind this vm-sync; 0: it does not stand
-  bool arrived_ = false;    // target: the whole state, which may be ahead of the log
+  Nanoseconds held_since_ = 0;
+  bool arrived_ = false;  // target: the whole state, which may be ahead of the log
   std::vector<TransferNews> transfer_news_;
 
   mutable PlaneSnapshot count_;  // the counters; the rest is filled in on demand

@@ -36,13 +36,16 @@ Status Inbox::Make(const std::string& path, size_t payload_bytes) {
   const UniqueFd fd(open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
   if (!fd.valid()) return {"SYNC_MEMORY", ErrnoText("open " + path, errno)};
   const size_t bytes = kInboxPayloadAt + ((payload_bytes + 4095) & ~size_t{4095});
+  // All of it now: where a peer writes later, a file system that is full would end this process.
+  int error = posix_fallocate(fd.get(), 0, static_cast<off_t>(bytes));
   void* at = MAP_FAILED;
-  if (ftruncate(fd.get(), static_cast<off_t>(bytes)) == 0)
+  if (error == 0) {
     at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
-  if (at == MAP_FAILED) {
-    const int error = errno;
+    if (at == MAP_FAILED) error = errno;
+  }
+  if (error != 0) {
     unlink(path.c_str());
-    return {"SYNC_MEMORY", ErrnoText("map " + path, error)};
+    return {"SYNC_MEMORY", ErrnoText("make room for " + path, error)};
   }
   memory_ = {static_cast<std::byte*>(at), bytes};
   path_ = path;

@@ -18,9 +18,14 @@
 namespace falcon {
 
 enum class InboxKind : uint32_t {
-  kPages = 1,    // source: look at these pages (a PageSet)
-  kDigests = 2,  // target: the pages looked at (a PageSet), and their digests
-  kState = 3,    // source: everything that is not pages
+  kPages = 1,     // source: look at these pages (a PageSet)
+  kDigests = 2,   // target: the pages looked at (a PageSet), and their digests
+  kState = 3,     // source: everything that is not pages
+  kRefine = 4,    // source: copies to make, and pages whose blocks to digest (refinement.h)
+  kBlocks = 5,    // target: they are made; digests of the blocks
+  kPacked = 6,    // source: pages, compressed (packed_pages.h)
+  kUnpacked = 7,  // target: they are in their places
+  kFindings = 8,  // target of a verification: its guest, as digests and states
 };
 
 struct InboxHeader {

@@ -61,6 +61,7 @@ struct PeerLink {
 
   // their words, as last believed
   PeerWords words{};
+  Nanoseconds words_at = 0;  // when they came; 0: none have, over this connection
   uint64_t seen_sequence = 0;
 
   // ours to them: each write keeps its source until the fabric has sent it

@@ -56,6 +56,7 @@ void DataPlane::ReadWords(PeerLink& peer) {
   std::memcpy(&words, at, sizeof words);
   if (words.connection != peer.connection || words.checksum != WordsChecksum(words)) return;
   peer.seen_sequence = words.sequence;
+  peer.words_at = clock_->Now();
   TakeWords(peer, words);
 }
 
@@ -230,91 +231,6 @@ int DataPlane::PollWal() {
     MarkWords(false);
   }
   return 1;
-}
-
-bool DataPlane::LogAtRest() const {
-  return wal_handed_op_ == log_.last_op() && wal_->durable() == wal_sequence_ &&
-         wal_durable_op_ == log_.last_op();
-}
-
-uint32_t DataPlane::ChecksumOf(Op op) {
-  if (op == 0) return 0;
-  if (op == log_.last_op()) return log_.last_checksum();
-  if (log_.Holds(op)) return ReadEntryHeader(log_.Entry(op)).checksum;
-  disk_buffer_.clear();
-  if (Status s = wal_->Read(op, op + 1, 0, &disk_buffer_); !s.ok() || !EntryIsWhole(disk_buffer_)) {
-    Fail("WAL_READ", "op " + std::to_string(op) + ": " + s.detail());
-    return 0;
-  }
-  return ReadEntryHeader(disk_buffer_).checksum;
-}
-
-// ---- commands that wait for the log to be at rest
-
-void DataPlane::FinishPending() {
-  if (pending_ == Pending::kNone || pending_ == Pending::kLead) return;
-  HandToWal();
-  if (!LogAtRest()) return;
-  const Pending what = pending_;
-  pending_ = Pending::kNone;
-  if (what == Pending::kPromise) FinishPromise();
-  if (what == Pending::kFollow) FinishFollow();
-}
-
-void DataPlane::FinishPromise() {
-  PlaneEvent& event = Emit(PlaneEvent::Kind::kPromised);
-  event.view = promised_view_;
-  event.op = log_.last_op();
-  event.last_view = log_.last_view();
-  event.commit_op = commit_op_;
-  event.at = heard_at_;
-  event.table = log_.table();
-}
-
-void DataPlane::FinishFollow() {
-  PeerLink& peer = *peers_[pending_primary_];
-  if (!peer.up) return;
-  // What is committed here stands in the log of every later primary: never cut below it.
-  const Op agree = std::min(std::max(pending_agree_, commit_op_), log_.last_op());
-  if (agree < log_.last_op()) {
-    const uint32_t checksum = ChecksumOf(agree);
-    if (failed_) return;
-    log_.CutAfter(agree, checksum);
-    wal_base_sequence_ = wal_sequence_;
-    wal_base_op_ = wal_handed_op_ = wal_durable_op_ = durable_op_ = agree;
-    recovered_op_ = std::min(recovered_op_, agree);
-    delivered_op_ = std::min(delivered_op_, agree);
-  }
-  const RegionLayout layout{options_.ring_bytes};
-  primary_ = pending_primary_;
-  peer.entries_in.Reset(peer.connection, promised_view_,
-                        fabric_->region(0).subspan(layout.RingAt(primary_), options_.ring_bytes));
-  peer.bad_since = 0;
-  role_ = PlaneRole::kFollowing;
-  peer.words_dirty = true;
-  Emit(PlaneEvent::Kind::kFollowing).view = promised_view_;
-}
-
-void DataPlane::FinishLead(Nanoseconds now) {
-  pending_ = Pending::kNone;
-  role_ = PlaneRole::kLeading;
-  first_countable_round_ = round_ + 1;
-  next_heartbeat_ = now;
-  const std::byte self[1] = {static_cast<std::byte>(options_.self)};
-  view_start_op_ = log_.last_op() + 1;
-  if (!AppendOwn(EntryKind::kViewStart, self)) {
-    // The log is at rest, so all of it can be evicted but what waits for delivery: retried next
-    // round.
-    role_ = PlaneRole::kIdle;
-    pending_ = Pending::kLead;
-    return;
-  }
-  if (flows_ != nullptr) flows_->SetRole(FlowRole::kPrimary);
-  PlaneEvent& event = Emit(PlaneEvent::Kind::kLeading);
-  event.view = promised_view_;
-  event.op = view_start_op_;
-  ProposeUnproposed(now);
-  MarkWords(true);
 }
 
 // ---- leading: log -> peers

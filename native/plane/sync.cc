@@ -52,7 +52,11 @@ void DataPlane::TransferOpen(TransferOptions options) {
   if (leaving_ != nullptr)
     return TransferFailed(session, "SYNC_MEMORY the session before has not left yet");
   guest_pages_ = options.ram_bytes / kPageBytes;
-  if (options.source) {
+  if (options.verify) {
+    auto verify = MakeVerifySession(std::move(options), fabric_);
+    verify_ = verify.get();
+    transfer_ = std::move(verify);
+  } else if (options.source) {
     auto source = MakeTransferSource(std::move(options), fabric_);
     source_ = source.get();
     transfer_ = std::move(source);
@@ -85,6 +89,7 @@ void DataPlane::TransferCollected(SessionId session, const std::string& path) {
   }
   bases_.Changed(changed);
   if (InSession(session) && source_ != nullptr) source_->Changed(changed);
+  if (InSession(session) && verify_ != nullptr) verify_->Changed(changed);
 }
 
 void DataPlane::TransferRound(SessionId session, uint32_t round, RoundPages pages, bool final) {
@@ -92,7 +97,7 @@ void DataPlane::TransferRound(SessionId session, uint32_t round, RoundPages page
 }
 
 void DataPlane::TransferSync(SessionId session) {
-  if (!InSession(session) || source_ == nullptr) return;
+  if (!InSession(session) || !transfer_->options().source) return;
   const VmSyncPayload payload{session, options_.self, transfer_->options().peer, {}};
   if (!Propose(EntryKind::kVmSync, std::as_bytes(std::span(&payload, 1))))
     TransferFailed(session, "LEADERSHIP_LOST the vm-sync was not proposed");
@@ -105,6 +110,7 @@ void DataPlane::HoldBehind(Op op, std::span<const std::byte> payload) {
   std::memcpy(&sync, payload.data(), sizeof sync);
   if (!InSession(sync.session)) return;
   held_op_ = op;
+  held_since_ = clock_->Now();
   EmitTransfer(PlaneEvent::Kind::kTransferHeld, sync.session).numbers[0] = op;
 }
 
@@ -116,8 +122,23 @@ void DataPlane::TransferSend(SessionId session, const std::string& path) {
     TransferFailed(session, Coded(s));
 }
 
+// A verification begins with a look at a guest that runs.
+void DataPlane::TransferLook(SessionId session) {
+  if (!InSession(session) || verify_ == nullptr) return;
+  if (Status s = verify_->Look(); !s.ok()) TransferFailed(session, Coded(s));
+}
+
+// A verification: the guest stands still, and the state of its devices is in the file.
+void DataPlane::TransferTake(SessionId session, const std::string& path) {
+  if (!InSession(session) || verify_ == nullptr || held_op_ == 0) return;
+  if (Status s = verify_->Take(held_op_, path, CaptureFacts(clock_->Now())); !s.ok())
+    TransferFailed(session, Coded(s));
+}
+
 void DataPlane::TransferRelease(SessionId session) {
-  if (InSession(session)) held_op_ = 0;
+  if (!InSession(session)) return;
+  if (verify_ != nullptr) verify_->GoesOn(clock_->Now() - held_since_);
+  held_op_ = 0;
 }
 
 void DataPlane::TransferRings(SessionId session) {
@@ -154,6 +175,7 @@ void DataPlane::TransferClose(SessionId session) {
   LetLeave();
   source_ = nullptr;
   target_ = nullptr;
+  verify_ = nullptr;
   held_op_ = 0;
   arrived_ = false;
 }
@@ -196,6 +218,15 @@ int DataPlane::PollTransfer(Nanoseconds now) {
       case TransferNews::Kind::kArrived:
         arrived_ = true;
         break;
+      case TransferNews::Kind::kTaken:
+        EmitTransfer(PlaneEvent::Kind::kTransferTaken, session);
+        break;
+      case TransferNews::Kind::kVerified: {
+        const auto report = verify_->report();
+        EmitTransfer(PlaneEvent::Kind::kTransferVerified, session)
+            .bytes.assign(report.begin(), report.end());
+        break;
+      }
       case TransferNews::Kind::kFailed:
         TransferFailed(session, news.why);
         break;
@@ -223,6 +254,23 @@ void DataPlane::CaptureState(std::vector<std::byte>* state, Nanoseconds now) {
   Append(state, flows);
   Append(state, frames);
   Append(state, builtin);
+}
+
+PlaneFacts DataPlane::CaptureFacts(Nanoseconds now) {
+  while (PollEgress(now) > 0) {
+  }
+  PlaneFacts facts;
+  flows_->Facts(&facts.flows);
+  std::vector<std::byte> frames;
+  if (!deliver_.CopyWaiting(&frames)) Fail("VM_LINK", "the deliver ring is corrupt");
+  for (auto rest = std::span<const std::byte>(frames); rest.size() >= sizeof(uint32_t);) {
+    uint32_t length = 0;
+    std::memcpy(&length, rest.data(), sizeof length);
+    rest = rest.subspan(std::min(sizeof length + length, rest.size()));
+    ++facts.frames_waiting;
+  }
+  if (builtin_ != nullptr) builtin_->Save(&facts.builtin);
+  return facts;
 }
 
 Status DataPlane::InstallState(std::span<const std::byte> state, Nanoseconds now) {

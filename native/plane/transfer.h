@@ -43,7 +43,8 @@ struct TransferOptions {
   SessionId session = 0;
   PeerId peer = 0;
   bool source = false;
-  bool based = false;  // target: of the common point, not of everything
+  bool based = false;   // target: of the common point, not of everything
+  bool verify = false;  // the guests are compared (verify.h)
   size_t ram_bytes = 0;
   DigestKey key{};
   int digest_threads = DigesterOptions::kAuto;
@@ -54,9 +55,14 @@ struct TransferOptions {
 enum class RoundPages : uint8_t { kResident = 0, kSinceBase = 1, kPending = 2 };
 
 struct RoundFigures {
-  uint64_t pages = 0, equal = 0, sent = 0, bytes = 0;
-  Nanoseconds digest = 0, wait = 0, move = 0;
+  // Looked at = equal + sent + found. `found` differed, and the target had them at other places;
+  // `partial` of `sent` went in parts.
+  uint64_t pages = 0, equal = 0, sent = 0, found = 0, partial = 0;
+  uint64_t bytes = 0;     // of contents
+  uint64_t overhead = 0;  // of page sets and digests, both ways
+  Nanoseconds digest = 0, wait = 0, refine = 0, move = 0;
 };
+inline constexpr size_t kTransferNumbers = 11;
 
 // Pages that this guest has changed since it and a peer's were equal.
 class TransferBases {
@@ -74,10 +80,11 @@ class TransferBases {
 };
 
 struct TransferNews {
-  enum class Kind : uint8_t { kRound, kSent, kProgress, kArrived, kFailed };
+  enum class Kind : uint8_t { kRound, kSent, kProgress, kArrived, kFailed, kTaken, kVerified };
   Kind kind;
-  std::array<uint64_t, 7> numbers{};  // kRound: figures; kSent: bytes; kArrived: op, boot op
-  std::string why;                    // kFailed: "CODE detail"
+  std::array<uint64_t, kTransferNumbers>
+      numbers{};    // kRound: figures; kSent: bytes; kArrived: op, boot op
+  std::string why;  // kFailed: "CODE detail"
 };
 
 // Both sides of a session.

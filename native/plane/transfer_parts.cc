@@ -9,6 +9,7 @@
 
 #include "os/crc32c.h"
 #include "os/unique_fd.h"
+#include "plane/refinement.h"
 
 namespace falcon {
 
@@ -19,10 +20,12 @@ RoundMark MakeRoundMark(uint64_t session, uint32_t round) {
 }
 
 size_t SourceInboxBytes(size_t pages) {
-  return PageSet::SavedBytes(pages) + pages * sizeof(Digest);
+  return std::max(PageSet::SavedBytes(pages) + pages * sizeof(Digest),
+                  PageSet::SavedBytes(pages) + std::min(pages, kRefinedMax) * sizeof(BlockDigests));
 }
 
 size_t TargetInboxBytes(size_t pages) {
+  static_assert(kCopiesMax * sizeof(PageCopy) < kStateBytesMax / 2);
   return std::max(sizeof(PagesRecord) + PageSet::SavedBytes(pages), kStateBytesMax);
 }
 

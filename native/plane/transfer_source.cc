@@ -4,7 +4,9 @@
 #include <utility>
 
 #include "os/check.h"
+#include "pages/packed_pages.h"
 #include "pages/page_mover.h"
+#include "plane/refinement.h"
 #include "plane/transfer_parts.h"
 
 namespace falcon {
@@ -13,6 +15,11 @@ namespace {
 // What one poll posts at most while the guest runs, and while it stands still.
 constexpr size_t kRunningBytes = 256 << 10;
 constexpr size_t kStillBytes = 2 << 20;
+// Of blocks, one poll compares those of at most so many pages.
+constexpr size_t kPagesPerPoll = 128;
+// So many pages go packed; fewer are not worth the turn, and more are sooner sent as they are.
+constexpr size_t kPackedMin = 16;
+constexpr size_t kPackedMax = 4096;
 
 class Source final : public TransferSource {
  public:
@@ -23,6 +30,7 @@ class Source final : public TransferSource {
         pending_(pages_),
         looked_at_(pages_),
         resident_(pages_),
+        hasher_(options_.key),
         writer_(fabric, options_.peer, kInboxRegion) {}
 
   void End() override {
@@ -91,6 +99,7 @@ class Source final : public TransferSource {
     AppendSet(&payload, wanted);
     outgoing_ = std::move(payload);
     outgoing_kind_ = InboxKind::kPages;
+    figures_.overhead = outgoing_.size();
     began_ = 0;
     step_ = Step::kAsk;
   }
@@ -130,6 +139,11 @@ class Source final : public TransferSource {
     kIdle,
     kAsk,      // the set goes out; both digest
     kCompare,  // the target's set and digests are here; what it adds is digested
+    kPrepare,  // features of the pages to ask for
+    kRefine,   // copies and the question for blocks go out
+    kBlocks,   // the answer is here
+    kPack,
+    kUnpack,  // packed pages go out, and the target unpacks them
     kMove,
     kMark,
     kTell,
@@ -181,10 +195,29 @@ class Source final : public TransferSource {
       ++*done;
       if (Status s = Compare(now); !s.ok()) return s;
     }
+    if (step_ == Step::kPrepare) {
+      ++*done;
+      if (refinement_.Prepare(hasher_, memory_.ram(), kPagesPerPoll)) Ask();
+    }
+    if (step_ == Step::kRefine) {
+      if (Status s = TakeBlocks(); !s.ok()) return s;
+    }
+    if (step_ == Step::kBlocks) {
+      ++*done;
+      if (refinement_.Step(hasher_, memory_.ram(), kPagesPerPoll)) PackOrMove(now);
+    }
+    if (step_ == Step::kPack) {
+      ++*done;
+      if (packer_.Step(memory_.ram(), kPagesPerPoll)) SendPacked(now);
+    }
+    if (step_ == Step::kUnpack) {
+      if (Status s = TakeUnpacked(now); !s.ok()) return s;
+    }
     if (step_ == Step::kMove) {
       size_t posted = 0;
       if (Status s = mover_->Step(most, &posted); !s.ok()) return s;
       if (posted > 0) ++*done;
+      figures_.bytes = packed_bytes_ + mover_->progress().bytes;
       if (mover_->progress().posted == mover_->progress().pages) step_ = Step::kMark;
     }
     if (step_ == Step::kMark) {
@@ -194,11 +227,7 @@ class Source final : public TransferSource {
     if (step_ == Step::kTell) {
       ++*done;
       step_ = Step::kIdle;
-      const RoundFigures& f = figures_;
-      news->push_back({TransferNews::Kind::kRound,
-                       {f.pages, f.equal, f.sent, f.bytes, static_cast<uint64_t>(f.digest),
-                        static_cast<uint64_t>(f.wait), static_cast<uint64_t>(f.move)},
-                       {}});
+      news->push_back({TransferNews::Kind::kRound, Numbers(), {}});
     }
     // The guest goes on when this is told: by then whatever was posted from its pages has left.
     if (step_ == Step::kState && writer_.idle()) {
@@ -228,6 +257,7 @@ class Source final : public TransferSource {
       return {"SYNC_PEER", "the answer does not fit what was asked"};
     theirs_.resize(theirs.Count());
     std::memcpy(theirs_.data(), digests.data(), digests.size());
+    figures_.overhead += answer->size();
     figures_.wait = now - began_ - figures_.digest;
     if (theirs.Count() != looked_at_.Count()) {
       // Changed over there only. All in one set again keeps the two lists in one order.
@@ -243,15 +273,76 @@ class Source final : public TransferSource {
     if (Status s = DifferingPages(looked_at_, own_, looked_at_, theirs_, &differing); !s.ok())
       return s;
     figures_.pages = looked_at_.Count();
-    figures_.sent = differing.Count();
-    figures_.equal = figures_.pages - figures_.sent;
-    figures_.bytes = figures_.sent * kPageBytes;
+    figures_.equal = figures_.pages - differing.Count();
     figures_.digest = now - began_ - figures_.wait;
-    moving_since_ = now;
-    mover_ =
-        std::make_unique<PageMover>(fabric_, options_.peer, kRamRegion, memory_.ram(), differing);
-    step_ = Step::kMove;
+    refining_since_ = now;
+    refinement_ = Refinement({looked_at_, own_, theirs_}, differing);
+    step_ = Step::kBlocks;
+    if (!refinement_.asks()) return Ok();
+    step_ = Step::kPrepare;
     return Ok();
+  }
+
+  void Ask() {
+    outgoing_ = refinement_.Question();
+    outgoing_kind_ = InboxKind::kRefine;
+    figures_.overhead += outgoing_.size();
+    step_ = Step::kRefine;
+  }
+
+  Status TakeBlocks() {
+    std::optional<std::span<const std::byte>> answer;
+    if (Status s = inbox_.Take(options_.session, InboxKind::kBlocks, round_, &answer); !s.ok())
+      return s;
+    if (!answer.has_value()) return Ok();
+    figures_.overhead += answer->size();
+    step_ = Step::kBlocks;
+    return refinement_.TakeAnswer(*answer);
+  }
+
+  void PackOrMove(Nanoseconds now) {
+    const size_t pages = refinement_.whole().Count();
+    if (pages < kPackedMin || pages > kPackedMax) return Move(now, refinement_.whole());
+    packer_ = PagePacker(refinement_.whole());
+    step_ = Step::kPack;
+  }
+
+  void SendPacked(Nanoseconds now) {
+    outgoing_ = std::move(packer_.packed());
+    if (outgoing_.size() > refinement_.whole().Count() * kPageBytes) {
+      outgoing_.clear();
+      return Move(now, refinement_.whole());
+    }
+    figures_.bytes = outgoing_.size();
+    outgoing_kind_ = InboxKind::kPacked;
+    step_ = Step::kUnpack;
+  }
+
+  Status TakeUnpacked(Nanoseconds now) {
+    std::optional<std::span<const std::byte>> answer;
+    if (Status s = inbox_.Take(options_.session, InboxKind::kUnpacked, round_, &answer); !s.ok())
+      return s;
+    if (answer.has_value()) Move(now, PageSet(pages_));
+    return Ok();
+  }
+
+  void Move(Nanoseconds now, const PageSet& whole) {
+    figures_.refine = now - refining_since_;
+    figures_.found = refinement_.found();
+    figures_.sent = figures_.pages - figures_.equal - figures_.found;
+    figures_.partial = refinement_.parts().size();
+    moving_since_ = now;
+    packed_bytes_ = figures_.bytes;
+    mover_ = std::make_unique<PageMover>(fabric_, options_.peer, kRamRegion, memory_.ram(), whole);
+    mover_->AddParts(std::move(refinement_.parts()));
+    step_ = Step::kMove;
+  }
+
+  [[nodiscard]] std::array<uint64_t, kTransferNumbers> Numbers() const {
+    const RoundFigures& f = figures_;
+    const auto ns = [](Nanoseconds span) { return static_cast<uint64_t>(span); };
+    return {f.pages,    f.equal,      f.sent,     f.found,      f.partial, f.bytes,
+            f.overhead, ns(f.digest), ns(f.wait), ns(f.refine), ns(f.move)};
   }
 
   // Takes note of the pages whose source the fabric needs no more.
@@ -279,6 +370,10 @@ class Source final : public TransferSource {
   PageSet resident_;  // everything else is zero, and must not be read
   std::vector<Digest> own_, theirs_;
   bool digested_ = false;
+  const PageHasher hasher_;
+  Refinement refinement_;
+  PagePacker packer_;
+  uint64_t packed_bytes_ = 0;
   InboxWriter writer_;
   std::vector<std::byte> outgoing_;
   InboxKind outgoing_kind_ = InboxKind::kPages;
@@ -286,6 +381,7 @@ class Source final : public TransferSource {
   RoundFigures figures_;
   Status failure_;  // of what cannot say so itself
   Nanoseconds began_ = 0;
+  Nanoseconds refining_since_ = 0;
   Nanoseconds moving_since_ = 0;
   size_t state_bytes_ = 0;
 };

@@ -3,12 +3,15 @@
 #include <cstring>
 
 #include "os/check.h"
+#include "pages/packed_pages.h"
+#include "plane/refinement.h"
 #include "plane/transfer_parts.h"
 
 namespace falcon {
 namespace {
 
 constexpr size_t kBytesPerPoll = 2 << 20;
+constexpr size_t kPagesPerPoll = 128;
 
 class Target final : public TransferTarget {
  public:
@@ -18,6 +21,7 @@ class Target final : public TransferTarget {
         pages_(options_.ram_bytes / kPageBytes),
         looked_at_(pages_),
         resident_(pages_),
+        hasher_(options_.key),
         writer_(fabric, options_.peer, kInboxRegion) {
     if (changed != nullptr) changed_ = std::make_unique<PageSet>(*changed);
   }
@@ -56,13 +60,14 @@ class Target final : public TransferTarget {
   [[nodiscard]] Op boot_op() const override { return boot_op_; }
 
  private:
-  enum class Step : uint8_t { kWait, kDigest, kAnswer, kDone };
+  enum class Step : uint8_t { kWait, kDigest, kRefine, kUnpack, kAnswer, kDone };
 
   Status OpenMemory(std::string* ram) {
     if (Status s = GuestMemory::Open(options_.ram_path, options_.ram_bytes, &memory_); !s.ok())
       return s;
     if (Status s = Digester::Make({options_.digest_threads}, &digester_); !s.ok()) return s;
     if (Status s = memory_.ResidentPages(&resident_); !s.ok()) return s;
+    if (Status s = memory_.HasRoomFor(resident_); !s.ok()) return {"SYNC_MEMORY", s.detail()};
     return fabric_->Expose(kRamRegion, options_.peer, {memory_.all(), memory_.path()}, ram);
   }
 
@@ -79,6 +84,24 @@ class Target final : public TransferTarget {
       step_ = Step::kAnswer;
       ++*done;
     }
+    if (step_ == Step::kRefine) {
+      ++*done;
+      if (refinement_.Step(hasher_, memory_.ram(), kPagesPerPoll) && writer_.idle()) {
+        writer_.Start(options_.session, InboxKind::kBlocks, round_,
+                      std::move(refinement_.answer()));
+        step_ = Step::kAnswer;
+      }
+    }
+    if (step_ == Step::kUnpack) {
+      ++*done;
+      bool unpacked = false;
+      if (Status s = unpacker_.Step(memory_.ram(), kPagesPerPoll, &unpacked); !s.ok())
+        return {"SYNC_PEER", s.detail()};
+      if (unpacked) {
+        writer_.Start(options_.session, InboxKind::kUnpacked, round_, {});
+        step_ = Step::kAnswer;
+      }
+    }
     if (step_ == Step::kAnswer) {
       if (Status s = writer_.Step(kBytesPerPoll, done); !s.ok()) return s;
       if (writer_.posted()) step_ = Step::kWait;
@@ -86,8 +109,36 @@ class Target final : public TransferTarget {
     return Ok();
   }
 
+  // For what may come between the digests of a round and its pages, each once.
+  Status WaitWithin(int* done) {
+    std::optional<std::span<const std::byte>> record;
+    if (round_ > refined_round_) {
+      if (Status s = inbox_.Take(options_.session, InboxKind::kRefine, round_, &record); !s.ok())
+        return s;
+      if (record.has_value()) {
+        ++*done;
+        refined_round_ = round_;
+        step_ = Step::kRefine;
+        return refinement_.Take(*record, looked_at_);
+      }
+    }
+    if (round_ > unpacked_round_ && writer_.idle()) {
+      if (Status s = inbox_.Take(options_.session, InboxKind::kPacked, round_, &record); !s.ok())
+        return s;
+      if (record.has_value()) {
+        ++*done;
+        unpacked_round_ = round_;
+        step_ = Step::kUnpack;
+        const Status s = unpacker_.Take(*record, looked_at_);
+        return s.ok() ? s : Status{"SYNC_PEER", s.detail()};
+      }
+    }
+    return Ok();
+  }
+
   // For the next round, or for the state that ends the session.
   Status Wait(std::vector<TransferNews>* news, int* done) {
+    if (Status s = WaitWithin(done); !s.ok() || step_ != Step::kWait) return s;
     // Pages of the round before may still be on their way; a digest of what they replace would be
     // one of the past.
     if (round_ > 0 && !RoundArrived()) return Ok();
@@ -167,6 +218,11 @@ class Target final : public TransferTarget {
   PageSet looked_at_;
   std::vector<Digest> digests_;
   PageSet resident_;  // everything else is zero, and must not be read
+  const PageHasher hasher_;
+  RefinementAnswer refinement_;
+  uint32_t refined_round_ = 0;  // the last in which it was asked for blocks
+  PageUnpacker unpacker_;
+  uint32_t unpacked_round_ = 0;  // the last in which pages came packed
   InboxWriter writer_;
   std::vector<std::byte> plane_state_;
   Op op_ = 0;

@@ -47,6 +47,7 @@ class FlowEngine final : public FlowTable {
     return book_.applications();
   }
   void Save(std::vector<std::byte>* out, Nanoseconds now) override;
+  void Facts(std::vector<FlowFacts>* out) const override;
   Status Load(std::span<const std::byte> state, Nanoseconds now) override;
   [[nodiscard]] FlowCounters counters() const override;
 

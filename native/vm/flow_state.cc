@@ -172,6 +172,17 @@ void FlowEngine::Save(std::vector<std::byte>* out, Nanoseconds now) {
   std::memcpy(made.data() + 16, &crc, sizeof crc);
 }
 
+void FlowEngine::Facts(std::vector<FlowFacts>* out) const {
+  for (uint32_t slot = 0; slot < index_.slots(); ++slot) {
+    const Flow& flow = index_.at(slot);
+    if (!flow.used || !flow.defined || flow.closed) continue;
+    const Seq said = flow.ready() ? flow.guest_next - flow.Delta() : Seq{0};
+    out->push_back({flow.key.client, flow.key.vm, flow.key.client_port, flow.key.vm_port,
+                    flow.client_iss, flow.wire_iss, flow.client_ack, said,
+                    static_cast<uint32_t>(flow.divergence)});
+  }
+}
+
 void FlowEngine::WriteFlow(StateWriter& out, Flow* flow) {
   out.Number(flow->index);
   out.Time(index_.deadlines.time(flow->index));

@@ -7,6 +7,7 @@
 // frame (everything it needs is allocated, bounded, when it is made).
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -76,6 +77,18 @@ enum class Admission : uint8_t {
 
 // Why a flow of this replica no longer equals the primary's; healed by state transfer.
 enum class FlowDivergence : uint8_t { kNone, kNoSynAck, kHoldBound, kReset };
+
+// An open connection as every replica should have it, whatever numbers its guest counts by.
+// Compared as bytes.
+struct FlowFacts {
+  std::array<uint8_t, 16> client, vm;
+  uint16_t client_port, vm_port;
+  uint32_t client_iss, wire_iss;  // as the log defines them
+  uint32_t client_ack;            // the highest of the log
+  uint32_t said;                  // how far this guest's output has come, in wire space
+  uint32_t diverged;              // FlowDivergence
+};
+static_assert(sizeof(FlowFacts) == 56);
 
 struct FlowCounters {
   uint64_t frames_admitted = 0, frames_refused = 0;
@@ -149,6 +162,10 @@ class FlowTable {
   // checked as a whole first, and with FLOW_STATE nothing has changed. A table that does not serve
   // itself takes what a primary's client was to repeat upon itself. Calls no sink.
   [[nodiscard]] virtual Status Load(std::span<const std::byte> state, Nanoseconds now) = 0;
+
+  // Appends the connections that are open and known to the log. Half-open and closed ones stay or
+  // go by each replica's own clock.
+  virtual void Facts(std::vector<FlowFacts>* out) const = 0;
 
   [[nodiscard]] virtual FlowCounters counters() const = 0;
 };

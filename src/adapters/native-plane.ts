@@ -1,6 +1,9 @@
 /** The data plane port over the addon: units and names change here, nothing else. */
 import type { NodeId } from '../consensus/types.js';
+import { noBase } from '../wire/view-table.js';
+import type { LogBase } from '../wire/view-table.js';
 import { assert } from '../lib/assert.js';
+import { decodeVerifyReport } from '../wire/verify-report.js';
 import type {
   DataPlane,
   EntryKind,
@@ -52,8 +55,9 @@ export class NativePlane implements DataPlane {
   lead(view: number): void {
     this.command('lead', view);
   }
-  follow(view: number, primary: NodeId, agreeOp: number): void {
-    this.command('follow', view, primary, agreeOp);
+  follow(view: number, primary: NodeId, agreeOp: number, base: LogBase | null): void {
+    const { op, view: baseView, checksum } = base ?? noBase;
+    this.command('follow', view, primary, agreeOp, op, baseView, checksum);
   }
   feed(peer: NodeId, view: number, agreeOp: number): void {
     this.command('feed', peer, view, agreeOp);
@@ -95,7 +99,16 @@ export class NativePlane implements DataPlane {
   transferOpen(o: TransferOpen): void {
     const text = (value: string): Uint8Array => Buffer.from(value);
     const numbers = [o.session, o.peer, o.role === 'source' ? 1 : 0, o.based ? 1 : 0, o.ramBytes];
-    this.command('transferOpen', ...numbers, o.key, text(o.ram), text(o.inbox), text(o.state), o.grant);
+    this.command(
+      'transferOpen',
+      ...numbers,
+      o.key,
+      text(o.ram),
+      text(o.inbox),
+      text(o.state),
+      o.grant,
+      o.verify ? 1 : 0,
+    );
   }
   transferAttach(session: number, inbox: Uint8Array, ram: Uint8Array): void {
     this.command('transferAttach', session, inbox, ram);
@@ -111,6 +124,12 @@ export class NativePlane implements DataPlane {
   }
   transferSend(session: number, file: string): void {
     this.command('transferSend', session, Buffer.from(file));
+  }
+  transferLook(session: number): void {
+    this.command('transferLook', session);
+  }
+  transferTake(session: number, file: string): void {
+    this.command('transferTake', session, Buffer.from(file));
   }
   transferRelease(session: number): void {
     this.command('transferRelease', session);
@@ -157,6 +176,11 @@ export const progressFields = [
   'heardFrom',
   'heardAtNs',
   'guest',
+  'baseOp',
+  'baseView',
+  'baseChecksum',
+  'committedView',
+  'committedChecksum',
 ] as const;
 export const progressMembers = 8;
 const roles = ['idle', 'leading', 'following'] as const;
@@ -166,7 +190,10 @@ const guests = ['none', 'booting', 'running'] as const;
 /** What a progress call has filled. */
 export function readProgress(numbers: Float64Array): PlaneProgress {
   const [role, promisedView, lastOp, durableOp, commitOp, deliveredOp, leaseEndNs, gate, ...rest] = numbers;
-  const [heardView = 0, heardFrom = 0, heardAtNs = -1, guest = 0, ...acked] = rest;
+  const [heardView = 0, heardFrom = 0, heardAtNs = -1, guest = 0, ...more] = rest;
+  const [baseOp = 0, baseView = 0, baseChecksum = 0, ...most] = more;
+  const [committedView = 0, committedChecksum = 0, ...ofMembers] = most;
+  const [acked, words] = [ofMembers.slice(0, progressMembers), ofMembers.slice(progressMembers)];
   return {
     role: roles[role ?? 0] ?? 'idle',
     promisedView: promisedView ?? 0,
@@ -174,7 +201,10 @@ export function readProgress(numbers: Float64Array): PlaneProgress {
     durableOp: durableOp ?? 0,
     commitOp: commitOp ?? 0,
     deliveredOp: deliveredOp ?? 0,
+    base: { op: baseOp, view: baseView, checksum: baseChecksum },
+    committed: { op: commitOp ?? 0, view: committedView, checksum: committedChecksum },
     acked: acked.map((op) => (op < 0 ? null : op)),
+    wordsAt: words.map((at) => (at > 0 ? at / nsPerMs : null)),
     leaseEndsAt: leaseEndNs !== undefined && leaseEndNs > 0 ? leaseEndNs / nsPerMs : null,
     gate: gates[gate ?? 0] ?? 'closed',
     heard: heardAtNs >= 0 ? { view: heardView, from: heardFrom, at: heardAtNs / nsPerMs } : null,
@@ -183,7 +213,7 @@ export function readProgress(numbers: Float64Array): PlaneProgress {
 }
 
 export function progressBuffer(): Float64Array {
-  return new Float64Array(progressFields.length + progressMembers);
+  return new Float64Array(progressFields.length + 2 * progressMembers);
 }
 
 function flatten(counters: NativeCounters): Record<string, number> {
@@ -253,12 +283,13 @@ export function convertEvent(event: NativeEvent): PlaneEvent {
       return { type: 'transfer-opened', session: op, inbox, ram };
     }
     case 'transfer-round': {
-      const [pages = 0, equal = 0, sent = 0, moved = 0, digestNs = 0, waitNs = 0, moveNs = 0] =
-        event.numbers ?? [];
+      const [pages = 0, equal = 0, sent = 0, found = 0, partial = 0, ...more] = event.numbers ?? [];
+      const [moved = 0, overheadBytes = 0, digestNs = 0, waitNs = 0, refineNs = 0, moveNs = 0] = more;
+      const counts = { pages, equal, sent, found, partial, bytes: moved, overheadBytes };
       return {
         type: 'transfer-round',
         session: op,
-        figures: { pages, equal, sent, bytes: moved, digestNs, waitNs, moveNs },
+        figures: { ...counts, digestNs, waitNs, refineNs, moveNs },
       };
     }
     case 'transfer-held':
@@ -267,6 +298,7 @@ export function convertEvent(event: NativeEvent): PlaneEvent {
       return { type: 'transfer-sent', session: op, bytes: event.numbers?.[0] ?? 0 };
     case 'transfer-progress':
     case 'transfer-installed':
+    case 'transfer-taken':
       return { type: event.type, session: op };
     case 'transfer-arrived':
       return {
@@ -274,6 +306,12 @@ export function convertEvent(event: NativeEvent): PlaneEvent {
         session: op,
         op: event.numbers?.[0] ?? 0,
         bootOp: event.numbers?.[1] ?? 0,
+      };
+    case 'transfer-verified':
+      return {
+        type: 'transfer-verified',
+        session: op,
+        report: decodeVerifyReport(event.bytes ?? new Uint8Array()),
       };
     case 'transfer-failed':
       return { type: 'transfer-failed', session: op, why: text() };

@@ -68,6 +68,8 @@ export interface NativePlaneOptions {
   readonly leaseNs: number;
   readonly deciderStallNs: number;
   readonly keepUnproposed: boolean;
+  /** How often the log on disk is looked at for what may go; a second if it is not said. */
+  readonly releaseNs?: number;
   /** Below 2^48, random: nobody outside may choose where a table keeps its flow. */
   readonly hashSeed: number;
   readonly outputQueueBytes: number;
@@ -131,7 +133,10 @@ export interface NativeReplicaOptions extends NativePlaneOptions {
 }
 
 export interface NativeRecovered {
+  /** The first op that is kept, and the view and checksum of the one before. */
   readonly firstOp: number;
+  readonly baseView: number;
+  readonly baseChecksum: number;
   readonly lastOp: number;
   readonly lastView: number;
   readonly table: { view: number; firstOp: number }[];

@@ -4,11 +4,20 @@
  * the `--dir` and `--node` that it was started with.
  */
 import { spawn } from 'node:child_process';
-import { closeSync, existsSync, fstatSync, openSync, readSync, rmSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  fstatSync,
+  openSync,
+  readdirSync,
+  readSync,
+  rmdirSync,
+  rmSync,
+} from 'node:fs';
 import { join } from 'node:path';
 
 import { bounds } from '../lib/bounds.js';
-import { asFalconError, FalconError, messageOf } from '../lib/errors.js';
+import { asFalconError, errnoOf, FalconError, messageOf } from '../lib/errors.js';
 import { findProcesses, readPidFile, runsWith, signal } from '../lib/processes.js';
 import { waitUntil } from '../lib/time.js';
 import { callDaemon, someoneListens } from './client.js';
@@ -63,7 +72,18 @@ export async function stopDaemons(
   const failed = results.find((result) => result.status === 'rejected');
   if (failed !== undefined) throw asFalconError(failed.reason);
   if (nodes.length === place.config.nodes.length) {
-    rmSync(shmDirectory(place.config.cluster), { recursive: true, force: true });
+    removeShared(shmDirectory(place.config.cluster));
+  }
+}
+
+/** A folder on which an operator has mounted a file system of its own stays, empty. */
+function removeShared(directory: string): void {
+  if (!existsSync(directory)) return;
+  for (const name of readdirSync(directory)) rmSync(join(directory, name), { recursive: true, force: true });
+  try {
+    rmdirSync(directory);
+  } catch (error) {
+    if (errnoOf(error) !== 'EBUSY') throw error;
   }
 }
 

@@ -17,6 +17,7 @@ export const adminMethods = [
   'shutdown',
   'transfer-leader',
   'sync',
+  'verify',
   'divergence',
   'member',
 ] as const;

@@ -5,7 +5,7 @@ export type GuestState = 'none' | 'booting' | 'ready' | 'filling' | 'lost';
 export interface PeerStatus {
   readonly name: string;
   readonly connected: boolean;
-  /** `lost`: this primary cannot feed it any more; it needs a state transfer. */
+  /** `lost`: this primary cannot feed it. */
   readonly state: 'up' | 'down' | 'lost';
   /** Why it is not up, or was not when it last was not. */
   readonly trouble: {
@@ -18,6 +18,8 @@ export interface PeerStatus {
   readonly breaks: number;
   /** The highest op that the peer has acknowledged as durable; null: not known here. */
   readonly ackedOp: number | null;
+  /** Its log ended before this primary's and began anew at this op when it was connected last; null: it went on. */
+  readonly anewFromOp: number | null;
   /** Whether the peer has a guest that could take over. */
   readonly guest: boolean;
 }
@@ -44,17 +46,25 @@ export interface SyncRecord {
   /** Only pages changed since an earlier session were looked at. */
   readonly based: boolean;
   readonly rounds: number;
-  /** Pages looked at, found equal, and sent, in all rounds; pages are of 4096 bytes. */
+  /** Pages of 4096 bytes, in all rounds: looked at = equal + sent + found. */
   readonly pages: number;
   readonly equal: number;
   readonly sent: number;
+  /** Of those sent: only the blocks that differ. */
+  readonly partial: number;
+  /** Differed, and the target had their contents at other places of its memory. */
+  readonly found: number;
+  /** Of contents sent. */
   readonly bytes: number;
+  /** Of page sets and digests, both ways. */
+  readonly overheadBytes: number;
   /** Of the last round, while both guests stood still. */
   readonly finalPages: number;
   readonly finalSent: number;
   readonly stateBytes: number;
   readonly digestMs: number;
   readonly waitMs: number;
+  readonly refineMs: number;
   readonly moveMs: number;
   readonly durationMs: number;
   /** How long the source's guest stood still. */
@@ -70,6 +80,45 @@ export interface SyncRecord {
   };
 }
 
+/** Two guests compared at one viewstamp, as the source saw it. Nothing was changed. */
+export interface VerifyResult {
+  readonly source: string;
+  readonly target: string;
+  readonly reason: 'verify';
+  readonly ok: boolean;
+  /** Why it was given up; empty if it was not. */
+  readonly why: string;
+  /** The viewstamp of the vm-sync entry behind which both guests stood; op 0: it did not come so far. */
+  readonly view: number;
+  readonly op: number;
+  readonly durationMs: number;
+  /** How long the source's guest stood still. */
+  readonly pauseMs: number;
+  /** null: it was given up. */
+  readonly findings: {
+    /** Pages of 4096 bytes that are not empty on both sides; and the numbers of the first that differ. */
+    readonly pages: number;
+    readonly equal: number;
+    readonly differing: number;
+    readonly firstPages: readonly number[];
+    /** Devices, and memories beside the main one, that either side has. `trouble`: why they could not be told apart. */
+    readonly devices: {
+      readonly parts: number;
+      readonly differing: readonly { readonly name: string; readonly bytes: number; readonly of: number }[];
+      readonly trouble: string | null;
+    };
+    /** The service of `vm: none`; null: there is none. */
+    readonly service: 'equal' | 'different' | null;
+    /** Open connections, and those that only one side has, or that have come further on one. */
+    readonly flows: number;
+    readonly flowsDiffering: number;
+    /** Frames that the guests had not taken yet. */
+    readonly framesWaiting: { readonly source: number; readonly target: number };
+    /** How long delivery stood at the target. */
+    readonly targetPauseMs: number;
+  } | null;
+}
+
 export interface SyncStatus {
   /** The session that runs; null: none. */
   readonly active: {
@@ -82,6 +131,13 @@ export interface SyncStatus {
   } | null;
   /** Sessions of this replica as the source, newest last. */
   readonly last: readonly SyncRecord[];
+  /** The guest is being compared with a peer's; null: it is not. */
+  readonly verifying: {
+    readonly role: 'source' | 'target';
+    readonly peer: string;
+    readonly phase: string;
+  } | null;
+  readonly verified: readonly VerifyResult[];
 }
 
 /** The RDMA port of a replica, and what its queue pairs did. */
@@ -192,6 +248,8 @@ export interface ReplicaStatus {
   readonly view: number;
   /** Name of the primary of `view`; null: not known. */
   readonly primary: string | null;
+  /** The first op that the log on disk still holds. */
+  readonly firstOp: number;
   readonly lastOp: number;
   readonly durableOp: number;
   readonly commitOp: number;

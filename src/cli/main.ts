@@ -15,6 +15,7 @@ import { status } from './commands/status.js';
 import { sync } from './commands/sync.js';
 import { transferLeader } from './commands/transfer-leader.js';
 import { up } from './commands/up.js';
+import { verify } from './commands/verify.js';
 
 const commands: readonly Command[] = [
   init,
@@ -22,6 +23,7 @@ const commands: readonly Command[] = [
   status,
   divergence,
   sync,
+  verify,
   transferLeader,
   memberReplace,
   down,

@@ -8,6 +8,7 @@ import type {
   SyncRecord,
 } from '../api/status.js';
 import { answered } from './replicas.js';
+import { verifyLine } from './verify-printer.js';
 
 const columns: readonly (readonly [title: string, cell: (status: ReplicaStatus) => string])[] = [
   ['NODE', (s) => s.node],
@@ -120,12 +121,15 @@ function portName({ device, port, gid, gidIndex, linkLayer, mtuBytes }: RdmaStat
 }
 
 function peerLine(row: ReplicaStatus): (peer: PeerStatus) => string[] {
-  return ({ name, state, trouble, breaks }) => {
+  return ({ name, state, trouble, breaks, anewFromOp }) => {
     const why = trouble === null ? '' : `: ${trouble.code}: ${trouble.detail} (${trouble.at})`;
-    if (state === 'lost') return [`${row.node} sees ${name} lost, it needs a state transfer${why}`];
+    if (state === 'lost') return [`${row.node} cannot feed ${name}${why}`];
     if (state === 'down') return [`${row.node} sees ${name} down${why}`];
     const times = breaks === 1 ? 'once' : `${breaks} times`;
-    return breaks === 0 ? [] : [`${row.node} sees ${name} up; its connection broke ${times}, last${why}`];
+    return [
+      ...(breaks === 0 ? [] : [`${row.node} sees ${name} up; its connection broke ${times}, last${why}`]),
+      ...(anewFromOp === null ? [] : [`${row.node} had ${name} begin its log anew at op ${anewFromOp}`]),
+    ];
   };
 }
 
@@ -150,14 +154,23 @@ function takeoverLines(rows: readonly StatusRow[]): string[] {
 
 function syncLines(rows: readonly StatusRow[]): string[] {
   return answered(rows).flatMap(({ node, sync }) => {
-    const { active, last } = sync;
+    const { active, last, verified, verifying } = sync;
     const now =
       active?.role === 'source'
         ? [
             `${node} makes ${active.peer} a copy: ${active.phase}, round ${active.rounds}, ${active.sent} of ${active.pages} pages sent`,
           ]
         : [];
-    const lines = [...last.map((record) => syncLine(node, record)), ...now];
+    const comparing =
+      verifying?.role === 'source'
+        ? [`${node} compares its guest with ${verifying.peer}'s: ${verifying.phase}`]
+        : [];
+    const lines = [
+      ...last.map((record) => syncLine(node, record)),
+      ...now,
+      ...verified.map(verifyLine),
+      ...comparing,
+    ];
     return lines.length === 0 ? [] : ['', ...lines];
   });
 }
@@ -166,7 +179,7 @@ function syncLines(rows: readonly StatusRow[]): string[] {
 export function syncLine(source: string, r: SyncRecord): string {
   const why = { fill: 'it had no guest', diverged: 'it had diverged', asked: 'on request' }[r.reason];
   if (!r.ok) return `${source} gave up making ${r.target} a copy (${why}): ${r.why}`;
-  const pages = `${r.pages} pages looked at, ${r.equal} equal, ${r.sent} sent`;
+  const pages = `${r.pages} pages looked at, ${r.equal} equal, ${r.found} found there, ${r.sent} sent`;
   return `${source} made ${r.target} a copy as of op ${r.op} (${why}): ${pages}, ${r.rounds} rounds, pause ${r.pauseMs} ms`;
 }
 

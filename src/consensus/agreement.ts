@@ -3,7 +3,7 @@
  * op belongs to.
  */
 import { agreementOp } from '../wire/view-table.js';
-import type { LogTail } from '../wire/view-table.js';
+import type { LogBase, LogTail } from '../wire/view-table.js';
 import { zeroViewstamp } from '../wire/viewstamp.js';
 import type { Op, Viewstamp } from '../wire/viewstamp.js';
 import { assert } from '../lib/assert.js';
@@ -57,4 +57,30 @@ export function agreeWith(own: LogTail, theirs: LogTail): Op | null {
   const agreeOp = Math.max(agreementOp(own, theirs), committed);
   assert(agreeOp <= theirs.last.op, 'agreement behind the end of the other log');
   return agreeOp;
+}
+
+export interface FeedStart {
+  readonly agreeOp: Op;
+  /** The other log begins anew behind this, at `agreeOp`; null: it goes on. */
+  readonly base: LogBase | null;
+}
+
+/**
+ * Where a primary with log `own`, of which it can read what is behind `base`, begins to feed a backup with log
+ * `theirs`; null if it cannot.
+ *
+ * If the backup ends, or parts, before `base`, it is told to take the place behind `base` for the end of its log. All up to
+ * there is committed and in this log, so it then stands for no less than before, provided that it holds nothing of this log
+ * behind `base`, which it would lose: entries that count because this backup has acknowledged them. What it holds there
+ * of no use to anybody, as whatever `follow` cuts off.
+ */
+export function feedStart(own: LogTail, theirs: LogTail, base: LogBase): FeedStart | null {
+  const agreeOp = agreeWith(own, theirs);
+  if (agreeOp !== null && agreeOp >= base.op) return { agreeOp, base: null };
+  if (base.view === 0) return null;
+  const holdsNothingBehind =
+    agreeOp !== null ||
+    theirs.last.op <= base.op ||
+    (!shareView(own, theirs) && !beginsAfter(own, base.op) && !beginsAfter(theirs, base.op));
+  return holdsNothingBehind ? { agreeOp: base.op, base } : null;
 }

@@ -7,7 +7,7 @@
  */
 import { assert, unreachable } from '../lib/assert.js';
 import type { LogTail } from '../wire/view-table.js';
-import type { View } from '../wire/viewstamp.js';
+import type { Op, View } from '../wire/viewstamp.js';
 import { onPromised } from './on-promised.js';
 import { onHeard, onPeerDown, onPeerUp, onTick } from './on-tick.js';
 import { clearRecoveringIfCaughtUp, onFollow, onFollowing, onNewView } from './recv-follow.js';
@@ -60,8 +60,10 @@ export interface CoreStatus {
   } | null;
   /** Peers that take this primary's entries; empty on others. */
   readonly followers: readonly NodeId[];
-  /** Peers that this primary cannot bring into its view: they need a state transfer. */
+  /** Peers that this primary cannot bring into its view. */
   readonly apart: readonly NodeId[];
+  /** Peers whose log began anew on this primary's word, and with which op. */
+  readonly anew: ReadonlyMap<NodeId, Op>;
 }
 
 export class Core {
@@ -104,12 +106,18 @@ export class Core {
       transfer: s.transfer === null ? null : { to: s.transfer.to, phase: s.transfer.phase },
       followers: peersAt(s, 'following'),
       apart: peersAt(s, 'apart'),
+      anew: begunAnew(s),
     };
   }
 }
 
 function peersAt(s: State, stage: Peer['stage']): NodeId[] {
   return s.role === 'primary' ? s.peerIds.filter((node) => s.peer(node).stage === stage) : [];
+}
+
+function begunAnew(s: State): ReadonlyMap<NodeId, Op> {
+  const begun = peersAt(s, 'following').map((node) => ({ node, base: s.peer(node).base }));
+  return new Map(begun.flatMap(({ node, base }) => (base === null ? [] : [[node, base.op + 1] as const])));
 }
 
 function phaseOf(s: State): Phase {
@@ -198,6 +206,8 @@ function deliverKept(s: State): void {
 }
 
 function onProgress(s: State, event: Extract<Event, { type: 'progress' }>): void {
+  s.base = event.base;
+  s.committed = event.committed;
   // The log of a promise is exact; a word from before it would be older.
   if (s.promising !== null || s.tail !== null) return;
   s.lastOp = event.lastOp;

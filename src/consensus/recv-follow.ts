@@ -8,7 +8,7 @@
  */
 import { assert } from '../lib/assert.js';
 import type { LogTail } from '../wire/view-table.js';
-import type { Op, View } from '../wire/viewstamp.js';
+import type { View } from '../wire/viewstamp.js';
 import { committedHere, stampAt } from './agreement.js';
 import {
   adoptView,
@@ -24,8 +24,9 @@ import type { MessageOf, State } from './state.js';
 import { settleTransfer } from './transfer.js';
 import type { NodeId } from './types.js';
 
-/** Repeats that the data plane gets to cut the log; a `follow` it could not carry out is begun again after that. */
+/** Repeats that the data plane gets to cut the log, or to begin it anew; a `follow` it could not carry out is begun again after that. */
 const cutPatience = 10;
+const anewPatience = 100;
 
 /**
  * What `new-view` and `follow` have in common: true if the sender is the primary of this replica's view and nothing is
@@ -86,7 +87,7 @@ export function onFollow(s: State, from: NodeId, message: MessageOf<'follow'>): 
     requestPromise(s, message.view, { kind: 'join', from }, 'told to follow from another op');
     return;
   }
-  const misfit = followMisfit(s.tail, message.view, message.agreeOp);
+  const misfit = followMisfit(s.tail, message);
   if (misfit !== null) {
     trace(s, `follow from op ${message.agreeOp} not carried out: ${misfit}`);
     showLog(s);
@@ -99,16 +100,26 @@ export function onFollow(s: State, from: NodeId, message: MessageOf<'follow'>): 
     done: false,
     broken: false,
   };
-  s.joinRetryAt = s.now + cutPatience * s.options.retryMs;
-  s.lastStamp = stampAt(s.tail, message.agreeOp);
-  s.stampBase = { view: message.view, fromOp: message.agreeOp + 1 };
+  s.joinRetryAt = s.now + (message.base === null ? cutPatience : anewPatience) * s.options.retryMs;
+  const { view, agreeOp, base } = message;
+  s.lastStamp = base === null ? stampAt(s.tail, agreeOp) : { view: base.view, op: base.op };
+  if (base !== null) {
+    trace(s, `the log ends before op ${base.op + 1} and begins anew there`);
+    s.commitOp = Math.max(s.commitOp, base.op);
+  }
+  s.stampBase = { view, fromOp: agreeOp + 1 };
   s.tail = null;
-  s.out.push({ type: 'follow', view: message.view, primary: from, agreeOp: message.agreeOp });
+  s.out.push({ type: 'follow', view, primary: from, agreeOp, base });
 }
 
-/** Why a log must not be cut behind `agreeOp` in `view`; null: it may. */
-function followMisfit(tail: LogTail, view: View, agreeOp: Op): string | null {
-  if (agreeOp > tail.last.op) return `the log ends at ${tail.last.op}`;
+/**
+ * Why a log must not be cut behind `agreeOp` in `view`, or begin anew there; null: it may. A log that is a beginning of
+ * the primary's up to its end gives nothing up by standing behind a later entry; another one may have gone on behind
+ * the base with entries that nobody else has, which every `follow` cuts off.
+ */
+function followMisfit(tail: LogTail, { view, agreeOp, base }: MessageOf<'follow'>): string | null {
+  if (base === null && agreeOp > tail.last.op) return `the log ends at ${tail.last.op}`;
+  if (base !== null && tail.last.op <= agreeOp) return null;
   if (tail.last.view === view && agreeOp !== tail.last.op)
     return `op ${tail.last.op} is of this view already`;
   if (agreeOp < committedHere(tail)) return `op ${committedHere(tail)} is committed`;

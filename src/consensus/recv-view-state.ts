@@ -5,7 +5,7 @@
 import { assert } from '../lib/assert.js';
 import type { LogTail } from '../wire/view-table.js';
 import type { Op } from '../wire/viewstamp.js';
-import { agreeWith } from './agreement.js';
+import { feedStart } from './agreement.js';
 import { resetReplication, resign, send, trace } from './state.js';
 import type { MessageOf, Peer, State } from './state.js';
 import { targetLost } from './transfer.js';
@@ -59,22 +59,31 @@ function askForLog(s: State, node: NodeId, peer: Peer): void {
 function feed(s: State, node: NodeId, peer: Peer): void {
   assert(peer.tail !== null, 'fed without knowing its log');
   const own = ownTailFor(s, peer.tail);
-  const agreeOp = agreeWith(own, peer.tail);
-  if (agreeOp === null) {
+  // The oldest place that there is leaves the peer the most to give to others. The newest is the last resort: where the logs
+  // part may be unknown, but what a peer has is not behind it, once it has moved on for long enough.
+  const start =
+    feedStart(own, peer.tail, peer.unreadable ? s.committed : s.base) ??
+    feedStart(own, peer.tail, s.committed);
+  if (start === null) {
+    if (peer.stage !== 'apart') trace(s, `replica ${node}: where the logs part cannot be told`);
     peer.stage = 'apart';
-    trace(s, `replica ${node}: the logs have no view in common any more, it needs a state transfer`);
+    peer.retryAt = s.now + s.options.retryMs;
     return;
   }
+  if (start.base !== null)
+    trace(s, `replica ${node}: its log ends before op ${start.agreeOp + 1} and begins anew there`);
   peer.stage = 'fed';
-  peer.agreeOp = agreeOp;
+  peer.agreeOp = start.agreeOp;
+  peer.base = start.base;
   peer.caughtUpOp = own.last.op;
-  s.out.push({ type: 'feed', peer: node, view: s.hard.view, agreeOp });
+  s.out.push({ type: 'feed', peer: node, view: s.hard.view, agreeOp: start.agreeOp });
   sayFollow(s, node, peer);
 }
 
 function sayFollow(s: State, node: NodeId, peer: Peer): void {
   peer.retryAt = s.now + s.options.retryMs;
-  send(s, node, { type: 'follow', view: s.hard.view, agreeOp: peer.agreeOp, caughtUpOp: peer.caughtUpOp });
+  const { agreeOp, base, caughtUpOp } = peer;
+  send(s, node, { type: 'follow', view: s.hard.view, agreeOp, base, caughtUpOp });
 }
 
 export function onViewState(s: State, from: NodeId, message: MessageOf<'view-state'>): void {
@@ -107,23 +116,24 @@ export function feedKnown(s: State): void {
   for (const [node, peer] of s.peers) if (peer.stage === 'known') feed(s, node, peer);
 }
 
-/**
- * Its log ends before what can be read here. Whoever leads next may have it, and a new connection is a new try;
- * until then it counts for nothing.
- */
+/** What it needs is not here any more, or cannot be read. It counts for nothing until a new connection lets it begin further on. */
 export function onFeedLost(s: State, event: Extract<Event, { type: 'feed-lost' }>): void {
   const peer = s.peers.get(event.node);
   if (peer === undefined || s.role !== 'primary' || event.view !== s.hard.view) return;
   peer.stage = 'apart';
+  peer.feedLost = true;
+  peer.unreadable = !event.released;
   peer.ackedOp = 0;
-  trace(s, `replica ${event.node}: the entries it needs cannot be read, it needs a state transfer`);
+  trace(s, `replica ${event.node}: the entries it needs ${event.released ? 'are gone' : 'cannot be read'}`);
   targetLost(s, event.node, `replica ${event.node} cannot be fed any more`);
 }
 
 export function onPeerFollowing(s: State, from: NodeId, message: MessageOf<'following'>): void {
   if (s.role !== 'primary' || message.view !== s.hard.view) return;
   const peer = s.peer(from);
-  if (peer.stage === 'fed') peer.stage = 'following';
+  if (peer.stage !== 'fed') return;
+  peer.stage = 'following';
+  peer.unreadable = false;
 }
 
 /** Repeats what has not been answered. */
@@ -133,7 +143,7 @@ export function retryPeers(s: State): void {
     if (s.now < peer.retryAt || peer.link === 'down') continue;
     if (peer.stage === 'unknown') askForLog(s, node, peer);
     else if (peer.stage === 'fed') sayFollow(s, node, peer);
-    else if (peer.stage === 'known') feed(s, node, peer);
+    else if (peer.stage === 'known' || (peer.stage === 'apart' && !peer.feedLost)) feed(s, node, peer);
   }
 }
 

@@ -9,7 +9,8 @@
  *  - `tail` is this replica's log, exactly, while nothing can change it: from `promised` until `follow` or `lead`.
  */
 import { assert } from '../lib/assert.js';
-import type { LogTail } from '../wire/view-table.js';
+import { noBase } from '../wire/view-table.js';
+import type { LogBase, LogTail } from '../wire/view-table.js';
 import type { Op, View, Viewstamp } from '../wire/viewstamp.js';
 import { Timeout, randomBetween } from './timer.js';
 import type { CoreOptions, Effect, HardState, Message, Milliseconds, NodeId, Role } from './types.js';
@@ -25,11 +26,17 @@ export type Duty =
 export interface Peer {
   link: 'unknown' | 'up' | 'down';
   guestWhole: boolean;
-  /** At the primary. unknown: asks for its log; known: log known, not fed yet; fed: `follow` repeated until it answers; apart: needs a state transfer. */
+  /** At the primary. unknown: asks for its log; known: log known, not fed yet; fed: `follow` repeated until it answers; apart: cannot be fed. */
   stage: 'unknown' | 'known' | 'fed' | 'following' | 'apart';
   tail: LogTail | null;
   tailAt: Milliseconds;
   agreeOp: Op;
+  /** Fed over this connection, and cannot be again. */
+  feedLost: boolean;
+  /** What it needs could not be read here: it begins behind that. Outlives the connection. */
+  unreadable: boolean;
+  /** Its log is to begin anew behind this; null: it goes on from `agreeOp`. */
+  base: LogBase | null;
   caughtUpOp: Op;
   ackedOp: Op;
   retryAt: Milliseconds;
@@ -109,6 +116,10 @@ export class State {
   lastOp: Op;
   durableOp: Op;
   commitOp: Op;
+  /** What this replica's log stands behind, as last told. */
+  base: LogBase = noBase;
+  /** The last entry known to be committed; view 0: not at hand. */
+  committed: LogBase = noBase;
 
   following: Following | null = null;
   /** When to tell the primary again that this replica waits for `follow`. */
@@ -217,6 +228,9 @@ function newPeer(): Peer {
     tail: null,
     tailAt: 0,
     agreeOp: 0,
+    base: null,
+    feedLost: false,
+    unreadable: false,
     caughtUpOp: 0,
     ackedOp: 0,
     retryAt: 0,
@@ -228,6 +242,8 @@ export function resetReplication(peer: Peer): void {
   peer.stage = 'unknown';
   peer.tail = null;
   peer.agreeOp = 0;
+  peer.base = null;
+  peer.feedLost = false;
   peer.caughtUpOp = 0;
   peer.ackedOp = 0;
   peer.retryAt = 0;
@@ -315,7 +331,10 @@ export function resign(s: State, reason: string): void {
     s.out.push({ type: 'release-input', view: s.hard.view });
   }
   if (s.transfer !== null && s.transfer.phase !== 'handed') finishTransfer(s, false, reason);
-  for (const peer of s.peers.values()) resetReplication(peer);
+  for (const peer of s.peers.values()) {
+    resetReplication(peer);
+    peer.unreadable = false;
+  }
   s.ownTail = null;
   s.leaseEndsAt = null;
   s.inputHeldAnswersDue = 0;

@@ -7,7 +7,7 @@
  * the contract; nothing else is.
  */
 import type { Message } from '../wire/messages.js';
-import type { LogTail, ViewTable } from '../wire/view-table.js';
+import type { LogBase, LogTail, ViewTable } from '../wire/view-table.js';
 import type { Op, View } from '../wire/viewstamp.js';
 
 /** Index of a member in the configuration, 0 to 7. */
@@ -81,14 +81,27 @@ export type Event =
       readonly durableOp: Op;
       readonly commitOp: Op;
       readonly acked: ReadonlyMap<NodeId, Op>;
+      /** The entry before the first that can still be read; committed, and op 0 if all can. */
+      readonly base: LogBase;
+      /** The entry at `commitOp`; view 0: it is not at hand. */
+      readonly committed: LogBase;
       /** When the current lease ends (primary), else null. */
       readonly leaseEndsAt: Milliseconds | null;
     }
   /** A connection to the peer is up (a new incarnation each time) or gone. A peer that goes down is suspected at once. */
   | { readonly type: 'peer-up'; readonly now: Milliseconds; readonly node: NodeId }
   | { readonly type: 'peer-down'; readonly now: Milliseconds; readonly node: NodeId }
-  /** The data plane of this primary cannot give the peer the entries that it needs. */
-  | { readonly type: 'feed-lost'; readonly now: Milliseconds; readonly view: View; readonly node: NodeId }
+  /**
+   * The data plane of this primary cannot give the peer the entries that it needs: they were released, or they cannot be read.
+   * Over this connection the peer cannot be fed again.
+   */
+  | {
+      readonly type: 'feed-lost';
+      readonly now: Milliseconds;
+      readonly view: View;
+      readonly node: NodeId;
+      readonly released: boolean;
+    }
   /** This replica's guest is a whole copy (or no longer). Members without one stand last and hand over when they win. */
   | { readonly type: 'guest'; readonly now: Milliseconds; readonly whole: boolean }
   /** Peers' guests, as their status mail says. */
@@ -117,8 +130,17 @@ export type Effect =
   | { readonly type: 'lead'; readonly view: View }
   /** Data plane: write entries after `agreeOp` to the peer, stream `view`. Comes before the `follow` message to it. */
   | { readonly type: 'feed'; readonly peer: NodeId; readonly view: View; readonly agreeOp: Op }
-  /** Data plane: cut the log behind `agreeOp` (never below what is committed here) and take entries of `view` from `primary`. Answered by `following`. */
-  | { readonly type: 'follow'; readonly view: View; readonly primary: NodeId; readonly agreeOp: Op }
+  /**
+   * Data plane: cut the log behind `agreeOp` (never below what is committed here) and take entries of `view` from `primary`. With a
+   * base, which is at `agreeOp`: end the guest, forget the log and begin it anew behind the base. Answered by `following`.
+   */
+  | {
+      readonly type: 'follow';
+      readonly view: View;
+      readonly primary: NodeId;
+      readonly agreeOp: Op;
+      readonly base: LogBase | null;
+    }
   /** Data plane: no longer primary of `view`; gate closed, nothing proposed. */
   | { readonly type: 'resign'; readonly view: View; readonly reason: string }
   /** Leadership transfer: stop taking frames (answered by `input-held`), take them again, give the lease up (answered by `surrendered`). */
@@ -144,4 +166,4 @@ export type Effect =
   /** Something an operator may want to read; decides nothing. */
   | { readonly type: 'trace'; readonly text: string };
 
-export type { LogTail, ViewTable };
+export type { LogBase, LogTail, ViewTable };

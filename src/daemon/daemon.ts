@@ -32,7 +32,7 @@ import { transferOptions } from '../transfer/defaults.js';
 import { sessionKeyBytes } from '../wire/transfer-messages.js';
 import { noteCleanStop, takeCleanStop } from './clean-stop.js';
 import { logIdentity } from './log-identity.js';
-import { divergenceReport, replicaStatus, syncRecord } from './status.js';
+import { divergenceReport, replicaStatus, syncRecord, verifyResult } from './status.js';
 import type { StatusSources } from './status.js';
 
 const nsPerMs = 1e6;
@@ -148,6 +148,7 @@ export async function startDaemon(cluster: Cluster, node: NodeConfig, logger: Lo
       divergence: () => divergenceReport(sources()),
       'transfer-leader': (params) => transferLeader(cluster, engine, params),
       sync: (params) => sync(cluster, engine, params),
+      verify: (params) => verify(cluster, node, engine, params),
       member: (params) => replaceMember(cluster, node, params, (member) => bootstrap?.replace(member)),
     });
     replica.start((events) => engine.onPlaneEvents(events.map(convertEvent)));
@@ -357,6 +358,27 @@ async function sync(cluster: Cluster, engine: ReplicaEngine, params: unknown): P
   if (record === null) throw new FalconError('LEADERSHIP_LOST', 'the request is forgotten with it');
   if (!record.ok) throw new FalconError('SYNC_ABANDONED', record.why);
   return syncRecord(record, (index) => nodes[index]?.name ?? String(index));
+}
+
+/** Compares a member's guest with this primary's, and says how much of them differs. */
+async function verify(
+  cluster: Cluster,
+  self: NodeConfig,
+  engine: ReplicaEngine,
+  params: unknown,
+): Promise<unknown> {
+  const { nodes } = cluster.config;
+  const name = (params as { node?: unknown } | null)?.node;
+  const node = nodes.findIndex((candidate) => candidate.name === name);
+  if (node < 0) throw new FalconError('REQUEST_INVALID', 'a node by its name', { path: 'node' });
+  if (engine.role !== 'primary') throw new FalconError('NOT_PRIMARY', 'this node is not the primary');
+  if (name === self.name) throw new FalconError('VERIFY_REFUSED', `${self.name} is the primary`);
+  if (nodes[node]?.vm !== true) throw new FalconError('VERIFY_REFUSED', `${String(name)} runs no guest`);
+  const outcome = await engine.stateTransfer.verification.request(node);
+  if (outcome === null) throw new FalconError('LEADERSHIP_LOST', 'the request is forgotten with it');
+  if ('refused' in outcome) throw new FalconError('VERIFY_REFUSED', outcome.refused);
+  if (!outcome.ok) throw new FalconError('VERIFY_ABANDONED', outcome.why);
+  return verifyResult(outcome, self.name, (index) => nodes[index]?.name ?? String(index));
 }
 
 /** Another host takes a member's place: known here at once, and after a restart. */

@@ -14,13 +14,16 @@ import type {
   SyncRecord,
   SyncStatus,
   TakeoverStatus,
+  VerifyResult,
 } from '../api/status.js';
 import type { ReplicaEngine } from '../engine/replica.js';
 import type { StateTransfer } from '../engine/state-transfer.js';
 import type { Takeover } from '../engine/takeover-clock.js';
 import type { DataPlane } from '../ports/data-plane.js';
 import type { GuestRunner } from '../ports/guest.js';
+import type { Verification } from '../engine/verification.js';
 import type { TransferRecord } from '../transfer/types.js';
+import type { VerifyRecord } from '../transfer/verify-types.js';
 
 export const softwareVersion = '0.1.0';
 
@@ -57,6 +60,7 @@ export function replicaStatus(sources: StatusSources): ReplicaStatus {
     role: engine.role === 'backup' && !node.vm ? 'witness' : engine.role,
     view: engine.core.status.view,
     primary,
+    firstOp: progress.base.op + 1,
     lastOp: progress.lastOp,
     durableOp: progress.durableOp,
     commitOp: progress.commitOp,
@@ -75,36 +79,80 @@ export function replicaStatus(sources: StatusSources): ReplicaStatus {
     peers: config.nodes.flatMap((peer, index) =>
       index === self ? [] : [peerStatus(engine, peer.name, index, progress.acked[index] ?? null, now)],
     ),
-    sync: syncStatus(engine.stateTransfer, (index) => config.nodes[index]?.name ?? String(index)),
+    sync: syncStatus(engine.stateTransfer, node.name, (index) => config.nodes[index]?.name ?? String(index)),
     outputs: plane.outputs(),
     counters,
     ...(takeover === null ? {} : { lastTakeover: takeoverStatus(takeover, now) }),
   };
 }
 
-function syncStatus(transfer: StateTransfer, name: (index: number) => string): SyncStatus {
-  const { sending, receiving, records } = transfer;
+function syncStatus(transfer: StateTransfer, self: string, name: (index: number) => string): SyncStatus {
+  const { sending, receiving, records, verification } = transfer;
   const last = records.slice(-bounds.statusSyncsMax).map((record) => syncRecord(record, name));
+  const verified = verification.records
+    .slice(-bounds.statusSyncsMax)
+    .map((record) => verifyResult(record, self, name));
+  const rest = { last, verified, verifying: verifyingNow(verification, name) };
   if (sending !== null) {
     const { phase, rounds, pages, sent } = sending;
-    return { active: { role: 'source', peer: name(sending.peer), phase, rounds, pages, sent }, last };
+    return { active: { role: 'source', peer: name(sending.peer), phase, rounds, pages, sent }, ...rest };
   }
   if (receiving !== null) {
     const { peer, phase } = receiving;
-    return { active: { role: 'target', peer: name(peer), phase, rounds: 0, pages: 0, sent: 0 }, last };
+    return { active: { role: 'target', peer: name(peer), phase, rounds: 0, pages: 0, sent: 0 }, ...rest };
   }
-  return { active: null, last };
+  return { active: null, ...rest };
+}
+
+function verifyingNow(
+  { sending, receiving }: Verification,
+  name: (index: number) => string,
+): SyncStatus['verifying'] {
+  if (sending !== null) return { role: 'source', peer: name(sending.peer), phase: sending.phase };
+  return receiving === null ? null : { role: 'target', peer: name(receiving.peer), phase: receiving.phase };
+}
+
+export function verifyResult(
+  record: VerifyRecord,
+  source: string,
+  name: (index: number) => string,
+): VerifyResult {
+  const { peer, reason, ok, why, view, op, findings } = record;
+  const ms = (value: number): number => Math.round(value * 10) / 10;
+  return {
+    ...{ source, target: name(peer), reason, ok, why, view, op },
+    durationMs: ms(record.durationMs),
+    pauseMs: ms(record.pauseMs),
+    findings:
+      findings === null
+        ? null
+        : {
+            ...findings,
+            equal: findings.pages - findings.differing,
+            targetPauseMs: ms(findings.targetPauseMs),
+          },
+  };
 }
 
 export function syncRecord(record: TransferRecord, name: (index: number) => string): SyncRecord {
-  const { reason, ok, why, op, based, rounds, pages, equal, sent, bytes } = record;
-  const { finalPages, finalSent, stateBytes, pauseParts: parts } = record;
+  const { reason, ok, why, op, based, rounds, pages, equal, sent } = record;
+  const {
+    partial,
+    found,
+    bytes,
+    overheadBytes,
+    finalPages,
+    finalSent,
+    stateBytes,
+    pauseParts: parts,
+  } = record;
   const ms = (value: number): number => Math.round(value * 10) / 10;
   return {
-    ...{ target: name(record.peer), reason, ok, why, op, based, rounds, pages, equal, sent, bytes },
-    ...{ finalPages, finalSent, stateBytes },
+    ...{ target: name(record.peer), reason, ok, why, op, based, rounds, pages, equal, sent },
+    ...{ partial, found, bytes, overheadBytes, finalPages, finalSent, stateBytes },
     digestMs: ms(record.digestNs / 1e6),
     waitMs: ms(record.waitNs / 1e6),
+    refineMs: ms(record.refineNs / 1e6),
     moveMs: ms(record.moveNs / 1e6),
     durationMs: ms(record.durationMs),
     pauseMs: ms(record.pauseMs),
@@ -135,6 +183,7 @@ function peerStatus(
       trouble === null ? null : { code: trouble.code, detail: trouble.detail, at: wallTime(trouble.at, now) },
     breaks,
     ackedOp,
+    anewFromOp: engine.core.status.anew.get(index) ?? null,
     guest: engine.peers.report(index).ready,
   };
 }

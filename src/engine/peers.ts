@@ -18,7 +18,7 @@ export interface PeerLinkState {
   readonly breaks: number;
 }
 
-export type LinkProgress = Pick<PlaneProgress, 'heard' | 'acked' | 'commitOp'>;
+export type LinkProgress = Pick<PlaneProgress, 'heard' | 'acked' | 'wordsAt' | 'commitOp'>;
 
 export class Peers {
   readonly connected = new Set<NodeId>();
@@ -57,11 +57,12 @@ export class Peers {
    * of an earlier connection say, is waited for for ever: only a new connection has an end of it.
    */
   silent(now: Milliseconds, silenceMs: Milliseconds, progress: LinkProgress): NodeId[] {
-    const { heard, acked, commitOp } = progress;
+    const { heard, acked, wordsAt, commitOp } = progress;
     if (heard !== null) this.lifeAt.set(heard.from, Math.max(heard.at, this.lifeAt.get(heard.from) ?? 0));
     for (const peer of this.connected) {
       const op = acked[peer] ?? null;
       const moved = op !== this.ackedOp.get(peer);
+      this.lifeAt.set(peer, Math.max(wordsAt[peer] ?? 0, this.lifeAt.get(peer) ?? 0));
       if (op !== null && moved) this.lifeAt.set(peer, now);
       if (op === null || op >= commitOp || moved) this.levelAt.set(peer, now);
       this.ackedOp.set(peer, op);

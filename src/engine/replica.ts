@@ -8,23 +8,16 @@
  * simulator runs the very same code.
  */
 import { Core } from '../consensus/core.js';
-import type { CoreOptions, Effect, Event, HardState, Message, NodeId, Role } from '../consensus/types.js';
+import type { Effect, Event, HardState, Message, NodeId, Role } from '../consensus/types.js';
 import { assert } from '../lib/assert.js';
 import { messageOf } from '../lib/errors.js';
-import type { Clock } from '../ports/clock.js';
 import { entryKinds } from '../ports/data-plane.js';
-import type { DataPlane, PlaneEvent, PlaneProgress } from '../ports/data-plane.js';
-import type { GuestRunner } from '../ports/guest.js';
-import type { HardStateStore } from '../ports/hard-state-store.js';
+import type { PlaneEvent, PlaneProgress } from '../ports/data-plane.js';
 import { decodeGuestReport, encodeGuestReport, mailTags } from '../wire/engine-mail.js';
-import type { LedgerOptions } from '../output/types.js';
-import type { LogTail } from '../wire/view-table.js';
 import { decodeMessage, encodeMessage } from '../wire/messages.js';
 import { bootModes, decideBoot } from './boot-policy.js';
-import type { BootPolicyOptions } from './boot-policy.js';
 import { GuestKeeper } from './guest-keeper.js';
 import { StateTransfer } from './state-transfer.js';
-import type { StateTransferOptions } from './state-transfer.js';
 import type { TransferRecord } from '../transfer/types.js';
 import { Handover } from './handover.js';
 import type { TransferOutcome } from './handover.js';
@@ -33,33 +26,7 @@ import { Peers } from './peers.js';
 import type { PeerTrouble } from './peers.js';
 import { TakeoverClock } from './takeover-clock.js';
 import type { Takeover } from './takeover-clock.js';
-
-export interface EngineOptions {
-  readonly core: CoreOptions;
-  readonly hardState: HardState;
-  /** The log as the scan at start found it. The data plane starts with hardState.view promised. */
-  readonly tail: LogTail;
-  readonly boot: BootPolicyOptions;
-  readonly transfer: StateTransferOptions;
-  /** This member runs a guest. */
-  readonly canRunGuest: boolean;
-  readonly reportIntervalMs: number;
-  /** Many reports: a peer that lives and sends none for so long has lost its mailbox. */
-  readonly mailSilenceMs: number;
-  readonly outputs: Omit<LedgerOptions, 'self'>;
-}
-
-export interface EnginePorts {
-  readonly plane: DataPlane;
-  readonly store: HardStateStore;
-  readonly guest: GuestRunner | null;
-  readonly clock: Clock;
-  /** Asks the bootstrap to make the connection to a peer anew. */
-  reconnect(peer: NodeId, why: string): void;
-  /** The replica must stop: `why` begins with a code. */
-  fail(why: string): void;
-  log(level: 'debug' | 'info' | 'warn' | 'error', text: string, fields?: Record<string, unknown>): void;
-}
+import type { EngineOptions, EnginePorts } from './types.js';
 
 export class ReplicaEngine {
   readonly core: Core;
@@ -110,6 +77,7 @@ export class ReplicaEngine {
       keeper,
       now,
       log,
+      cutOff: (peer) => this.renew(peer, 'SYNC_ABANDONED', 'the guest goes on before its pages have left'),
       whole: (peer) => this.outputs.healed(peer),
     });
     this.outputs = new OutputChecks(
@@ -180,7 +148,10 @@ export class ReplicaEngine {
     this.ports.plane.tick();
     const progress = this.ports.plane.progress();
     this.observe(progress, now);
-    for (const peer of this.peers.silent(now, this.options.mailSilenceMs, progress)) this.renew(peer);
+    for (const peer of this.peers.silent(now, this.options.mailSilenceMs, progress)) {
+      const why = `the peer lives, and for ${this.options.mailSilenceMs} ms mail or entries did not get through`;
+      this.renew(peer, 'FABRIC_DOWN', why);
+    }
     this.step({ type: 'tick', now });
     this.decide();
     this.tickTransfer(progress);
@@ -188,12 +159,11 @@ export class ReplicaEngine {
     this.outputs.tick([...(this.guest.own.ready ? [this.options.core.self] : []), ...this.peers.withGuest()]);
   }
 
-  /** A connection over which mail or entries come no more. */
-  private renew(peer: NodeId): void {
-    const why = `the peer lives, and for ${this.options.mailSilenceMs} ms mail or entries did not get through`;
-    this.ports.log('warn', 'FABRIC_DOWN: connection dropped', { peer, why });
+  /** A connection over which what is wanted comes no more. */
+  private renew(peer: NodeId, code: PeerTrouble['code'], why: string): void {
+    this.ports.log('warn', `${code}: connection dropped`, { peer, why });
     this.ports.plane.disconnect(peer);
-    this.onPeerDown(peer, 'FABRIC_DOWN', why);
+    this.onPeerDown(peer, code, why);
     this.ports.reconnect(peer, why);
   }
 
@@ -218,8 +188,8 @@ export class ReplicaEngine {
     progress.acked.forEach((op, node) => {
       if (op !== null) acked.set(node, op);
     });
-    const { lastOp, durableOp, commitOp, leaseEndsAt } = progress;
-    this.step({ type: 'progress', now, lastOp, durableOp, commitOp, acked, leaseEndsAt });
+    const { lastOp, durableOp, commitOp, base, committed, leaseEndsAt } = progress;
+    this.step({ type: 'progress', now, lastOp, durableOp, commitOp, base, committed, acked, leaseEndsAt });
   }
 
   private onPlaneEvent(event: PlaneEvent): void {
@@ -269,8 +239,15 @@ export class ReplicaEngine {
           peer: event.peer,
           why: event.why,
         });
-        this.peers.note(event.peer, { code: event.code, detail: event.why, at: now }, false);
-        return this.step({ type: 'feed-lost', now, view: event.view, node: event.peer });
+        this.step({
+          type: 'feed-lost',
+          now,
+          view: event.view,
+          node: event.peer,
+          released: event.code === 'WAL_RELEASED',
+        });
+        // On a new connection its log begins anew, further on.
+        return this.renew(event.peer, event.code, event.why);
       case 'failed':
         return this.fail(event.why);
       case 'guest-attached':
@@ -438,7 +415,7 @@ export class ReplicaEngine {
       case 'feed':
         return plane.feed(effect.peer, effect.view, effect.agreeOp);
       case 'follow':
-        return plane.follow(effect.view, effect.primary, effect.agreeOp);
+        return this.follow(effect);
       case 'resign':
         this.ports.log('warn', 'LEADERSHIP_LOST: steps down', { view: effect.view, reason: effect.reason });
         return plane.resign(effect.view);
@@ -457,6 +434,22 @@ export class ReplicaEngine {
       case 'trace':
         return this.ports.log('debug', effect.text);
     }
+  }
+
+  private follow({ view, primary, agreeOp, base }: Extract<Effect, { type: 'follow' }>): void {
+    if (base !== null) {
+      this.ports.log(
+        'warn',
+        'WAL_RELEASED: the primary no longer holds what this log lacks, it begins anew',
+        {
+          primary,
+          firstOp: base.op + 1,
+        },
+      );
+      // Its guest has not taken what the log passes over.
+      this.stateTransfer.endStaleGuest('the log begins anew');
+    }
+    this.ports.plane.follow(view, primary, agreeOp, base);
   }
 
   private persist(state: HardState): void {

@@ -5,9 +5,9 @@
  * session's number. Calls to the guest run one after the other, in the order in which they were asked for, also
  * those of a session that has been given up meanwhile: a guest must not be resumed before the stop that is under way.
  */
-import type { Milliseconds, NodeId } from '../consensus/types.js';
+import type { NodeId } from '../consensus/types.js';
 import { messageOf } from '../lib/errors.js';
-import type { DataPlane, PlaneEvent } from '../ports/data-plane.js';
+import type { PlaneEvent } from '../ports/data-plane.js';
 import type { GuestRunner } from '../ports/guest.js';
 import { TransferSource } from '../transfer/source.js';
 import type { SourceStatus } from '../transfer/source.js';
@@ -19,7 +19,6 @@ import type {
   SourceEvent,
   TargetEffect,
   TargetEvent,
-  TransferOptions,
   TransferReason,
   TransferRecord,
 } from '../transfer/types.js';
@@ -27,28 +26,9 @@ import { decodeTransfer, encodeTransfer } from '../wire/transfer-messages.js';
 import type { SessionId, TransferMessage } from '../wire/transfer-messages.js';
 import type { Op, View } from '../wire/viewstamp.js';
 import { mailTags } from '../wire/engine-mail.js';
-import type { GuestKeeper } from './guest-keeper.js';
-
-export interface StateTransferOptions {
-  readonly core: TransferOptions;
-  /** What two guests must have in common to be copies of each other. */
-  readonly machine: string;
-  /** Where files of a session may be made; they are small but for the inbox. */
-  readonly files: { readonly inbox: string; readonly dirty: string; readonly state: string };
-  /** Fresh random bytes for each session. */
-  readonly key: () => Uint8Array;
-  readonly recordsMax: number;
-}
-
-export interface StateTransferPorts {
-  readonly plane: DataPlane;
-  readonly guest: GuestRunner | null;
-  readonly keeper: GuestKeeper;
-  /** A member has become a copy of this replica's guest. */
-  whole(peer: NodeId): void;
-  now(): Milliseconds;
-  log(level: 'debug' | 'info' | 'warn' | 'error', text: string, fields?: Record<string, unknown>): void;
-}
+import { GuestQueue } from './guest-queue.js';
+import type { StateTransferOptions, StateTransferPorts } from './types.js';
+import { Verification } from './verification.js';
 
 export interface TransferFacts {
   readonly view: View;
@@ -69,16 +49,14 @@ interface Waiter {
 export class StateTransfer {
   /** Sessions of which this replica was the source, newest last. */
   readonly records: TransferRecord[] = [];
+  readonly verification: Verification;
   private readonly options: StateTransferOptions;
   private readonly ports: StateTransferPorts;
   private readonly source: TransferSource;
   private readonly target: TransferTarget;
   /** The vm-sync at which this guest and a peer's were equal last, and every change since is known. */
   private readonly bases = new Map<NodeId, Op>();
-  private tracking = false;
-  /** What the guest is told, one after the other. */
-  private queue: Promise<void> = Promise.resolve();
-  private queued = 0;
+  private readonly told: GuestQueue;
   private bootOp: Op = 0;
   private waiters: Waiter[] = [];
   private stopped = false;
@@ -97,6 +75,14 @@ export class StateTransfer {
       machine: () => (ports.guest === null ? null : options.machine),
       ramBytes,
     });
+    this.told = new GuestQueue(ports, options.files.dirty, () => this.bases.clear());
+    this.verification = new Verification(options, this.told, {
+      ...ports,
+      now: () => ports.now(),
+      log: (...line) => ports.log(...line),
+      send: (to, message) => this.send(to, message),
+      transferring: () => this.source.status !== null,
+    });
   }
 
   get sending(): SourceStatus | null {
@@ -109,7 +95,8 @@ export class StateTransfer {
 
   /** A session runs, or the guest is still being told something of one. */
   get active(): boolean {
-    return this.source.status !== null || this.target.status !== null || this.queued > 0;
+    const { source, target, verification } = this;
+    return source.status !== null || target.status !== null || verification.active || this.told.busy;
   }
 
   get requested(): ReadonlyMap<NodeId, TransferReason> {
@@ -118,6 +105,7 @@ export class StateTransfer {
 
   stop(): void {
     this.stopped = true;
+    this.verification.stop();
   }
 
   /** Brings a member to a full copy, though it may seem to be one. */
@@ -136,7 +124,11 @@ export class StateTransfer {
     const able = facts.leads && keeper.state === 'ready';
     // Nobody else knows of the request.
     if (!able) this.settle(() => true, null);
-    this.toSource({ type: 'tick', now, view, able, peers: facts.peers });
+    const whole = keeper.state === 'ready';
+    this.verification.tick({ view, primary: facts.leads ? null : primary, able, whole, peers: facts.peers });
+    // One session at a time, of either kind.
+    const free = this.verification.sending === null;
+    this.toSource({ type: 'tick', now, view, able: able && free, peers: facts.peers });
     this.toTarget({ type: 'tick', now, view, primary: facts.leads ? null : primary, guest: keeper.fillable });
   }
 
@@ -144,12 +136,15 @@ export class StateTransfer {
     const message = decodeTransfer(bytes);
     const now = this.ports.now();
     if (message === null) return this.ports.log('warn', 'malformed mail', { from });
+    // A transfer that begins ends what was compared: that guest goes on before this one stands still.
+    this.verification.onMail(from, message);
     this.toSource({ type: 'mail', now, from, message });
     this.toTarget({ type: 'mail', now, from, message });
   }
 
   onPeerDown(peer: NodeId): void {
     const now = this.ports.now();
+    this.verification.onPeerDown(peer);
     this.toSource({ type: 'peer-down', now, peer });
     this.toTarget({ type: 'peer-down', now, peer });
   }
@@ -157,7 +152,7 @@ export class StateTransfer {
   /** The guest was started anew, or ended: nothing known of its memory holds. */
   onGuestChanged(): void {
     this.bases.clear();
-    this.tracking = false;
+    this.told.tracking = false;
     this.ports.plane.transferForget(null);
   }
 
@@ -168,7 +163,13 @@ export class StateTransfer {
     if (keeper.state === 'none' || keeper.state === 'lost') this.ports.plane.setGuest('none', 0);
     if (keeper.state !== 'ready' && keeper.state !== 'booting') return;
     keeper.leave('none');
-    this.enqueue((guest) => guest.stop());
+    this.told.enqueue((guest) => guest.stop());
+  }
+
+  /** The log begins anew, behind entries that the guest here has not taken: a session that fills it is of no use either. */
+  endStaleGuest(why: string): void {
+    this.onGuestLost(why);
+    this.endGuest();
   }
 
   /** A session fills the guest here with a state that is newer than vm-boot `op`. */
@@ -186,6 +187,7 @@ export class StateTransfer {
   onPlaneEvent(event: TransferPlaneEvent): void {
     const now = this.ports.now();
     const { session } = event;
+    this.verification.onPlaneEvent(event);
     switch (event.type) {
       case 'transfer-opened':
         this.toSource({ type: 'opened', now, session, inbox: event.inbox });
@@ -195,6 +197,7 @@ export class StateTransfer {
       case 'transfer-held':
         return this.toSource({ type: 'held', now, session, op: event.op });
       case 'transfer-sent':
+        if (this.leaving?.session === session) this.leaving = null;
         return this.toSource({ type: 'sent', now, session, bytes: event.bytes });
       case 'transfer-progress':
         return this.toTarget({ type: 'progress', now, session });
@@ -203,6 +206,9 @@ export class StateTransfer {
         return this.toTarget({ type: 'arrived', now, session, op: event.op });
       case 'transfer-installed':
         return this.onInstalled(session);
+      case 'transfer-taken':
+      case 'transfer-verified':
+        return;
       case 'transfer-failed':
         this.toSource({ type: 'failed', now, session, why: event.why });
         return this.toTarget({ type: 'failed', now, session, why: event.why });
@@ -231,7 +237,7 @@ export class StateTransfer {
         return plane.transferAttach(effect.session, effect.inbox, effect.ram);
       case 'collect':
         return this.guestDo(effect.session, 'source', async (guest) => {
-          const pages = await this.collect(guest, effect.session);
+          const pages = await this.told.collect(guest, effect.session);
           return { type: 'collected', pages };
         });
       case 'round':
@@ -250,10 +256,12 @@ export class StateTransfer {
         });
       case 'send-state':
         this.bases.set(effect.peer, effect.op);
+        this.leaving = { session: effect.session, peer: effect.peer };
         return plane.transferSend(effect.session, this.options.files.state);
       case 'resume':
+        this.dropWhatIsLeaving(effect.session);
         return this.guestDo(effect.session, 'source', async (guest) => {
-          await this.resumeForSure(guest);
+          await this.told.resume(guest);
           plane.transferRelease(effect.session);
           return { type: 'resumed' };
         });
@@ -264,20 +272,18 @@ export class StateTransfer {
     }
   }
 
-  /** A guest that stands still for ever is none: then this replica is better off without it. */
-  private async resumeForSure(guest: GuestRunner): Promise<void> {
-    try {
-      await guest.resume();
-    } catch (first) {
-      this.ports.log('warn', messageOf(first));
-      try {
-        await guest.resume();
-      } catch (error) {
-        if (this.ports.keeper.state === 'ready')
-          this.ports.keeper.onExit(`QEMU_LOST it does not go on: ${messageOf(error)}`);
-        throw error;
-      }
-    }
+  /** Of the session whose state was sent last, until all of it has left. */
+  private leaving: { readonly session: SessionId; readonly peer: NodeId } | null = null;
+
+  /**
+   * The guest goes on though its last pages and its state have not left: a fabric that reads a page later would make the
+   * target a copy of no moment, and the target takes over what has arrived whole without asking.
+   */
+  private dropWhatIsLeaving(session: SessionId): void {
+    const { leaving } = this;
+    if (leaving?.session !== session) return;
+    this.leaving = null;
+    this.ports.cutOff(leaving.peer);
   }
 
   private forget(session: SessionId): void {
@@ -341,7 +347,7 @@ export class StateTransfer {
         return plane.transferClose(effect.session);
       case 'discard':
         keeper.leave('none');
-        return this.enqueue((guest) => guest.stop());
+        return this.told.enqueue((guest) => guest.stop());
       case 'trace':
         return this.ports.log('info', effect.text);
     }
@@ -350,13 +356,13 @@ export class StateTransfer {
   /** The guest that runs stands still, or a fresh one is made. */
   private prepare({ session, peer, keep, baseOp }: Extract<TargetEffect, { type: 'prepare' }>): void {
     const { keeper, plane } = this.ports;
-    const based = keep && baseOp !== 0 && this.tracking && this.bases.get(peer) === baseOp;
+    const based = keep && baseOp !== 0 && this.told.tracking && this.bases.get(peer) === baseOp;
     keeper.beginFilling();
     this.kept = keep;
     this.guestDo(session, 'target', async (guest) => {
       if (keep) {
         await guest.pause();
-        if (based) await this.collect(guest, session);
+        if (based) await this.told.collect(guest, session);
       } else {
         this.onGuestChanged();
         await guest.prepare({
@@ -385,7 +391,7 @@ export class StateTransfer {
       }
       await guest.loadState(this.options.files.state);
       // From here on changes count against the common point.
-      await this.collect(guest, 0);
+      await this.told.collect(guest, 0);
       this.bases.clear();
       plane.transferInstall(session);
       return null;
@@ -422,7 +428,8 @@ export class StateTransfer {
     const { guest, plane } = this.ports;
     const { inbox, state } = this.options.files;
     const [ram, ramBytes] = [guest?.ramPath ?? '', guest?.ramBytes ?? 0];
-    plane.transferOpen({ session, peer, role, key, ram, ramBytes, inbox, state, based, grant });
+    const what = { ram, ramBytes, inbox, state, based, verify: false };
+    plane.transferOpen({ session, peer, role, key, grant, ...what });
   }
 
   private send(to: NodeId, message: TransferMessage): void {
@@ -431,36 +438,6 @@ export class StateTransfer {
     bytes[0] = mailTags.transfer;
     bytes.set(body, 1);
     this.ports.plane.sendMail(to, bytes);
-  }
-
-  /** Pages changed since the last collection, told to the native side; 0 when only now changes begin to be noted. */
-  private async collect(guest: GuestRunner, session: SessionId): Promise<number> {
-    if (!this.tracking) {
-      await guest.dirtyStart();
-      this.tracking = true;
-      return 0;
-    }
-    const { dirty } = this.options.files;
-    try {
-      const { pages } = await guest.dirtyCollect(dirty);
-      this.ports.plane.transferCollected(session, dirty);
-      return pages;
-    } catch (error) {
-      // It may have been done all the same: then nobody knows of these changes any more, whatever they are counted against.
-      this.bases.clear();
-      this.ports.plane.transferForget(null);
-      throw error;
-    }
-  }
-
-  private enqueue(work: (guest: GuestRunner) => Promise<void>): void {
-    const { guest } = this.ports;
-    if (guest === null) return;
-    this.queued++;
-    this.queue = this.queue
-      .then(() => work(guest))
-      .catch((error: unknown) => this.ports.log('warn', messageOf(error)))
-      .finally(() => this.queued--);
   }
 
   /** Does something with the guest, and tells the session of it (unless null) or of its failure. */
@@ -474,7 +451,7 @@ export class StateTransfer {
       if (side === 'source') this.toSource(event as SourceEvent);
       else this.toTarget(event as TargetEvent);
     };
-    this.enqueue(async (guest) => {
+    this.told.enqueue(async (guest) => {
       try {
         const answer = await work(guest);
         if (answer !== null) tell(answer);

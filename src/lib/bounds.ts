@@ -81,6 +81,8 @@ export const bounds = {
   statusSyncsMax: 8,
   /** An operator waits so long for a member to be made a copy. */
   adminSyncMs: 120_000,
+  /** Opening, offering, waiting for the log and comparing are given up each in transferProgressWaitMs. */
+  adminVerifyMs: 120_000,
 
   // QEMU
   /** From the start of QEMU until its monitor answers; QEMU itself waits for falcond for five seconds. */
@@ -142,6 +144,7 @@ assert(bounds.tickMs < bounds.guestReportMs);
 assert(bounds.ramTrailerBytes % bounds.guestPageBytes === 0, 'the trailer is whole pages');
 assert(bounds.inflightEntriesMax < bounds.logEntriesMax, 'what is in flight fits the log in memory');
 assert(bounds.transferOfferRetryMs < bounds.transferOfferWaitMs);
+assert(4 * bounds.transferProgressWaitMs + bounds.transferPauseMaxMs < bounds.adminVerifyMs);
 assert(bounds.transferBackOffMinMs <= bounds.transferBackOffMaxMs);
 assert(bounds.outputDivergencesKept % 2 === 0);
 assert(bounds.outputReportMs < bounds.outputReportRetryMs);

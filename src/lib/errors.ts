@@ -108,8 +108,8 @@ export const errorTable = {
   // the guest
   GUEST_MEMORY: { severity: 'error', exit: x.failure, text: 'the memory of the guest cannot be used' },
   PAGE_SET: { severity: 'error', exit: x.failure, text: 'a set of pages is not valid' },
-  QEMU_FAILED: { severity: 'fatal', exit: x.failure, text: 'QEMU did not start' },
-  QEMU_LOST: { severity: 'fatal', exit: x.failure, text: 'QEMU ended' },
+  QEMU_FAILED: { severity: 'error', exit: x.failure, text: 'QEMU did not start' },
+  QEMU_LOST: { severity: 'error', exit: x.failure, text: 'QEMU ended' },
   VM_LINK: { severity: 'error', exit: x.failure, text: 'the link to QEMU failed' },
   FLOW_STATE: { severity: 'error', exit: x.failure, text: 'the state of the connections is not valid' },
   TAP_OPEN: { severity: 'fatal', exit: x.failure, text: 'the tap cannot be opened' },
@@ -125,6 +125,8 @@ export const errorTable = {
   SYNC_ABANDONED: { severity: 'warning', exit: x.failure, text: 'the state transfer was given up' },
   SYNC_MEMORY: { severity: 'error', exit: x.failure, text: 'memory or files of the state transfer fail' },
   SYNC_PEER: { severity: 'error', exit: x.failure, text: 'the other side of the state transfer is wrong' },
+  VERIFY_REFUSED: { severity: 'error', exit: x.refused, text: 'comparing the guests was refused' },
+  VERIFY_ABANDONED: { severity: 'warning', exit: x.failure, text: 'comparing the guests was given up' },
   // the outputs
   OUTPUT_DIVERGED: { severity: 'warning', exit: x.failure, text: 'a guest said something else' },
   PRIMARY_DIVERGED: {

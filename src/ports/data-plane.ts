@@ -4,8 +4,9 @@
  * same monotonic clock as ports/clock.
  */
 import type { NodeId } from '../consensus/types.js';
-import type { LogTail } from '../wire/view-table.js';
+import type { LogBase, LogTail } from '../wire/view-table.js';
 import type { SessionId } from '../wire/transfer-messages.js';
+import type { VerifyReport } from '../wire/verify-report.js';
 import type { Op, View } from '../wire/viewstamp.js';
 
 export const entryKinds = {
@@ -28,7 +29,8 @@ export interface DataPlane {
   disconnect(peer: NodeId): void;
   promise(view: View): void;
   lead(view: View): void;
-  follow(view: View, primary: NodeId, agreeOp: Op): void;
+  /** `base`: the log begins anew behind it, and it is at `agreeOp`; the guest must have been told to end. */
+  follow(view: View, primary: NodeId, agreeOp: Op, base: LogBase | null): void;
   feed(peer: NodeId, view: View, agreeOp: Op): void;
   resign(view: View): void;
   holdInput(view: View): void;
@@ -59,7 +61,17 @@ export interface DataPlane {
   transferSync(session: SessionId): void;
   /** Source: sends flows, rings, and the state of devices in `file`. Answered by `transfer-sent`. */
   transferSend(session: SessionId, file: string): void;
-  /** Source: delivery goes on. */
+  /** Verification: digests the memory of a guest that runs. Answered by `transfer-taken`. */
+  transferLook(session: SessionId): void;
+  /**
+   * Verification: the guest stands still, the state of its devices is in `file`. Digests what has changed, takes its flows.
+   * Answered by `transfer-taken`.
+   */
+  transferTake(session: SessionId, file: string): void;
+  /**
+   * Source: delivery goes on. Verification: on either side; answered by `transfer-sent` (target) when the source has what
+   * was found, or `transfer-verified` (source).
+   */
   transferRelease(session: SessionId): void;
   /** Target: makes the guest's rings empty while it stands still, but keeps it attached. */
   transferRings(session: SessionId): void;
@@ -102,14 +114,22 @@ export interface OutputApplication {
 
 /** One round of comparing and moving; durations in ns. */
 export interface RoundFigures {
-  /** Pages looked at. */
+  /** Pages looked at: equal + sent + found. */
   readonly pages: number;
   readonly equal: number;
+  /** Sent, of which partial: only the blocks that differ. */
   readonly sent: number;
+  readonly partial: number;
+  /** Differed, and the target had their contents at other places. */
+  readonly found: number;
+  /** Of contents. */
   readonly bytes: number;
-  /** Digesting here, waiting for the target's digests behind that, moving. */
+  /** Of page sets and digests, both ways. */
+  readonly overheadBytes: number;
+  /** Digesting here, waiting for the target's digests behind that, finding what needs not be sent, moving. */
   readonly digestNs: number;
   readonly waitNs: number;
+  readonly refineNs: number;
   readonly moveNs: number;
 }
 
@@ -131,6 +151,8 @@ export interface TransferOpen {
   readonly based: boolean;
   /** Target: what opens the source's inbox. */
   readonly grant: Uint8Array;
+  /** Two guests are compared: nothing but the source's inbox is opened. */
+  readonly verify: boolean;
 }
 
 export type PlaneEvent =
@@ -195,6 +217,8 @@ export type PlaneEvent =
       readonly bootOp: Op;
     }
   | { readonly type: 'transfer-installed'; readonly session: SessionId }
+  | { readonly type: 'transfer-taken'; readonly session: SessionId }
+  | { readonly type: 'transfer-verified'; readonly session: SessionId; readonly report: VerifyReport }
   /** `why` begins with a code. */
   | { readonly type: 'transfer-failed'; readonly session: SessionId; readonly why: string }
   /** Output of this primary's guest is to be compared (wire/output-check: decodeDue). */
@@ -212,8 +236,14 @@ export interface PlaneProgress {
   readonly durableOp: Op;
   readonly commitOp: Op;
   readonly deliveredOp: Op;
+  /** The entry before the first that is kept on disk; op 0: all are. */
+  readonly base: LogBase;
+  /** The entry at `commitOp`; view 0: it is not at hand. */
+  readonly committed: LogBase;
   /** Leading: durable op of each member that follows this view, null for the others and for self. */
   readonly acked: readonly (Op | null)[];
+  /** When each member's words (acknowledgements, heartbeats and their echoes) came last; null: not over this connection. */
+  readonly wordsAt: readonly (number | null)[];
   /** Leading: when the lease ends; null: none. */
   readonly leaseEndsAt: number | null;
   readonly gate: 'open' | 'armed' | 'closed';

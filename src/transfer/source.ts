@@ -11,7 +11,7 @@ import { assert } from '../lib/assert.js';
 import type { Milliseconds, NodeId } from '../consensus/types.js';
 import type { RoundFigures, RoundPages } from '../ports/data-plane.js';
 import type { Op, View } from '../wire/viewstamp.js';
-import { sessionId, sessionsPerView } from '../wire/transfer-messages.js';
+import { firstVerification, sessionId } from '../wire/transfer-messages.js';
 import type { SessionId, TransferMessage } from '../wire/transfer-messages.js';
 import type {
   PauseParts,
@@ -63,7 +63,10 @@ interface Session {
   stateBytes: number;
 }
 
-const nothing: RoundFigures = { pages: 0, equal: 0, sent: 0, bytes: 0, digestNs: 0, waitNs: 0, moveNs: 0 };
+const nothing: RoundFigures = {
+  ...{ pages: 0, equal: 0, sent: 0, partial: 0, found: 0, bytes: 0, overheadBytes: 0 },
+  ...{ digestNs: 0, waitNs: 0, refineNs: 0, moveNs: 0 },
+};
 const noPause: PauseParts = { stopMs: 0, collectMs: 0, roundMs: 0, saveMs: 0, sendMs: 0, resumeMs: 0 };
 
 export interface SourceSetting {
@@ -181,7 +184,7 @@ export class TransferSource {
         this.wanted(peer, now) &&
         (this.backOff.get(peer.node)?.until ?? 0) <= now,
     );
-    if (next === undefined || this.count + 1 >= sessionsPerView) return;
+    if (next === undefined || this.count + 1 >= firstVerification) return;
     this.count++;
     this.session = {
       id: sessionId(this.view, this.count),
@@ -423,9 +426,13 @@ function sum(a: RoundFigures, b: RoundFigures): RoundFigures {
     pages: a.pages + b.pages,
     equal: a.equal + b.equal,
     sent: a.sent + b.sent,
+    partial: a.partial + b.partial,
+    found: a.found + b.found,
     bytes: a.bytes + b.bytes,
+    overheadBytes: a.overheadBytes + b.overheadBytes,
     digestNs: a.digestNs + b.digestNs,
     waitNs: a.waitNs + b.waitNs,
+    refineNs: a.refineNs + b.refineNs,
     moveNs: a.moveNs + b.moveNs,
   };
 }

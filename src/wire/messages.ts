@@ -6,7 +6,7 @@
  */
 import { Packr, Unpackr } from 'msgpackr';
 import { assert } from '../lib/assert.js';
-import type { LogTail, ViewTable, ViewTableRow } from './view-table.js';
+import type { LogBase, LogTail, ViewTable, ViewTableRow } from './view-table.js';
 import type { Op, View, Viewstamp } from './viewstamp.js';
 
 /** Longest message, in bytes. */
@@ -42,8 +42,17 @@ export type Message =
   /** The sender is the primary of `view` and does not know the receiver's log yet. */
   | { readonly type: 'new-view'; readonly view: View }
   | { readonly type: 'view-state'; readonly view: View; readonly tail: LogTail }
-  /** Cut your log behind `agreeOp` and take entries from my ring in stream `view`. `caughtUpOp`: the primary's last op now. */
-  | { readonly type: 'follow'; readonly view: View; readonly agreeOp: Op; readonly caughtUpOp: Op }
+  /**
+   * Cut your log behind `agreeOp`, or with a base begin it anew behind that, and take entries from my ring in stream `view`.
+   * `caughtUpOp`: the primary's last op now. The base, at `agreeOp`, is committed.
+   */
+  | {
+      readonly type: 'follow';
+      readonly view: View;
+      readonly agreeOp: Op;
+      readonly caughtUpOp: Op;
+      readonly base: LogBase | null;
+    }
   | { readonly type: 'following'; readonly view: View }
   /** The sender has given up its lease in `view`; the receiver's log equals its own up to `last`. */
   | { readonly type: 'timeout-now'; readonly view: View; readonly last: Viewstamp }
@@ -137,6 +146,14 @@ function tableOf(value: unknown, last: Viewstamp): ViewTable {
   return table;
 }
 
+function baseOf(value: unknown): LogBase | null {
+  if (value === null) return null;
+  if (!Array.isArray(value) || value.length !== 3) throw new MalformedError('base is not three numbers');
+  const [op, view, checksum] = value.map((item) => wholeNumber(item, 'base')) as [number, number, number];
+  if (op === 0 || view === 0 || checksum > 0xffff_ffff) throw new MalformedError('base is no entry');
+  return { op, view, checksum };
+}
+
 function tailOf(value: unknown): LogTail {
   const fields = new Fields(value, 'tail');
   const last = viewstampOf(fields.take('last'), 'last');
@@ -163,6 +180,10 @@ export function encodeMessage(message: Message): Uint8Array {
   const map: Record<string, unknown> = { ...message };
   if ('last' in message) map['last'] = packStamp(message.last);
   if ('tail' in message) map['tail'] = message.tail === null ? null : packTail(message.tail);
+  if (message.type === 'follow' && message.base !== null) {
+    const { op, view, checksum } = message.base;
+    map['base'] = [op, view, checksum];
+  }
   if ('reason' in message) map['reason'] = message.reason.slice(0, maxReasonLength);
   const bytes = packr.pack(map);
   assert(bytes.length <= maxMessageBytes, `a message of ${bytes.length} bytes`);
@@ -208,12 +229,7 @@ function body(type: unknown, fields: Fields): Message {
     case 'view-state':
       return { type, view: fields.whole('view'), tail: tailOf(fields.take('tail')) };
     case 'follow':
-      return {
-        type,
-        view: fields.whole('view'),
-        agreeOp: fields.whole('agreeOp'),
-        caughtUpOp: fields.whole('caughtUpOp'),
-      };
+      return follow(fields);
     case 'timeout-now':
       return { type, view: fields.whole('view'), last: viewstampOf(fields.take('last'), 'last') };
     case 'stale-view':
@@ -221,6 +237,17 @@ function body(type: unknown, fields: Fields): Message {
     default:
       throw new MalformedError('unknown type');
   }
+}
+
+function follow(fields: Fields): Message {
+  const view = fields.whole('view');
+  const agreeOp = fields.whole('agreeOp');
+  const caughtUpOp = fields.whole('caughtUpOp');
+  const base = baseOf(fields.take('base'));
+  if (agreeOp > caughtUpOp) throw new MalformedError('agreeOp is behind caughtUpOp');
+  if (base !== null && (base.op !== agreeOp || base.view > view))
+    throw new MalformedError('base does not fit its message');
+  return { type: 'follow', view, agreeOp, caughtUpOp, base };
 }
 
 function voteReply(fields: Fields): Message {

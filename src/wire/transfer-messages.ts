@@ -16,7 +16,10 @@ const maxTextChars = 200;
 /** Number of a session, unique among all that a cluster ever begins: its view, and a count within it. */
 export type SessionId = number;
 
-export const sessionsPerView = 65_536;
+/** One every three seconds lasts for 18 days of one view; views are far below 2^33. */
+export const sessionsPerView = 1_048_576;
+/** Verifications have numbers above it, transfers below. */
+export const firstVerification = 524_288;
 
 export function sessionId(view: View, count: number): SessionId {
   assert(count > 0 && count < sessionsPerView, 'sessions of a view are counted');
@@ -39,6 +42,16 @@ export type TransferMessage =
       readonly key: Uint8Array;
       readonly inbox: Uint8Array;
     }
+  /** The primary of `view` would compare the receiver's guest with its own. It opens an inbox; the receiver opens nothing. */
+  | {
+      readonly type: 'verify';
+      readonly session: SessionId;
+      readonly view: View;
+      readonly machine: string;
+      readonly ramBytes: number;
+      readonly key: Uint8Array;
+      readonly inbox: Uint8Array;
+    }
   /** `based`: the target has the state of `baseOp` and knows which pages it has changed since. */
   | {
       readonly type: 'accept';
@@ -51,7 +64,7 @@ export type TransferMessage =
   /** Either side gives the session up. */
   | { readonly type: 'abandon'; readonly session: SessionId; readonly reason: string };
 
-const types = ['offer', 'accept', 'refuse', 'abandon'] as const;
+const types = ['offer', 'accept', 'refuse', 'abandon', 'verify'] as const;
 
 export function encodeTransfer(message: TransferMessage): Uint8Array {
   const index = types.indexOf(message.type);
@@ -60,6 +73,10 @@ export function encodeTransfer(message: TransferMessage): Uint8Array {
       case 'offer': {
         const { view, machine, ramBytes, baseOp, key, inbox } = message;
         return [view, machine, ramBytes, baseOp, Buffer.from(key), Buffer.from(inbox)];
+      }
+      case 'verify': {
+        const { view, machine, ramBytes, key, inbox } = message;
+        return [view, machine, ramBytes, Buffer.from(key), Buffer.from(inbox)];
       }
       case 'accept':
         return [message.based, Buffer.from(message.inbox), Buffer.from(message.ram)];
@@ -93,6 +110,12 @@ export function decodeTransfer(bytes: Uint8Array): TransferMessage | null {
         return null;
       if (!isBytes(key) || key.length !== sessionKeyBytes || !isBytes(inbox)) return null;
       return { type, session, view, machine, ramBytes, baseOp, key, inbox };
+    }
+    case 'verify': {
+      const [view, machine, ramBytes, key, inbox] = rest;
+      if (rest.length !== 5 || !isCount(view) || !isText(machine) || !isCount(ramBytes)) return null;
+      if (!isBytes(key) || key.length !== sessionKeyBytes || !isBytes(inbox)) return null;
+      return { type, session, view, machine, ramBytes, key, inbox };
     }
     case 'accept': {
       const [based, inbox, ram] = rest;

@@ -13,6 +13,16 @@ export interface ViewTableRow {
 /** Ascending by view and by firstOp. */
 export type ViewTable = readonly ViewTableRow[];
 
+/** The entry that a log stands behind: it and all before it are committed, and not in the log. Op 0: it stands behind nothing. */
+export interface LogBase {
+  readonly op: Op;
+  readonly view: View;
+  /** What the first entry of the log is chained to. */
+  readonly checksum: number;
+}
+
+export const noBase: LogBase = { op: 0, view: 0, checksum: 0 };
+
 export interface LogTail {
   /** Viewstamp of the last durable entry; (0, 0) for an empty log. */
   readonly last: Viewstamp;

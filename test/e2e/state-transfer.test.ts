@@ -2,7 +2,8 @@
  * State transfers that meet trouble, with real guests: whoever dies or stands still in the middle of a session, the client
  * goes on over its one connection, and every replica becomes a full copy again.
  */
-import { mkdirSync, rmSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { mkdirSync, rmSync, statfsSync } from 'node:fs';
 import { freemem } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
@@ -11,7 +12,7 @@ import type { RemoteClient } from '../../cluster/demo/remote-client.js';
 import type { Tally } from '../../cluster/demo/key-client.js';
 import { callDaemon, fetchStatus } from '../../src/api/client.js';
 import { nodePaths, shmDirectory } from '../../src/api/cluster.js';
-import type { ReplicaStatus, SyncRecord } from '../../src/api/status.js';
+import type { ReplicaStatus, SyncRecord, VerifyResult } from '../../src/api/status.js';
 import { messageOf } from '../../src/lib/errors.js';
 import { monotonicMs, sleep, waitUntil } from '../../src/lib/time.js';
 import { LiveCluster, falcon } from '../support/live-cluster.js';
@@ -23,6 +24,7 @@ const cannot = whyNoNamespaces();
 const skip = cannot === null ? {} : { skip: cannot };
 const answerMs = 40_000;
 const fillMs = 60_000;
+const leftBytes = 40 * 2 ** 20;
 /** The guest of the source stands still. */
 const stillPhases = ['pausing', 'final', 'sending', 'resuming'];
 const full = (one: ReplicaStatus): boolean => one.guest.state === 'ready';
@@ -74,8 +76,24 @@ async function served(client: RemoteClient): Promise<{ before: Tally; after: Tal
   return { before, after };
 }
 
+/** Mounts one that can be filled without anybody else's noticing; released at the end of the test at the latest. */
+function ownMemoryFileSystem(t: Test, path: string): () => void {
+  mkdirSync(path, { recursive: true, mode: 0o700 });
+  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=2g,mode=700', 'falcon-test', path]);
+  let mounted = true;
+  const release = (): void => {
+    if (mounted) execFileSync('umount', ['--lazy', path]);
+    mounted = false;
+    rmSync(path, { recursive: true, force: true });
+  };
+  t.teardown(release);
+  return release;
+}
+
 t.test('sessions with troubles', skip, async (t) => {
   const cluster = await LiveCluster.init(t, '--nodes', '3', '--name', 'sessions');
+  const shared = shmDirectory(cluster.place.config.cluster);
+  const release = ownMemoryFileSystem(t, shared);
   t.match(await cluster.up(), { status: 0 });
   const client = await cluster.client(21);
   t.teardown(() => client.stop());
@@ -160,27 +178,47 @@ t.test('sessions with troubles', skip, async (t) => {
     primary = await cluster.primary();
   });
 
+  /** It is tried again by itself, until it is done. */
+  const madeUpFor = async (t: Test): Promise<void> => {
+    const done = ({ sync: { active, last } }: ReplicaStatus): boolean =>
+      active === null && last.at(-1)?.ok === true;
+    t.ok(await cluster.becomes(primary.node, done, fillMs), 'the session is made up for');
+    await becomeFull(t);
+  };
+
   await t.test('files of the session cannot be made', async (t) => {
     const target = (await others())[0]!;
-    for (const node of [primary.node, target.node]) {
-      const inbox = join(shmDirectory(cluster.place.config.cluster), `${node}.inbox`);
-      mkdirSync(join(inbox, 'in-the-way'), { recursive: true });
+    for (const [node, kind, why] of [
+      [primary.node, 'inbox', /SYNC_MEMORY/],
+      [target.node, 'inbox', /SYNC_MEMORY/],
+      [primary.node, 'dirty', /QEMU refused|SYNC_MEMORY/],
+      [primary.node, 'state', /QEMU refused|SYNC_MEMORY/],
+      [target.node, 'state', /SYNC_MEMORY/],
+    ] as const) {
+      const file = join(shared, `${node}.${kind}`);
+      rmSync(file, { force: true });
+      mkdirSync(join(file, 'in-the-way'), { recursive: true });
       const outcome = await sync(cluster, primary, target.node);
-      t.match(outcome, { ok: false, why: /SYNC_MEMORY/ }, `an inbox of ${node}`);
+      t.match(outcome, { ok: false, why }, `${kind} of ${node}`);
       await goesOn(t);
-      rmSync(inbox, { recursive: true });
-      // It is tried again by itself, until it is done.
-      t.ok(
-        await cluster.becomes(
-          primary.node,
-          ({ sync: { active, last } }) => active === null && last.at(-1)?.ok === true,
-          fillMs,
-        ),
-        'the session is made up for',
-      );
-      await becomeFull(t);
+      rmSync(file, { recursive: true });
+      await madeUpFor(t);
     }
     t.match(await sync(cluster, primary, target.node), { ok: true });
+    await goesOn(t);
+  });
+
+  await t.test('the memory file system is full', async (t) => {
+    const target = (await others())[0]!;
+    const { bavail, bsize } = statfsSync(shared);
+    const filler = join(shared, 'filler');
+    // What guests touch meanwhile finds room; what a session needs does not.
+    execFileSync('fallocate', ['-l', String(bavail * bsize - leftBytes), filler]);
+    const outcome = await sync(cluster, primary, target.node);
+    t.match(outcome, { ok: false, why: /SYNC_MEMORY.* (room|free)/ });
+    await goesOn(t);
+    rmSync(filler);
+    await madeUpFor(t);
     await goesOn(t);
   });
 
@@ -190,6 +228,7 @@ t.test('sessions with troubles', skip, async (t) => {
     t.match(tally, { wrong: 0, lost: 0, alive: true, trouble: [] });
     t.ok(tally.readBack >= tally.acked, `${tally.readBack} of ${tally.acked} read back`);
     t.match(await cluster.down(), { status: 0 });
+    release();
     t.same(cluster.leftovers(), []);
   });
 });
@@ -221,6 +260,10 @@ t.test('guests of 2 GiB', tooSmall === null ? {} : { skip: tooSmall }, async (t)
   const record = JSON.parse(ran.out) as SyncRecord;
   t.match(record, { ok: true, based: true });
   t.comment(`healed: ${record.pages} pages looked at, ${record.sent} sent, ${record.pauseMs} ms of pause`);
+  const compared = await falcon('verify', cluster.directory, '--node', backup.node, '--json');
+  t.match(compared, { status: 0 });
+  const [result] = JSON.parse(compared.out) as VerifyResult[];
+  t.comment(`compared: ${result?.findings?.pages} pages, ${result?.pauseMs} ms of pause`);
   const { before, after } = await served(client);
   t.ok(after.acked > before.acked);
   t.match(after, { wrong: 0, alive: true });

@@ -80,7 +80,7 @@ function masked(line: string): string {
 t.teardown(() => run(['down', 'demo']));
 
 void t.test('transcripts', { timeout: 120_000 }, (t) => {
-  for (const verb of ['', 'init ', 'up ', 'status ', 'divergence ', 'transfer-leader ', 'down '])
+  for (const verb of ['', 'init ', 'up ', 'status ', 'divergence ', 'verify ', 'transfer-leader ', 'down '])
     record(`${verb}--help`);
   record('');
   record('fly');
@@ -98,6 +98,7 @@ void t.test('transcripts', { timeout: 120_000 }, (t) => {
   record('status demo --json');
   record('transfer-leader demo');
   record('divergence demo');
+  record('verify demo');
   record('down demo');
   record('up demo');
   record('up demo');
@@ -106,6 +107,10 @@ void t.test('transcripts', { timeout: 120_000 }, (t) => {
   record('divergence demo');
   record('divergence demo --node h2 --json');
   record('divergence demo --node h9');
+  record('verify demo');
+  record('verify demo --node h2 --json');
+  record('verify demo --node h1');
+  record('verify demo --node h9');
   record('transfer-leader demo --to h9');
   record('transfer-leader demo --to h1');
   record('transfer-leader demo --to h2');

@@ -29,8 +29,8 @@ using falcon::Digest;
 using falcon::Digester;
 using falcon::DigestJob;
 using falcon::DigestKey;
-using falcon::DigestPage;
 using falcon::kPageBytes;
+using falcon::PageHasher;
 using falcon::PageSet;
 using falcon::Random;
 using Bytes = std::vector<std::byte>;
@@ -74,45 +74,64 @@ bool Await(Digester* digester) {
 
 TEST(any_flipped_bit_changes_the_digest) {
   CHECK(falcon::StartDigests().ok());
-  const DigestKey key = falcon::MakeDigestKey();
+  const PageHasher hasher(falcon::MakeDigestKey());
   Bytes page = Noise(1, kPageBytes);
-  const Digest digest = DigestPage(key, 5, page.data());
+  const Digest digest = hasher.Page(page.data());
   for (size_t bit = 0; bit < kPageBytes * 8; ++bit) {
     page[bit / 8] ^= static_cast<std::byte>(1 << bit % 8);
-    CHECK(DigestPage(key, 5, page.data()) != digest);
+    CHECK(hasher.Page(page.data()) != digest);
     page[bit / 8] ^= static_cast<std::byte>(1 << bit % 8);
   }
-  CHECK(DigestPage(key, 5, page.data()) == digest);
+  CHECK(hasher.Page(page.data()) == digest);
   Bytes zero(kPageBytes);
-  CHECK(DigestPage(key, 5, zero.data()) == Digest{});
+  CHECK(hasher.Page(zero.data()) == Digest{});
   for (size_t bit = 0; bit < kPageBytes * 8; ++bit) {
     zero[bit / 8] = static_cast<std::byte>(1 << bit % 8);
-    CHECK(DigestPage(key, 5, zero.data()) != Digest{});
+    CHECK(hasher.Page(zero.data()) != Digest{});
     zero[bit / 8] = std::byte{0};
   }
 }
 
-TEST(key_and_page_number_go_in) {
+TEST(the_key_goes_in) {
   const Bytes page = Noise(2, kPageBytes);
   std::set<Digest> seen;
+  std::set<uint64_t> seen_blocks;
   DigestKey key{};
   for (size_t byte = 0; byte < key.size(); ++byte) {
     key[byte] ^= 1;
-    for (const size_t number : {size_t{0}, size_t{1}, size_t{256}, size_t{1} << 33})
-      seen.insert(DigestPage(key, number, page.data()));
+    seen.insert(PageHasher(key).Page(page.data()));
+    seen_blocks.insert(PageHasher(key).Blocks(page.data())[7]);
   }
-  CHECK(seen.size() == key.size() * 4);
+  CHECK(seen.size() == key.size() && seen_blocks.size() == key.size());
   CHECK(falcon::MakeDigestKey() != falcon::MakeDigestKey());
 }
 
+TEST(a_flipped_bit_changes_the_digest_of_its_block_only) {
+  const PageHasher hasher(falcon::MakeDigestKey());
+  Bytes page = Noise(3, kPageBytes);
+  const falcon::BlockDigests before = hasher.Blocks(page.data());
+  CHECK(falcon::DifferingBlocks(before, before) == 0);
+  for (size_t bit = 0; bit < kPageBytes * 8; bit += 5) {
+    page[bit / 8] ^= static_cast<std::byte>(1 << bit % 8);
+    CHECK(falcon::DifferingBlocks(hasher.Blocks(page.data()), before) ==
+          uint64_t{1} << bit / 8 / falcon::kBlockBytes);
+    page[bit / 8] ^= static_cast<std::byte>(1 << bit % 8);
+  }
+  Bytes zero(kPageBytes);
+  CHECK(falcon::FilledBlocks(zero.data()) == 0);
+  zero[falcon::kBlockBytes - 1] = zero[kPageBytes - 1] = std::byte{1};
+  CHECK(falcon::FilledBlocks(zero.data()) == (uint64_t{1} | uint64_t{1} << 63));
+}
+
 // Both replicas must say the same of the same page, whatever they were built with. The value was
-// computed from the definitions of ChaCha20 and Poly1305, not by the library.
+// computed from the definitions of ChaCha20, Poly1305 and SipHash, not by the library.
 TEST(a_digest_is_what_it_was) {
   Bytes page(kPageBytes);
   for (size_t i = 0; i < page.size(); ++i) page[i] = static_cast<std::byte>(i * 7 + i / 256);
   DigestKey key{};
   for (size_t i = 0; i < key.size(); ++i) key[i] = static_cast<uint8_t>(i);
-  const Digest digest = DigestPage(key, 0x123456789, page.data());
+  const PageHasher hasher(key);
+  const Digest digest = hasher.Page(page.data());
   std::string text;
   for (const std::byte byte : digest) {
     char digits[3];
@@ -120,7 +139,9 @@ TEST(a_digest_is_what_it_was) {
     text += digits;
   }
   std::printf("# %s\n", text.c_str());
-  CHECK(text == "7c2d514b3484d04cae784294d1edf925");
+  CHECK(text == "f5b1ff618ca03bb8cf54d43d63015486");
+  const falcon::BlockDigests blocks = hasher.Blocks(page.data());
+  CHECK(blocks.front() == 0x233ff5166d90aacf && blocks.back() == 0xbbd0be5d26d77c02);
 }
 
 TEST(the_workers_do_what_a_plain_loop_does) {
@@ -145,7 +166,7 @@ TEST(the_workers_do_what_a_plain_loop_does) {
     for (size_t page = set.Next(0); page < pages; page = set.Next(page + 1), ++rank) {
       const bool hole = round % 2 == 0 && !resident.Test(page);
       CHECK(digests[rank] ==
-            (hole ? Digest{} : DigestPage(key, page, memory.data() + page * kPageBytes)));
+            (hole ? Digest{} : PageHasher(key).Page(memory.data() + page * kPageBytes)));
     }
   }
 }

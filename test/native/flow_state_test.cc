@@ -214,6 +214,39 @@ TEST(a_damaged_state_changes_nothing) {
   CHECK(refused > rounds * 10 && taken > rounds * 5);
 }
 
+// Two guests that count by numbers of their own.
+TEST(facts_are_equal_where_guests_have_said_the_same) {
+  Replica a(7000), b(9000);
+  const auto facts = [](const Replica& r) {
+    std::vector<FlowFacts> out;
+    r.table->Facts(&out);
+    return out;
+  };
+  const auto equal = [&] {
+    const auto x = facts(a), y = facts(b);
+    return x.size() == y.size() &&
+           std::memcmp(x.data(), y.data(), x.size() * sizeof(FlowFacts)) == 0;
+  };
+  for (Replica* r : {&a, &b}) {
+    r->Syn();
+    r->SynAck();
+    CHECK(facts(*r).empty());  // half-open
+    r->Deliver(r->Client(1, 501, kTcpAck));
+    r->FromGuest(r->Guest(1, 1, kTcpAck, "hello"));
+  }
+  REQUIRE(facts(a).size() == 1);
+  CHECK(equal());
+  CHECK(facts(a)[0].wire_iss == 500 && facts(a)[0].said == 506);
+  a.FromGuest(a.Guest(6, 1, kTcpAck, "more"));
+  CHECK(!equal());
+  b.FromGuest(b.Guest(6, 1, kTcpAck, "more"));
+  CHECK(equal());
+  a.Deliver(a.Client(1, 510, kTcpAck));
+  CHECK(!equal());
+  for (Replica* r : {&a, &b}) r->Deliver(r->Client(1, 510, kTcpRst | kTcpAck));
+  CHECK(facts(a).empty() && facts(b).empty());  // closed
+}
+
 TEST(every_prefix_is_refused) {
   Replica a(7000, FlowRole::kPrimary);
   a.Open(7000);

@@ -176,6 +176,19 @@ TEST(wrong_files_are_refused_and_left) {
   CHECK(!opens(1 << 20));
 }
 
+// A terabyte of holes fits into a file, not into the memory of a machine that runs tests.
+TEST(room_for_the_holes_is_looked_for) {
+  const TestFile small_file, large_file;
+  GuestMemory small, large;
+  REQUIRE(GuestMemory::Create(small_file.path(), 64 * kPageBytes, &small).ok());
+  CHECK(small.HasRoomFor(PageSet(64)).ok());
+  REQUIRE(GuestMemory::Create(large_file.path(), uint64_t{1} << 40, &large).ok());
+  PageSet resident(large.pages());
+  CHECK(Is(large.HasRoomFor(resident), "GUEST_MEMORY"));
+  resident.SetAll();
+  CHECK(large.HasRoomFor(resident).ok());
+}
+
 TEST(a_zero_page_is_told_from_any_other) {
   std::vector<std::byte> page(kPageBytes);
   CHECK(falcon::IsZeroPage(page.data()));

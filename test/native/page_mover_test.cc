@@ -175,6 +175,51 @@ TEST(pages_arrive_and_nothing_else_changes) {
   }
 }
 
+// Some pages whole, of others some blocks: exactly these bytes arrive, whatever the steps.
+TEST(parts_of_pages_arrive_and_nothing_else_changes) {
+  Random random(9);
+  for (int round = 0; round < 40; ++round) {
+    const Guests guests;
+    SimPair pair;
+    REQUIRE(guests.Lend(*pair.fabrics[1], *pair.fabrics[0]));
+    PageSet whole = Draw(&random);
+    std::vector<falcon::PagePart> parts;
+    std::vector<std::byte> expected(guests.target.ram().begin(), guests.target.ram().end());
+    uint64_t bytes = 0;
+    const auto take = [&](size_t at, size_t count) {
+      std::memcpy(&expected[at], guests.source.ram().data() + at, count);
+      bytes += count;
+    };
+    for (size_t page = 0; page < kPages; ++page) {
+      if (whole.Test(page)) take(page * kPageBytes, kPageBytes);
+      if (whole.Test(page) || random.Below(3) > 0) continue;
+      falcon::PagePart part{page, 0};
+      for (size_t i = 1 + random.Below(20); i > 0; --i)
+        part.blocks |= uint64_t{1} << random.Below(64);
+      if (random.Below(10) == 0) part.blocks = ~uint64_t{0};
+      for (size_t i = 0; i < falcon::kPageBlocks; ++i) {
+        if ((part.blocks >> i & 1) != 0)
+          take(page * kPageBytes + i * falcon::kBlockBytes, falcon::kBlockBytes);
+      }
+      parts.push_back(part);
+    }
+    const size_t count = whole.Count() + parts.size();
+    PageMover mover = guests.Mover(pair.fabrics[0].get(), whole);
+    mover.AddParts(parts);
+    const falcon::Nanoseconds give_up = falcon::MonotonicNow() + 60 * falcon::kSecond;
+    while (!mover.Done() && falcon::MonotonicNow() < give_up) {
+      size_t posted = 0;
+      REQUIRE(mover.Step(random.Below(100 << 10), &posted).ok());
+      for (size_t i = random.Below(40); i > 0; --i)
+        pair.network.DeliverPart(0, 1, random.Below(100000));
+    }
+    const falcon::PageProgress& progress = mover.progress();
+    CHECK(mover.Done() && progress.pages == count && progress.posted == count);
+    CHECK(progress.completed == count && progress.bytes == bytes);
+    CHECK(std::equal(expected.begin(), expected.end(), guests.target.ram().begin()));
+  }
+}
+
 TEST(neighbours_go_together) {
   const Guests guests;
   SimPair pair;

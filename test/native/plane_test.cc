@@ -1,5 +1,8 @@
 // Two data planes on the simulated fabric, step by step: what the cluster simulation meets only by
 // luck.
+#include <stdlib.h>
+#include <unistd.h>
+
 #include <cerrno>
 #include <memory>
 #include <string>
@@ -9,6 +12,8 @@
 #include "fabric/sim.h"
 #include "log/sim_storage.h"
 #include "plane/data_plane.h"
+#include "plane/transfer_parts.h"
+#include "vm/vm_rings.h"
 
 namespace {
 
@@ -24,6 +29,7 @@ struct Nowhere final : WireSink {
 };
 
 struct Member {
+  VmRings rings;  // empty: it runs no guest
   SimStorage storage{1};
   RecoveredLog recovered;
   std::unique_ptr<Wal> wal;
@@ -33,7 +39,7 @@ struct Member {
 
 class Pair {
  public:
-  explicit Pair(size_t ring_bytes, size_t members = 3, bool force = true) {
+  explicit Pair(size_t ring_bytes, size_t members = 3, bool guests = false, bool force = true) {
     for (PeerId i = 0; i < 2; ++i) {
       PlaneOptions options;
       options.force = force;
@@ -51,9 +57,10 @@ class Pair {
       ready_ = ready_ && OpenWal(member[i].storage, wal, &member[i].recovered, &member[i].wal).ok();
       member[i].fabric = network.MakeFabric(i);
       ready_ = ready_ && member[i].fabric->AddRegion(0, DataPlane::RegionBytes(options)).ok();
-      member[i].plane =
-          std::make_unique<DataPlane>(options, &clock, member[i].fabric.get(), member[i].wal.get(),
-                                      member[i].recovered, nullptr, &wire);
+      if (guests) ready_ = ready_ && member[i].rings.Make(1 << 20).ok();
+      member[i].plane = std::make_unique<DataPlane>(options, &clock, member[i].fabric.get(),
+                                                    member[i].wal.get(), member[i].recovered,
+                                                    guests ? &member[i].rings : nullptr, &wire);
     }
     ready_ = ready_ && member[0].plane->Connect(1, 77, member[1].fabric->Descriptor()).ok();
     ready_ = ready_ && member[1].plane->Connect(0, 77, member[0].fabric->Descriptor()).ok();
@@ -106,6 +113,67 @@ class Pair {
 constexpr size_t kPayload = 40;
 const std::vector<std::byte> payload(kPayload, std::byte{7});
 
+// Delivery stands for as long as it takes to look at a guest; two of these threads that did not
+// sleep meanwhile would leave no processor to whoever is to end that.
+TEST(APlaneWhoseDeliveryStandsSleeps) {
+  char name[] = "/dev/shm/falcon-plane-XXXXXX";
+  REQUIRE(mkdtemp(name) != nullptr);
+  const std::string directory = name, state = directory + "/state";
+  REQUIRE(WriteFile(state, payload).ok());
+  Pair pair(8 << 10, 3, true);
+  REQUIRE(pair.Lead());
+  REQUIRE(pair.member[0].plane->Propose(EntryKind::kVmBoot, std::vector<std::byte>(8)));
+  pair.Settle();
+  for (auto& m : pair.member) {
+    Op boot = 0;
+    for (const PlaneEvent& event : m.plane->events())
+      if (event.entry_kind == EntryKind::kVmBoot) boot = event.op;
+    m.plane->SetGuest(GuestMode::kRunning, boot);
+  }
+  pair.Settle();
+
+  TransferOptions options;
+  options.session = 5;
+  options.verify = true;
+  options.source = true;
+  options.peer = 1;
+  options.inbox_path = directory + "/inbox";
+  pair.member[0].plane->TransferOpen(options);
+  for (const PlaneEvent& event : pair.member[0].plane->events()) {
+    if (event.kind != PlaneEvent::Kind::kTransferOpened) continue;
+    options.grant.assign(reinterpret_cast<const char*>(event.bytes.data()) + 2,
+                         event.bytes.size() - 2);
+  }
+  options.source = false;
+  options.peer = 0;
+  pair.member[1].plane->TransferOpen(options);
+  for (auto& m : pair.member) m.plane->TransferLook(5);
+  pair.Settle();
+  pair.member[0].plane->TransferSync(5);
+  pair.Settle();
+  pair.clock.now += 5 * kSecond;
+  for (auto& m : pair.member) m.plane->events().clear();
+  pair.Settle();
+  for (PeerId i : {0, 1}) {
+    const Nanoseconds next = pair.member[i].plane->NextDeadline(pair.clock.now);
+    CHECK(next >= pair.clock.now + 50 * kMicrosecond);
+    pair.member[i].plane->TransferTake(5, state);
+  }
+  pair.Settle();
+  for (PeerId i : {0, 1}) {
+    CHECK(pair.Count(i, PlaneEvent::Kind::kTransferTaken) == 1);
+    pair.member[i].plane->TransferRelease(5);
+  }
+  pair.Settle();
+  CHECK(pair.Count(1, PlaneEvent::Kind::kTransferSent) == 1);
+  CHECK(pair.Count(0, PlaneEvent::Kind::kTransferVerified) == 1);
+  CHECK(pair.Count(0, PlaneEvent::Kind::kTransferFailed) == 0);
+  for (PeerId i : {0, 1}) pair.member[i].plane->TransferClose(5);
+  pair.Settle();
+  unlink(state.c_str());
+  CHECK(rmdir(directory.c_str()) == 0);
+}
+
 TEST(EntriesAreReplicatedAndCommitted) {
   Pair pair(8 << 10);
   REQUIRE(pair.Lead());
@@ -128,7 +196,7 @@ uint64_t EntriesWritten(Pair& pair) {
 // Nobody waits for the file of a log in memory, so its writer gets many entries at once: to wake it
 // costs the thread that everybody waits for a system call, or its processor.
 TEST(TheWriterOfALogInMemoryIsNotWokenForEachEntry) {
-  Pair pair(64 << 10, 3, false);
+  Pair pair(64 << 10, 3, false, false);
   REQUIRE(pair.Lead());
   DataPlane& primary = *pair.member[0].plane;
   PlaneSnapshot before, after;
@@ -322,6 +390,88 @@ TEST(AFeedThatCannotBeReadSaysWhy) {
   PlaneSnapshot snapshot;
   pair.member[0].plane->FillSnapshot(&snapshot);
   CHECK(!snapshot.acks[1]);
+}
+
+LogPosition PositionOf(Pair& pair, PeerId i, Op op) {
+  const EntryHeader header = ReadEntryHeader(pair.member[i].plane->EntryInMemory(op));
+  return {header.op, header.view, header.checksum};
+}
+
+void Reconnect(Pair& pair, uint64_t connection) {
+  CHECK(pair.member[0].plane->Connect(1, connection, pair.member[1].fabric->Descriptor()).ok());
+  CHECK(pair.member[1].plane->Connect(0, connection, pair.member[0].fabric->Descriptor()).ok());
+}
+
+// A backup's log begins anew behind an entry that it never had, is fed from there, can be cut to
+// its very beginning, and is what a restart finds.
+TEST(ALogThatBeginsAnewIsFedFromThere) {
+  Pair pair(64 << 10, 5);  // two of five: nothing is committed by being acknowledged
+  REQUIRE(pair.Lead());
+  pair.member[1].plane->Disconnect(0);
+  for (int i = 0; i < 100; ++i) REQUIRE(pair.member[0].plane->Propose(EntryKind::kNoop, payload));
+  pair.Settle();
+  REQUIRE(pair.member[1].plane->last_op() == 1);
+  const LogPosition base = PositionOf(pair, 0, 50);
+  Reconnect(pair, 78);
+  pair.member[1].plane->Promise(1);
+  pair.Settle();
+  pair.member[0].plane->Feed(1, 1, 50);
+  pair.member[1].plane->Follow(1, 0, 50, base);
+  pair.Settle();
+  CHECK(pair.member[1].plane->last_op() == 101 && pair.member[1].wal->base() == base);
+  PlaneSnapshot snapshot;
+  pair.member[1].plane->FillSnapshot(&snapshot);
+  CHECK(snapshot.base == base && snapshot.commit_op == 50 && snapshot.delivered_op == 50);
+  CHECK(snapshot.durable_op == 101);
+  std::vector<std::byte> kept;
+  CHECK(pair.member[1].wal->Read(51, 52, 0, &kept).ok() && ReadEntryHeader(kept).op == 51);
+
+  for (auto& m : pair.member) m.plane->Promise(2);
+  pair.Settle();
+  Reconnect(pair, 79);
+  pair.member[0].plane->Lead(2);
+  pair.Settle();
+  pair.member[0].plane->Feed(1, 2, 50);
+  pair.member[1].plane->Follow(2, 0, 50);
+  pair.Settle();
+  CHECK(pair.Count(1, PlaneEvent::Kind::kFailed) == 0);
+  CHECK(pair.member[1].plane->last_op() == 102);
+
+  RecoveredLog found;
+  std::unique_ptr<Wal> reopened;
+  WalOptions options;
+  options.directory = "/wal";
+  options.cluster = "test";
+  options.node = 1;
+  options.segment_bytes = 4 << 20;
+  pair.member[1].wal->Step();
+  REQUIRE(OpenWal(pair.member[1].storage, options, &found, &reopened).ok());
+  CHECK(found.base == base && found.first_op == 51 && found.last_op == 102 && !found.damaged);
+}
+
+// A promise that comes while the disk still forgets the old log tells of the new one.
+TEST(APromiseWaitsForALogThatBeginsAnew) {
+  Pair pair(64 << 10);
+  REQUIRE(pair.Lead());
+  pair.member[1].plane->Promise(1);
+  pair.Settle();
+  pair.member[1].plane->events().clear();
+  const LogPosition base{1000, 1, 77};
+  pair.member[1].plane->Follow(1, 0, base.op, base);
+  pair.member[1].plane->PollOnce(pair.clock.now);
+  CHECK(pair.member[1].wal->base() == LogPosition{});
+  PlaneSnapshot snapshot;
+  pair.member[1].plane->FillSnapshot(&snapshot);
+  CHECK(snapshot.base == base && snapshot.commit_op == base.op);
+  pair.member[1].plane->Promise(2);
+  pair.member[1].plane->PollOnce(pair.clock.now);
+  CHECK(Find(pair, 1, PlaneEvent::Kind::kPromised) == nullptr);
+  pair.Settle();
+  const PlaneEvent* promised = Find(pair, 1, PlaneEvent::Kind::kPromised);
+  REQUIRE(promised != nullptr);
+  CHECK(promised->op == base.op && promised->last_view == 1 && promised->commit_op == base.op);
+  CHECK(promised->table.size() == 1 && promised->table[0].first_op == base.op);
+  CHECK(pair.Count(1, PlaneEvent::Kind::kFollowing) == 0 && pair.member[1].wal->base() == base);
 }
 
 // A connection that came to nothing before it reached the plane counts like any other, so that both

@@ -2,6 +2,7 @@
 // on a simulated disk that can be opened, stopped and opened again.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -48,7 +49,8 @@ class NaiveLog {
 
   [[nodiscard]] std::vector<ViewTableRow> Table(Op first_op) const {
     std::vector<ViewTableRow> table;
-    for (Op op = first_op; op <= last_op(); ++op) {
+    // From the base on: the entry before the first.
+    for (Op op = std::max<Op>(first_op, 2) - 1; op <= last_op(); ++op) {
       if (table.empty() || header(op).view > table.back().view)
         table.push_back({header(op).view, op});
     }

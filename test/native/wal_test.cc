@@ -236,12 +236,15 @@ TEST(ReleaseRemovesWholeSegmentsAndKeepsTheRest) {
   for (int i = 0; i < 1000; ++i) CHECK(h.AppendAlone(1 + static_cast<View>(i) / 300, 1000));
   const uint64_t before = h.wal->counters().segments;
   CHECK(before > 8);
-  h.wal->Release(0, 900);
+  h.wal->Release(900, 0);  // the hard floor wins
   h.wal->Step();
   CHECK(h.wal->counters().segments == before);
-  h.wal->Release(900, 200);  // the hard floor wins
+  h.wal->Release(900, 200);
   h.wal->Step();
   CHECK(h.wal->counters().segments < before && h.Reads(h.log, 200, 1001));
+  h.wal->Release(0, 900);  // what somebody needs is kept a while longer, and not for ever
+  h.wal->Step();
+  CHECK(h.wal->counters().segments == 5);
   h.wal->Release(900, 900);
   h.wal->Step();
   CHECK(h.wal->counters().segments == 3);
@@ -291,6 +294,159 @@ TEST(EveryStoppingPointInARollAndARelease) {
   CHECK(stops > 100);
 }
 
+// Entries of a log that has begun anew, one behind the other.
+struct Chain {
+  LogPosition at;
+  std::deque<Bytes> entries;
+
+  bool Append(Harness& h, View view, size_t payload_bytes) {
+    Bytes entry = MakeEntry(view, at.op + 1, at.checksum, payload_bytes);
+    const EntryHeader header = ReadEntryHeader(entry);
+    entries.push_back(std::move(entry));
+    if (h.wal->Append(entries.back()) == 0) return false;
+    at = {header.op, header.view, header.checksum};
+    h.wal->Flush();
+    return true;
+  }
+
+  // True if the log in `h` is `base` and the first of these entries, at least `least` of them.
+  [[nodiscard]] bool IsIn(Harness& h, const LogPosition& base, size_t least) const {
+    const RecoveredLog& found = h.recovered;
+    if (found.base != base || h.wal->base() != base || found.first_op != base.op + 1) return false;
+    const size_t count = found.last_op - base.op;
+    if (count < least || count > entries.size()) return false;
+    Bytes wanted, all;
+    for (size_t i = 0; i < count; ++i)
+      wanted.insert(wanted.end(), entries[i].begin(), entries[i].end());
+    const Status read = h.wal->Read(base.op + 1, found.last_op + 1, wanted.size() + 1, &all);
+    const auto& table = found.view_table;
+    return (count == 0 || read.ok()) && all == wanted && !table.empty() &&
+           table.front().view == base.view && table.front().first_op == base.op &&
+           found.last_view == table.back().view;
+  }
+};
+
+void Drain(Harness& h) {
+  h.wal->Flush();
+  while (h.wal->Step() > 0) continue;
+}
+
+TEST(ALogBeginsAnew) {
+  Harness h;
+  REQUIRE(h.Open().ok());
+  for (int i = 0; i < 200; ++i) CHECK(h.AppendAlone(1, 2000));
+  const uint64_t before = h.wal->counters().segments;
+  REQUIRE(before > 2);
+  const LogPosition base{1000, 7, 0xABCDEF01};
+  const uint64_t sequence = h.wal->Rebase(base);
+  CHECK(sequence == 201 && h.wal->durable() == 200 && h.wal->base() == LogPosition{});
+  Drain(h);
+  CHECK(h.wal->durable() == sequence && h.wal->base() == base);
+  Bytes into;
+  CHECK(Is(h.wal->Read(200, 201, 1000, &into), "WAL_RELEASED"));
+  CHECK(Is(h.wal->Read(1000, 1001, 1000, &into), "WAL_RELEASED"));
+  for (uint64_t i = 0; i < before; ++i) h.wal->Step();  // what was there goes bit by bit
+  CHECK(h.wal->counters().segments == 1);
+
+  REQUIRE(h.Open().ok());
+  Chain chain{base, {}};
+  CHECK(h.recovered.last_op == 1000 && h.recovered.last_view == 7);
+  CHECK(h.recovered.last_checksum == base.checksum && chain.IsIn(h, base, 0));
+  for (int i = 0; i < 200; ++i) CHECK(chain.Append(h, 7 + static_cast<View>(i) / 100, 2000));
+  Drain(h);
+  REQUIRE(h.Open().ok());
+  CHECK(h.recovered.last_op == 1200 && chain.IsIn(h, base, 200));
+
+  // Cut to its very beginning, and begun anew once more.
+  chain = {base, {}};
+  CHECK(chain.Append(h, 9, 10));
+  Drain(h);
+  REQUIRE(h.Open().ok());
+  CHECK(chain.IsIn(h, base, 1) && h.recovered.last_op == 1001);
+  const LogPosition next{5000, 9, 5};
+  CHECK(h.wal->Rebase(next) > 0);
+  Drain(h);
+  chain = {next, {}};
+  CHECK(chain.Append(h, 9, 10));
+  Drain(h);
+  REQUIRE(h.Open().ok());
+  CHECK(chain.IsIn(h, next, 1));
+}
+
+// Wherever the machine stops, what is found afterwards is the old log or the new one, and the new
+// one if it was said to be durable; and it goes on from there, over a release too.
+TEST(EveryStoppingPointWhereALogBeginsAnew) {
+  WalOptions options = SmallOptions();
+  options.retain_bytes = options.segment_bytes;
+  size_t stops = 0, old_logs = 0, new_logs = 0, leftovers = 0;
+  for (uint64_t stop = 1; stop < 60; ++stop) {
+    for (const bool power : {false, true}) {
+      Harness h(stop, options);
+      REQUIRE(h.Open().ok());
+      for (int i = 0; i < 150; ++i) CHECK(h.AppendAlone(1, 2000));
+      const LogPosition base{1000, 7, 0xABCDEF01};
+      h.storage.StopAfter(stop);
+      const uint64_t sequence = h.wal->Rebase(base);
+      Drain(h);
+      Chain chain{base, {}};
+      for (int i = 0; i < 20 && !h.wal->failed(); ++i) {
+        if (!chain.Append(h, 8, 3000)) break;
+        h.wal->Step();
+      }
+      stops += h.storage.stopped() ? 1 : 0;
+      const uint64_t durable = h.wal->durable();
+      h.wal.reset();
+      if (power)
+        h.storage.LosePower();
+      else
+        h.storage.KillProcess();
+      REQUIRE(h.Open().ok());
+      CHECK(!h.recovered.damaged);
+      const bool anew = h.recovered.first_op > 1;
+      CHECK(anew || durable < sequence);
+      if (!anew) {
+        ++old_logs;
+        CHECK(h.Holds(h.log));
+        continue;
+      }
+      ++new_logs;
+      CHECK(chain.IsIn(h, base, durable < sequence ? 0 : durable - sequence));
+      if (h.wal->counters().segments > 1) ++leftovers;
+      const size_t count = h.recovered.last_op - base.op;
+      chain.entries.resize(count);
+      chain.at = {h.recovered.last_op, h.recovered.last_view, h.recovered.last_checksum};
+      h.wal->Release(chain.at.op, chain.at.op);
+      for (int i = 0; i < 200; ++i) {
+        CHECK(chain.Append(h, 9, 2000));
+        h.wal->Step();
+        h.wal->Release(chain.at.op, chain.at.op);
+      }
+      Drain(h);
+      const LogPosition released = h.wal->base();
+      CHECK(released.op > base.op);
+      REQUIRE(h.Open().ok());
+      CHECK(!h.recovered.damaged && h.recovered.last_op == chain.at.op);
+      chain.entries.erase(chain.entries.begin(),
+                          chain.entries.begin() + static_cast<ptrdiff_t>(released.op - base.op));
+      CHECK(chain.IsIn(h, released, chain.at.op - released.op));
+    }
+  }
+  CHECK(stops > 60 && old_logs > 5 && new_logs > 60 && leftovers > 2);
+}
+
+TEST(ALogThatCannotBeginAnewFails) {
+  Harness h;
+  REQUIRE(h.Open().ok());
+  CHECK(h.AppendAlone(1));
+  h.storage.SetCapacity(h.options.segment_bytes + 4096);
+  CHECK(h.wal->Rebase({10, 1, 1}) == 2);
+  Drain(h);
+  CHECK(h.wal->failed() && Is(h.wal->failure(), "WAL_FULL") && h.wal->durable() == 1);
+  h.storage.SetCapacity(UINT64_MAX);
+  REQUIRE(h.Open().ok());
+  CHECK(h.Holds(h.log));
+}
+
 // One random life of a log with everything that may happen to it.
 void RandomLife(uint64_t seed) {
   Random random(seed);
@@ -323,7 +479,7 @@ void RandomLife(uint64_t seed) {
         const Op last = h.log.last_op();
         if (!h.wal->failed() && last > floor + 5) {
           floor += random.Below(3);
-          h.wal->Release(floor, last);
+          h.wal->Release(random.Chance(1, 2) ? floor : 0, floor);
           CHECK(h.Reads(h.log, floor + 1, last + 1, 1 + random.Below(20000)));
         }
       }

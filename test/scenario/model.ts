@@ -6,7 +6,8 @@ import { Core } from '../../src/consensus/core.js';
 import type { CoreOptions, Effect, Event, HardState, Message, NodeId } from '../../src/consensus/types.js';
 import { assert } from '../../src/lib/assert.js';
 import type { Random } from '../../src/lib/random.js';
-import type { LogTail, ViewTableRow } from '../../src/wire/view-table.js';
+import { noBase } from '../../src/wire/view-table.js';
+import type { LogBase, LogTail, ViewTableRow } from '../../src/wire/view-table.js';
 
 export interface Entry {
   readonly view: number;
@@ -31,6 +32,8 @@ export interface Faults {
   readonly commitOldViews?: boolean;
   /** Entries are acknowledged before they are forced to disk. */
   readonly ackUnforced?: boolean;
+  /** Entries are released before they are committed. */
+  readonly releaseUncommitted?: boolean;
 }
 
 export interface Surroundings {
@@ -44,6 +47,10 @@ export interface Surroundings {
   onEffect(node: NodeId, effect: Effect): void;
   onCommit(replica: Replica, op: number): void;
   onLead(replica: Replica, view: number): void;
+  /** What the peer still had to be sent has been released: their connection is made anew. */
+  onFeedLost(replica: Replica, peer: NodeId): void;
+  /** What was committed up to an op. */
+  history(op: number): Entry[];
 }
 
 interface Leading {
@@ -79,7 +86,11 @@ export class Replica {
   readonly offset: number;
 
   hard: HardState = { view: 0, votedFor: null, recovering: false };
+  /** From op 1 on; what stands up to the base is there for the checkers, and is never shown, sent or read. */
   log: Entry[] = [];
+  base: LogBase = noBase;
+  /** Entries up to here cannot be read any more, though nobody has released them. */
+  unreadableOp = 0;
   durable = 0;
   commitOp = 0;
   /** What the checkers have compared since the last start. */
@@ -119,7 +130,7 @@ export class Replica {
 
   tail(): LogTail {
     const table: ViewTableRow[] = [];
-    for (const entry of this.log.slice(0, this.durable)) {
+    for (const entry of this.log.slice(Math.max(this.base.op - 1, 0), this.durable)) {
       if (table.at(-1)?.view !== entry.view) table.push({ view: entry.view, firstOp: entry.op });
     }
     const last = this.log[this.durable - 1];
@@ -145,11 +156,13 @@ export class Replica {
     const survive = this.durable + this.random.below(this.lastOp - this.durable + 1);
     this.log.length = survive;
     if (keep !== undefined && keep < this.durable) {
-      this.log.length = keep;
+      this.log.length = keep < this.base.op ? 0 : keep;
+      if (keep < this.base.op) this.base = noBase;
       this.hard = { ...this.hard, recovering: true };
     }
     this.durable = this.log.length;
-    this.commitOp = Math.min(this.commitOp, this.log.length);
+    // Nobody writes down what is committed, but for the base.
+    this.commitOp = this.random.chance(0.5) ? this.base.op : Math.min(this.commitOp, this.log.length);
     this.leading = null;
     this.following = null;
     this.inbox = [];
@@ -158,6 +171,23 @@ export class Replica {
     this.heardReport = null;
     this.pausedUntil = 0;
     this.jsStalledUntil = 0;
+  }
+
+  /** An empty host takes this one's place. */
+  replace(): void {
+    assert(!this.alive, 'a live replica is not replaced');
+    this.log = [];
+    this.base = noBase;
+    this.durable = 0;
+    this.commitOp = 0;
+    this.hard = { view: 0, votedFor: null, recovering: true };
+  }
+
+  /** Entries up to `op` are kept no longer, if they are committed. */
+  release(op: number): void {
+    const committed = this.world.faults.releaseUncommitted === true ? this.durable : this.commitOp;
+    const at = Math.min(op, committed, this.durable);
+    if (at > this.base.op) this.base = { op: at, view: this.log[at - 1]!.view, checksum: at };
   }
 
   running(): boolean {
@@ -193,6 +223,8 @@ export class Replica {
       durableOp: this.durable,
       commitOp: this.commitOp,
       acked: new Map(this.leading?.ackedOp ?? []),
+      base: this.base,
+      committed: { op: this.commitOp, view: this.log[this.commitOp - 1]?.view ?? 0, checksum: this.commitOp },
       leaseEndsAt: this.leading?.leaseEndsAt ?? null,
     });
   }
@@ -221,7 +253,7 @@ export class Replica {
       case 'feed':
         return this.feed(effect.peer, effect.view, effect.agreeOp);
       case 'follow':
-        return this.follow(effect.view, effect.primary, effect.agreeOp);
+        return this.follow(effect.view, effect.primary, effect.agreeOp, effect.base);
       case 'resign': {
         this.leading = null;
         return;
@@ -302,19 +334,33 @@ export class Replica {
   private feed(peer: NodeId, view: number, agreeOp: number): void {
     assert(this.leading?.view === view, 'feeds without leading');
     assert(agreeOp <= this.lastOp, 'feeds from behind its log');
+    if (agreeOp < this.base.op || agreeOp < this.unreadableOp) {
+      this.post({ type: 'feed-lost', now: 0, view, node: peer, released: agreeOp < this.base.op });
+      return this.world.onFeedLost(this, peer);
+    }
     this.feedCount++;
     this.leading.feeds.set(peer, { id: this.feedCount, next: agreeOp + 1 });
   }
 
-  private follow(view: number, primary: NodeId, agreeOp: number): void {
+  private follow(view: number, primary: NodeId, agreeOp: number, base: LogBase | null): void {
     assert(view === this.fence && this.hard.view === view, 'follows a view it has not persisted');
     assert(
       agreeOp >= this.commitOp,
       `replica ${this.id} cuts behind op ${agreeOp}, committed is ${this.commitOp}`,
     );
-    assert(agreeOp <= this.lastOp, 'follows from behind its log');
-    this.log.length = agreeOp;
-    this.durable = Math.min(this.durable, agreeOp);
+    if (base === null) {
+      assert(agreeOp >= this.base.op, 'cuts behind what its log stands behind');
+      assert(agreeOp <= this.lastOp, 'follows from behind its log');
+      this.log.length = agreeOp;
+      this.durable = Math.min(this.durable, agreeOp);
+    } else {
+      assert(base.op === agreeOp && base.checksum === base.op, 'a base of another op');
+      this.log = this.world.history(base.op);
+      assert(this.log.at(-1)?.view === base.view, `op ${base.op} of view ${base.view} is not committed`);
+      this.base = base;
+      this.durable = this.commitOp = base.op;
+      this.checkedOp = base.op;
+    }
     this.following = { view, primary, cursor: 0 };
     this.post({ type: 'following', now: 0, view });
     this.world.sendPacket(this.id, primary, { kind: 'ack', view, op: this.durable });
@@ -419,6 +465,10 @@ export class Replica {
 
   private leadOn(leading: Leading): void {
     for (const [peer, feed] of leading.feeds) {
+      if (feed.next <= Math.min(this.base.op, this.lastOp)) {
+        this.world.onFeedLost(this, peer);
+        continue;
+      }
       for (; feed.next <= this.lastOp; feed.next++) {
         this.world.sendPacket(this.id, peer, {
           kind: 'entry',

@@ -23,6 +23,7 @@ function formatMessage(message: Message): string {
     if (name === 'type' || value === '' || value === null || value === false) continue;
     if (name === 'last') parts.push(`last=${formatViewstamp(value as { view: number; op: number })}`);
     else if (name === 'tail') parts.push(`tail=${formatTail(value as LogTail)}`);
+    else if (name === 'base') parts.push(`base=${formatViewstamp(value as { view: number; op: number })}`);
     else if (value === true) parts.push(name);
     else if (typeof value === 'string') parts.push(`"${value}"`);
     else parts.push(`${name}=${Number(value)}`);
@@ -41,7 +42,7 @@ function formatEffect(node: NodeId, effect: Effect): string {
     case 'feed':
       return `${node} feed ${effect.peer} view=${effect.view} agree=${effect.agreeOp}`;
     case 'follow':
-      return `${node} follow ${effect.primary} view=${effect.view} agree=${effect.agreeOp}`;
+      return `${node} follow ${effect.primary} view=${effect.view} agree=${effect.agreeOp}${effect.base === null ? '' : ` base=${formatViewstamp(effect.base)}`}`;
     case 'resign':
       return `${node} resign view=${effect.view}: ${effect.reason}`;
     case 'transfer-result':
@@ -257,6 +258,18 @@ const verbs: Record<string, Handler> = {
     s.world.crash(Number(node), keep === undefined ? undefined : Number(keep.replace('keep=', '')));
     s.settle();
   },
+  /** release 0 5: entries up to op 5 are kept no longer. */
+  release: (s, [node, op]) => {
+    s.world.replicas[Number(node)]!.release(Number(op));
+  },
+  /** unreadable 0 5: the disk gives nothing back up to op 5. */
+  unreadable: (s, [node, op]) => {
+    s.world.replicas[Number(node)]!.unreadableOp = Number(op);
+  },
+  /** replace 2: an empty host takes the place of a dead one. */
+  replace: (s, [node]) => {
+    s.world.replace(Number(node));
+  },
   restart: (s, [node]) => {
     s.world.restart(Number(node));
     s.settle();
@@ -303,6 +316,7 @@ const verbs: Record<string, Handler> = {
       const extras = [
         `commit=${replica.commitOp}`,
         `last=${formatViewstamp(replica.tail().last)}`,
+        replica.base.op === 0 ? '' : `behind=${formatViewstamp(replica.base)}`,
         replica.gateOpen() ? 'gate open' : '',
         status.recovering ? 'recovering' : '',
         status.transfer === null ? '' : `transfer to ${status.transfer.to} ${status.transfer.phase}`,

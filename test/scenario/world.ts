@@ -64,11 +64,16 @@ export class World implements Surroundings {
   now = 0;
   readonly mail: WaitingMail[] = [];
   quiesced = false;
+  /** Logs that began anew. */
+  rebases = 0;
+  private renew: [NodeId, NodeId][] = [];
   private flying: Flying[] = [];
   /** By low index * 8 + high index. */
   private readonly links: Link[] = [];
   // ---- what the checkers know
   readonly committed: Entry[] = [];
+  /** By op - 1, the view in which it was committed: not that of the entry, which may be older. */
+  private readonly committedIn: number[] = [];
   private readonly leaders = new Map<number, NodeId>();
   private readonly votes = new Map<string, NodeId>();
   private readonly views = new Map<NodeId, number>();
@@ -205,6 +210,10 @@ export class World implements Surroundings {
     for (const other of this.replicas) if (other.id !== node) this.disconnect(node, other.id);
   }
 
+  replace(node: NodeId): void {
+    this.replicas[node]!.replace();
+  }
+
   restart(node: NodeId): void {
     this.replicas[node]!.start();
     this.views.set(node, this.replicas[node]!.hard.view);
@@ -217,6 +226,10 @@ export class World implements Surroundings {
   advance(): void {
     this.now++;
     this.deliverDue();
+    for (const [a, b] of this.renew.splice(0)) {
+      this.disconnect(a, b);
+      this.connect(a, b);
+    }
     for (const replica of this.replicas) {
       replica.poll();
       if ((this.now + replica.id) % times.tickMs === 0) replica.tick();
@@ -248,13 +261,22 @@ export class World implements Surroundings {
     this.leaders.set(view, replica.id);
     // A late winner may find that a later view has begun; it holds what was committed before its own view.
     for (const entry of this.committed) {
-      if (entry.view >= view) break;
+      if (this.committedIn[entry.op - 1]! >= view) break;
       const own = replica.log[entry.op - 1];
       assert(
         own !== undefined && own.view === entry.view && own.value === entry.value,
         `committed op ${entry.op} is lost in view ${view}`,
       );
     }
+  }
+
+  onFeedLost(replica: Replica, peer: NodeId): void {
+    this.renew.push([replica.id, peer]);
+  }
+
+  history(op: number): Entry[] {
+    assert(op <= this.committed.length, `op ${op} is not committed`);
+    return this.committed.slice(0, op);
   }
 
   onCommit(replica: Replica, op: number): void {
@@ -269,6 +291,7 @@ export class World implements Surroundings {
         const before = this.committed[i - 1];
         assert(before === undefined || before.view <= own.view, 'viewstamps go back');
         this.committed.push(own);
+        this.committedIn.push(replica.leading?.view ?? replica.hard.view);
       } else
         assert(
           known.view === own.view && known.value === own.value,
@@ -296,6 +319,7 @@ export class World implements Surroundings {
         'a vote left before it was on disk',
       );
     }
+    if (effect.type === 'follow' && effect.base !== null) this.rebases++;
     this.options.onEffect?.(node, effect);
   }
 

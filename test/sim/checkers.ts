@@ -3,6 +3,8 @@
  * with a sentence that says what a user would have lost.
  */
 import { assert } from '../../src/lib/assert.js';
+import type { VerifyRecord } from '../../src/transfer/verify-types.js';
+import type { LogBase } from '../../src/wire/view-table.js';
 import type { SimNode, World } from './world.js';
 
 const ethernetBytes = 14;
@@ -24,12 +26,17 @@ function parseAnswer(frame: Uint8Array): Answer | null {
   };
 }
 
-function pagesDiffering(a: Uint8Array, b: Uint8Array): string {
+function differingPages(a: Uint8Array, b: Uint8Array): number[] {
   const pages = [];
   for (let at = 0; at < Math.max(a.length, b.length); at += pageBytes) {
     if (Buffer.compare(a.subarray(at, at + pageBytes), b.subarray(at, at + pageBytes)) !== 0)
       pages.push(at / pageBytes);
   }
+  return pages;
+}
+
+function pagesDiffering(a: Uint8Array, b: Uint8Array): string {
+  const pages = differingPages(a, b);
   return `${pages.length} of ${a.length / pageBytes} pages: ${pages.slice(0, 8).join(', ')}`;
 }
 
@@ -48,6 +55,10 @@ export class Checkers {
   outputs = 0;
   /** State transfers whose copy was compared with its source. */
   copies = 0;
+
+  /** Comparisons of two guests that said what there was to find, and those that found nothing. */
+  compared = 0;
+  foundEqual = 0;
 
   constructor(world: World) {
     this.world = world;
@@ -104,6 +115,25 @@ export class Checkers {
     this.copies++;
   }
 
+  /** What comparing two guests has told is what a look at both, byte by byte, would have. */
+  comparison(source: SimNode, { peer, op, findings }: VerifyRecord): void {
+    if (findings === null) return;
+    const [ours, theirs] = [source.id, peer].map((id) => this.world.stood.get(op)?.get(id));
+    assert(
+      ours !== undefined && theirs !== undefined,
+      `guests of ${source.id} and ${peer} were compared behind op ${op}, and did not stand there`,
+    );
+    const pages = differingPages(ours.image.bytes, theirs.image.bytes);
+    const told = [findings.differing, ...findings.firstPages].join(' ');
+    const wanted = [pages.length, ...pages.slice(0, findings.firstPages.length)].join(' ');
+    assert(told === wanted, `of the guests of ${source.id} and ${peer} differ ${wanted}, not ${told}`);
+    assert(findings.firstPages.length === Math.min(pages.length, 16), 'the first pages are told');
+    const service = ours.frames === theirs.frames && ours.digest === theirs.digest ? 'equal' : 'different';
+    assert(findings.service === service, `the services are ${service}, not ${findings.service}`);
+    this.compared++;
+    if (pages.length === 0) this.foundEqual++;
+  }
+
   /** Guests of one boot that have taken n frames have taken the same n frames. */
   private sameGuests(node: SimNode): void {
     if (node.bootOp === 0) return;
@@ -144,10 +174,11 @@ export class Checkers {
   checkLogs(): void {
     for (const node of this.world.nodes) {
       if (!node.alive) continue;
-      const { promisedView, commitOp } = this.world.progress(node);
+      const { promisedView, commitOp, base } = this.world.progress(node);
       assert(promisedView >= this.viewOf[node.id]!, `the view of ${node.id} went back`);
       this.viewOf[node.id] = promisedView;
-      let from = this.checkedOp[node.id]! + 1;
+      if (base.op > this.checkedOp[node.id]!) this.standsBehind(node, base);
+      let from = Math.max(this.checkedOp[node.id]!, base.op) + 1;
       while (from <= commitOp) {
         const entries = this.world.sim.entries(node.id, from, Math.min(commitOp + 1, from + 256));
         assert(entries.length > 0, `node ${node.id} cannot read its committed op ${from}`);
@@ -156,6 +187,16 @@ export class Checkers {
       }
       this.checkedOp[node.id] = Math.max(this.checkedOp[node.id]!, commitOp);
     }
+  }
+
+  /** A log that begins behind an entry begins behind one that was committed. */
+  private standsBehind(node: SimNode, { op, view, checksum }: LogBase): void {
+    const known = this.committed.get(op);
+    if (known === undefined) return this.sameEntry(node, op, view, checksum);
+    assert(
+      known.view === view && known.checksum === checksum,
+      `the log of ${node.id} begins behind op ${op} of view ${view}, committed was one of view ${known.view}`,
+    );
   }
 
   private sameEntry(node: SimNode, op: number, view: number, checksum: number): void {

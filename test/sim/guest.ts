@@ -23,8 +23,12 @@ export interface GuestWorld {
   takeDirty(): { pages: number; set: Uint8Array };
   /** A fresh path for each memory. */
   ramPath(): string;
+  /** What it has changed is about to be asked for. */
+  collecting(ramPath: string): void;
   /** The guest stands still and its state is saved. */
   captured(memory: GuestMemoryImage): void;
+  /** It stands still no more; `memory` asks what it holds. */
+  goesOn(memory: () => GuestMemoryImage): void;
 }
 
 /** A memory at one moment. */
@@ -110,6 +114,7 @@ export class SimGuest implements GuestRunner {
   dirtyStart(): Promise<void> {
     return this.withGuest(() => {
       if (this.logging) throw new FalconError('GUEST_WRONG_STATE', 'the dirty log is on');
+      this.world.collecting(this.ramPath!);
       this.logging = true;
       this.world.logDirty();
     });
@@ -124,6 +129,7 @@ export class SimGuest implements GuestRunner {
   dirtyCollect(path: string): Promise<{ pages: number }> {
     return this.withGuest(() => {
       if (!this.logging) throw new FalconError('GUEST_WRONG_STATE', 'the dirty log is off');
+      this.world.collecting(this.ramPath!);
       const { pages, set } = this.world.takeDirty();
       writeFileSync(path, set);
       return { pages };
@@ -163,6 +169,7 @@ export class SimGuest implements GuestRunner {
   }
 
   private stand(still: boolean): void {
+    if (!still && this.paused) this.world.goesOn(() => this.image()!);
     this.paused = still;
     this.world.runGuest(!still);
   }

@@ -13,6 +13,10 @@ const total = {
   syncsBased: 0,
   syncsAbandoned: 0,
   copies: 0,
+  compared: 0,
+  flips: 0,
+  rebases: 0,
+  replaced: 0,
 };
 let nextProgress = started + 2000;
 for (let seed = first; seed < first + count; seed++) {
@@ -25,6 +29,10 @@ for (let seed = first; seed < first + count; seed++) {
     total.syncs += result.syncs;
     total.syncsBased += result.syncsBased;
     total.copies += result.copies;
+    total.compared += result.compared;
+    total.flips += result.flips;
+    total.rebases += result.rebases;
+    total.replaced += result.replaced;
     total.syncsAbandoned += result.syncsAbandoned;
   } catch (error) {
     if (!(error instanceof SeedFailure)) throw error;
@@ -40,5 +48,5 @@ for (let seed = first; seed < first + count; seed++) {
 }
 const seconds = ((performance.now() - started) / 1000).toFixed(1);
 console.log(
-  `${count} seeds passed in ${seconds} s: ${total.commits} entries committed, ${total.outputs} answers, ${total.kills} kills, ${total.views} views, ${total.syncs} state transfers (${total.syncsBased} from a common point), ${total.syncsAbandoned} given up, ${total.copies} copies compared`,
+  `${count} seeds passed in ${seconds} s: ${total.commits} entries committed, ${total.outputs} answers, ${total.kills} kills, ${total.views} views, ${total.syncs} state transfers (${total.syncsBased} from a common point), ${total.syncsAbandoned} given up, ${total.copies} copies compared, ${total.compared} guests verified (${total.flips} with a flipped byte), ${total.replaced} members replaced, ${total.rebases} logs begun anew`,
 );

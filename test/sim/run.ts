@@ -18,6 +18,12 @@ export interface RunResult {
   readonly syncsAbandoned: number;
   /** Copies that were compared with their source, byte by byte. */
   readonly copies: number;
+  /** Comparisons of two guests, and bytes that were flipped in one of them for that long. */
+  readonly compared: number;
+  readonly flips: number;
+  /** Logs that began anew, and members that were replaced. */
+  readonly rebases: number;
+  readonly replaced: number;
 }
 
 export class SeedFailure extends Error {
@@ -57,11 +63,15 @@ export async function runSeed(seed: number): Promise<RunResult> {
     durability: random.chance(0.8) ? 'disk' : 'memory',
     drift: 0.01,
     witness: random.chance(0.15),
+    shortLogs: random.chance(0.5),
   });
   const checkers = new Checkers(world);
+  // Of its own, so that the faults of a seed are the same with and without it.
+  const curious = new Random(seed + 1_000_003);
   const nemesis: Nemesis = { undo: [] };
   let request = 0;
   let kills = 0;
+  let replaced = 0;
   try {
     const faultSteps = 1200 * stepsPerMs;
     for (let i = 0; i < faultSteps; i++) {
@@ -69,14 +79,18 @@ export async function runSeed(seed: number): Promise<RunResult> {
       checkers.check();
       if (random.chance(0.3)) inject(world, random, ++request);
       if (random.chance(0.012)) kills += disturb(world, checkers, random, nemesis);
+      if (curious.chance(0.01)) compare(world, checkers, curious);
+      if (random.chance(0.004)) replaced += replace(world, random);
       if (i % 200 === 0) checkers.checkLogs();
     }
     heal(world, checkers, nemesis);
     const views = await awaitService(world, checkers, random, request);
     await awaitCopies(world, checkers);
     checkers.checkLogs();
-    const { commits, outputs, copies } = checkers;
-    return { seed, members, commits, outputs, copies, views, kills, ...world.syncs() };
+    const { commits, outputs, copies, compared } = checkers;
+    const { flips, rebases } = world;
+    const told = { flips, rebases, replaced, views, kills, ...world.syncs() };
+    return { seed, members, commits, outputs, copies, compared, ...told };
   } catch (error) {
     throw new SeedFailure(seed, error, world.trace);
   } finally {
@@ -86,7 +100,9 @@ export async function runSeed(seed: number): Promise<RunResult> {
 
 /** The client's frame comes by every tap, or by most. */
 function inject(world: World, random: Random, id: number): void {
-  const frame = requestFrame(id, 18 + random.below(random.chance(0.05) ? 1400 : 100));
+  // Short logs are full of long frames, so that they run over.
+  const long = random.chance(world.options.shortLogs ? 0.8 : 0.05);
+  const frame = requestFrame(id, 18 + random.below(long ? 1400 : 100));
   for (const node of world.nodes) {
     if (node.alive && random.chance(0.97)) world.sim.inject(node.id, frame);
   }
@@ -166,6 +182,39 @@ function disturb(world: World, checkers: Checkers, random: Random, nemesis: Neme
       return 0;
     }
   }
+}
+
+/** The primary compares its guest with another's. */
+function compare(world: World, checkers: Checkers, random: Random): void {
+  const alive = world.nodes.filter((node) => node.alive && !node.paused);
+  const primary = alive.find((node) => node.engine?.role === 'primary');
+  const to = random.pick(world.nodes);
+  if (primary === undefined || to === primary || !world.runsGuest(to.id)) return;
+  void primary.engine?.stateTransfer.verification.request(to.id).then((outcome) => {
+    world.log(`verify from ${primary.id} to ${to.id}: ${JSON.stringify(outcome)}`);
+    if (outcome !== null && 'findings' in outcome) world.judge(() => checkers.comparison(primary, outcome));
+  });
+}
+
+/** As old as anything that a dead member has said, or that is waited for in its name, can be. */
+const forgottenMs = 300;
+
+/**
+ * What `falcon member replace` does: while a primary serves, an empty host takes the place of a dead member. It is not done
+ * while others stand still, which may hold a vote of the dead one that counts when they go on, nor while others lack what
+ * they have acknowledged: that would be more losses at once than are promised to be survived.
+ */
+function replace(world: World, random: Random): number {
+  const forgotten = world.nowNs - forgottenMs * 1e6;
+  const dead = world.nodes.filter((node) => !node.alive && node.diedAtNs < forgotten);
+  const whole = world.nodes.every((node) => dead.includes(node) || !(node.hard.recovering || node.paused));
+  const node = random.pick(dead.length === 0 ? world.nodes : dead);
+  if (!whole || !dead.includes(node) || dead.some((other) => other !== node && other.hard.recovering))
+    return 0;
+  const primary = world.nodes.find((other) => other.alive && other.engine?.core.status.phase === 'leading');
+  if (primary === undefined) return 0;
+  world.replace(node, primary.hard.view);
+  return 1;
 }
 
 /** Both ways, or one way only. */

@@ -6,7 +6,16 @@
  * drifting clock, disks force when the seed says so, and the network delivers some of what is under way, whole or
  * torn. The world itself injects no faults (nemesis.ts does) and judges nothing (checkers.ts does).
  */
-import { existsSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readSync,
+  rmSync,
+  writeSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 
@@ -31,6 +40,11 @@ export const stepNs = 500_000;
 const nsPerMs = 1e6;
 const tickMs = 5;
 const capturesMax = 16;
+const flippedBit = 0x40;
+
+const longLog = { segmentBytes: 4 << 20, retainBytes: 1 << 28, batchBytes: 1 << 20, releaseNs: 1e9 };
+/** The smallest segments that hold the largest entry, and only the newest one kept. */
+const shortLog = { segmentBytes: 136 << 10, retainBytes: 1, batchBytes: 129 << 10, releaseNs: 10e6 };
 
 export interface SimOutput {
   readonly atNs: number;
@@ -47,9 +61,15 @@ export interface SimEntry {
 export interface NativeSimulation {
   start(
     node: number,
-    options: NativePlaneOptions & { segmentBytes: number; retainBytes: number; vm: boolean },
+    options: NativePlaneOptions & {
+      segmentBytes: number;
+      retainBytes: number;
+      batchBytes: number;
+      vm: boolean;
+    },
   ): NativeRecovered;
   kill(node: number, losePower: boolean, keepWire: boolean): void;
+  loseDisk(node: number): void;
   poll(node: number, nowNs: number): number;
   stepWal(node: number): number;
   events(node: number): NativeEvent[];
@@ -85,6 +105,8 @@ export interface WorldOptions {
   readonly drift: number;
   /** The last member votes and stores, and runs no guest. */
   readonly witness: boolean;
+  /** Logs keep so little that whoever is away for a while begins anew. */
+  readonly shortLogs: boolean;
 }
 
 export interface SimNode {
@@ -105,6 +127,8 @@ export interface SimNode {
   bootOp: number;
   guest: SimGuest | null;
   failure: string | null;
+  /** World time of its death. */
+  diedAtNs: number;
 }
 
 /** A guest that stood still while it was copied. */
@@ -113,6 +137,13 @@ export interface Capture {
   readonly image: GuestMemoryImage;
   readonly frames: number;
   readonly digest: number;
+}
+
+/** One byte of a guest's memory that is another for a while, as a failing memory module would have it. */
+interface Flipped {
+  readonly path: string;
+  readonly at: number;
+  readonly was: number;
 }
 
 interface Link {
@@ -139,6 +170,8 @@ export class World {
   /** Of every guest's memory. */
   private readonly pages: number;
   private memories = 0;
+  /** Logs that began anew behind what the primary keeps. */
+  rebases = 0;
   private synced = 0;
   private based = 0;
   private abandoned = 0;
@@ -168,6 +201,7 @@ export class World {
         bootOp: 0,
         guest: null,
         failure: null,
+        diedAtNs: 0,
       });
     }
     for (const node of this.nodes) this.start(node);
@@ -214,8 +248,7 @@ export class World {
       ...uncomparedOutput,
       vmMac,
       vmAddress: new Uint8Array(),
-      segmentBytes: 4 << 20,
-      retainBytes: 1 << 28,
+      ...(this.options.shortLogs ? shortLog : longLog),
       vm: this.runsGuest(node.id),
     });
     assert(
@@ -238,6 +271,14 @@ export class World {
     }
   }
 
+  /** An empty host takes the place of a dead one: the configuration names it, its log is empty and it does not vote yet. */
+  replace(node: SimNode, view: number): void {
+    assert(!node.alive, 'a live process is not replaced');
+    this.log(`replace ${node.id}`);
+    this.sim.loseDisk(node.id);
+    node.hard = { view, votedFor: null, recovering: true };
+  }
+
   /** SIGKILL, or with `losePower` the machine under it. */
   kill(node: SimNode, losePower: boolean): void {
     assert(node.alive, 'a dead process is not killed');
@@ -246,8 +287,11 @@ export class World {
     node.engine?.stop();
     node.engine = null;
     node.guest?.end();
+    this.standing.delete(node.id);
+    this.flipped.delete(node.id);
     node.guest = null;
     node.alive = false;
+    node.diedAtNs = this.nowNs;
     node.bootOp = 0;
     this.sim.kill(node.id, losePower, this.random.chance(0.5));
     for (const peer of this.nodes) {
@@ -335,6 +379,7 @@ export class World {
           node.failure = why;
         },
         log: (level, text, fields) => {
+          if (text.endsWith('it begins anew')) this.rebases++;
           if (level !== 'debug' || process.env['SIM_TRACE'] === '1')
             this.log(`${id} ${text} ${JSON.stringify(fields ?? {})}`);
         },
@@ -358,7 +403,9 @@ export class World {
         logDirty: () => sim.logDirty(id),
         takeDirty: () => sim.takeDirty(id),
         ramPath: () => join(this.directory, `${id}.ram.${++this.memories}`),
+        collecting: (path) => this.flip(node, path),
         captured: (image) => this.capture(node, image),
+        goesOn: (image) => this.goOn(node, image),
       },
       this.random.fork(),
     );
@@ -367,12 +414,72 @@ export class World {
   /** What a guest held that stood still behind a vm-sync entry, by the entry's op. */
   readonly captures = new Map<number, Capture>();
 
+  /** What both guests of a verification held, by the op of its vm-sync, then by node. */
+  readonly stood = new Map<number, Map<NodeId, Capture>>();
+  private readonly flipped = new Map<NodeId, Flipped>();
+  flips = 0;
+  /** Of guests that stand still to be compared: a hash of what they held. */
+  private readonly standing = new Map<NodeId, string>();
+
+  /** Of a guest that is about to be compared: now and then one byte of it is another until that is over. */
+  private flip(node: SimNode, path: string): void {
+    if (node.engine?.stateTransfer.verification.receiving?.phase !== 'looking') return;
+    if (this.flipped.has(node.id) || !this.random.chance(0.5)) return;
+    const at = this.random.below(this.pages * 4096);
+    const was = exchangeByte(path, at, (value) => value ^ flippedBit);
+    this.flipped.set(node.id, { path, at, was });
+    this.flips++;
+  }
+
+  private unflip(node: SimNode): void {
+    const flipped = this.flipped.get(node.id);
+    this.flipped.delete(node.id);
+    if (flipped === undefined || !existsSync(flipped.path)) return;
+    const { path, at, was } = flipped;
+    // Unless the guest has written there meanwhile.
+    exchangeByte(path, at, (value) => (value === (was ^ flippedBit) ? was : value));
+  }
+
+  /** Comparing has changed nothing. */
+  private goOn(node: SimNode, image: () => GuestMemoryImage): void {
+    const before = this.standing.get(node.id);
+    this.standing.delete(node.id);
+    assert(
+      before === undefined || before === image().hash,
+      `comparing the guest of ${node.id} has changed its memory`,
+    );
+    this.unflip(node);
+  }
+
   private capture(node: SimNode, image: GuestMemoryImage): void {
     const op = this.progress(node).deliveredOp;
+    if (node.engine?.stateTransfer.verification.active === true) return this.captureOfTwo(op, node, image);
     this.captures.set(op, { node: node.id, image, ...this.sim.service(node.id) });
     for (const old of this.captures.keys()) {
       if (this.captures.size <= capturesMax) break;
       this.captures.delete(old);
+    }
+  }
+
+  private misjudged: Error | null = null;
+
+  /** What a judge throws where nobody hears it ends the run with the next step. */
+  judge(verdict: () => void): void {
+    try {
+      verdict();
+    } catch (error) {
+      this.misjudged ??= error instanceof Error ? error : new Error(String(error));
+    }
+  }
+
+  private captureOfTwo(op: number, node: SimNode, image: GuestMemoryImage): void {
+    this.standing.set(node.id, image.hash);
+    const both = this.stood.get(op) ?? new Map<NodeId, Capture>();
+    both.set(node.id, { node: node.id, image, ...this.sim.service(node.id) });
+    this.stood.set(op, both);
+    for (const old of this.stood.keys()) {
+      if (this.stood.size <= capturesMax) break;
+      this.stood.delete(old);
     }
   }
 
@@ -459,6 +566,7 @@ export class World {
 
   /** One step, and whatever its promises lead to. */
   async step(): Promise<void> {
+    if (this.misjudged !== null) throw this.misjudged;
     this.nowNs += stepNs;
     this.connectDue();
     const order = [...this.nodes.keys()];
@@ -482,6 +590,9 @@ export class World {
       node.nextTickNs = localNs + tickMs * nsPerMs;
       node.engine.tick();
     }
+    // A session that ended early ends what was flipped for it, before the guest does anything else.
+    if (this.flipped.has(node.id) && node.engine.stateTransfer.verification.receiving === null)
+      this.unflip(node);
     node.guest?.step();
     // While it boots, what the service says is of the guest before.
     const { ready, bootOp } = node.engine.guest.own;
@@ -506,4 +617,18 @@ export class World {
 
 function linkKey(a: NodeId, b: NodeId): string {
   return a < b ? `${a}-${b}` : `${b}-${a}`;
+}
+
+/** The byte that was there. */
+function exchangeByte(path: string, at: number, change: (was: number) => number): number {
+  const file = openSync(path, 'r+');
+  try {
+    const byte = new Uint8Array(1);
+    readSync(file, byte, 0, 1, at);
+    const was = byte[0]!;
+    writeSync(file, Uint8Array.of(change(was)), 0, 1, at);
+    return was;
+  } finally {
+    closeSync(file);
+  }
 }

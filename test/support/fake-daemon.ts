@@ -7,8 +7,8 @@ import { parseArgs } from 'node:util';
 
 import { loadCluster, nodePaths } from '../../src/api/cluster.js';
 import { startAdminServer } from '../../src/api/server.js';
-import type { DivergenceReport, RdmaStatus, ReplicaStatus } from '../../src/api/status.js';
-import { formatError } from '../../src/lib/errors.js';
+import type { DivergenceReport, RdmaStatus, ReplicaStatus, VerifyResult } from '../../src/api/status.js';
+import { FalconError, formatError } from '../../src/lib/errors.js';
 
 export interface FakeBehaviour {
   /** Ends at once with this record as the last line of its log. */
@@ -73,6 +73,31 @@ function fakeDivergence(name: string, status: ReplicaStatus): DivergenceReport {
   };
 }
 
+/** h2's guest differs somewhat; comparing with h3's does not come to an end. */
+function fakeVerification(source: string, target: string): VerifyResult {
+  if (target === 'h3') throw new FalconError('VERIFY_ABANDONED', 'its connection broke');
+  return {
+    ...{ source, target, reason: 'verify', ok: true, why: '', view: 3, op: 118 },
+    durationMs: 180.4,
+    pauseMs: 31.2,
+    findings: {
+      ...{ pages: 24_813, equal: 24_764, differing: 49 },
+      firstPages: Array.from({ length: 16 }, (_unused, index) => 7701 + 3 * index),
+      devices: {
+        parts: 37,
+        differing: [
+          { name: 'timer', bytes: 6, of: 24 },
+          { name: 'cpu', bytes: 2, of: 1976 },
+        ],
+        trouble: null,
+      },
+      ...{ service: null, flows: 21, flowsDiffering: 1 },
+      framesWaiting: { source: 0, target: 2 },
+      targetPauseMs: 33.7,
+    },
+  };
+}
+
 function fail(behaviour: FakeBehaviour): never {
   process.stdout.write(`${JSON.stringify({ level: 60, ...behaviour.failWith })}\n`);
   process.exit(1);
@@ -100,6 +125,7 @@ async function main(): Promise<void> {
     role: primary ? 'primary' : 'backup',
     view: 3,
     primary: behaviour.passive === true ? null : (config.nodes[0]?.name ?? null),
+    firstOp: 1,
     lastOp: 120,
     durableOp: 120,
     commitOp: 119,
@@ -121,13 +147,16 @@ async function main(): Promise<void> {
         state: primary && node.name === behaviour.losesPeer ? 'lost' : 'up',
         trouble:
           primary && node.name === behaviour.losesPeer
-            ? { code: 'WAL_RELEASED', detail: 'op 5 is older than op 17', at: '2026-01-02T03:04:05.678Z' }
+            ? { code: 'WAL_READ', detail: 'op 5: Input/output error', at: '2026-01-02T03:04:05.678Z' }
             : null,
         breaks: 0,
         ackedOp: 119,
+        // While one member cannot be fed, the others have come back late.
+        anewFromOp:
+          primary && behaviour.losesPeer !== undefined && node.name !== behaviour.losesPeer ? 17 : null,
         guest: true,
       })),
-    sync: { active: null, last: [] },
+    sync: { active: null, last: [], verifying: null, verified: [] },
     link: {
       writes: 2400,
       writtenBytes: 307_200,
@@ -163,6 +192,7 @@ async function main(): Promise<void> {
     },
     'transfer-leader': (params) => params,
     sync: (params) => params,
+    verify: (params) => fakeVerification(name, (params as { node: string }).node),
     member: (params) => params,
     divergence: () => fakeDivergence(name, status()),
   });

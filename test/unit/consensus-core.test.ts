@@ -5,6 +5,7 @@ import type { Effect, Event, Message } from '../../src/consensus/types.js';
 import { InvariantError } from '../../src/lib/assert.js';
 import { emptyTail } from '../../src/consensus/agreement.js';
 import { Random } from '../../src/lib/random.js';
+import { noBase } from '../../src/wire/view-table.js';
 
 const options = {
   self: 0,
@@ -67,6 +68,8 @@ class Bench {
       durableOp: lastOp,
       commitOp: 1,
       acked: new Map([[1, acked]]),
+      base: noBase,
+      committed: noBase,
       leaseEndsAt: this.now + 60,
     });
   }
@@ -182,6 +185,8 @@ t.test('caughtUpOp waits for a word of the data plane after the log was shown', 
       durableOp: 70,
       commitOp: 1,
       acked: new Map(),
+      base: noBase,
+      committed: noBase,
       leaseEndsAt: bench.now + 60,
     },
     out,
@@ -240,8 +245,8 @@ t.test('a follow that the data plane does not answer is begun again', async (t) 
     'role',
     'view-state>1',
   ]);
-  t.same(bench.mail(1, { type: 'follow', view: 3, agreeOp: 0, caughtUpOp: 1 }), ['follow']);
-  t.same(bench.mail(1, { type: 'follow', view: 3, agreeOp: 0, caughtUpOp: 1 }), [], 'under way');
+  t.same(bench.mail(1, { type: 'follow', view: 3, agreeOp: 0, caughtUpOp: 1, base: null }), ['follow']);
+  t.same(bench.mail(1, { type: 'follow', view: 3, agreeOp: 0, caughtUpOp: 1, base: null }), [], 'under way');
   bench.now = 205;
   bench.step({ type: 'heard', view: 3, from: 1, at: 204 });
   t.same(bench.step({ type: 'tick' }), ['trace', 'promise']);
@@ -281,11 +286,15 @@ t.test('a cluster of one', async (t) => {
 t.test('a follower that cannot be fed counts for nothing, until it comes anew', async (t) => {
   const bench = new Bench().lead();
   t.same(bench.core.status.followers, [1]);
-  t.same(bench.step({ type: 'feed-lost', view: 7, node: 1 }), [], 'of another view');
-  t.same(bench.step({ type: 'feed-lost', view: 1, node: 5 }), [], 'no member');
+  t.same(bench.step({ type: 'feed-lost', view: 7, node: 1, released: false }), [], 'of another view');
+  t.same(bench.step({ type: 'feed-lost', view: 1, node: 5, released: false }), [], 'no member');
   t.same(bench.core.status.followers, [1]);
   bench.step({ type: 'transfer', to: 1 });
-  t.same(bench.step({ type: 'feed-lost', view: 1, node: 1 }), ['trace', 'transfer-result', 'release-input']);
+  t.same(bench.step({ type: 'feed-lost', view: 1, node: 1, released: false }), [
+    'trace',
+    'transfer-result',
+    'release-input',
+  ]);
   t.same([bench.core.status.followers, bench.core.status.apart], [[], [1]]);
   t.match(bench.step({ type: 'transfer', to: 1 }), ['transfer-result'], 'no target any more');
   bench.now += options.retryMs;

@@ -15,12 +15,14 @@ interface Outcome {
   readonly error: Error | null;
   readonly committed: number;
   readonly views: number;
+  readonly rebases: number;
 }
 
 class Storm {
   readonly world: World;
   private readonly random: Random;
   private readonly members: number;
+  private readonly releases: number;
   private proposals = 0;
   private downUntil = new Map<number, number>();
 
@@ -38,6 +40,7 @@ class Storm {
       dropMail: this.random.pick([0, 0.05, 0.3]),
       repeatMail: this.random.pick([0, 0.1]),
     });
+    this.releases = this.random.pick([0, 0.01, 0.1]);
     this.world.begin();
     for (const replica of this.world.replicas) {
       const whole = this.random.chance(0.7) && !replica.options.witnesses.includes(replica.id);
@@ -64,6 +67,10 @@ class Storm {
   private trouble(): void {
     const { world, random } = this;
     if (random.chance(0.3)) this.propose();
+    if (random.chance(this.releases)) {
+      const replica = random.pick(world.replicas);
+      if (replica.alive) replica.release(random.below(replica.lastOp + 1));
+    }
     for (const [node, until] of this.downUntil) {
       if (world.now < until) continue;
       this.downUntil.delete(node);
@@ -194,10 +201,11 @@ function play(seed: number, faults: Faults = {}, ms = 2500): Outcome {
     return {
       error: null,
       committed: storm.world.committed.length,
+      rebases: storm.world.rebases,
       views: Math.max(...storm.world.replicas.map((r) => r.hard.view)),
     };
   } catch (error) {
-    return { error: error as Error, committed: storm.world.committed.length, views: 0 };
+    return { error: error as Error, committed: storm.world.committed.length, rebases: 0, views: 0 };
   }
 }
 
@@ -206,20 +214,23 @@ t.test('random clusters keep every promise', async (t) => {
   const list = only === undefined ? Array.from({ length: seeds }, (_, i) => i + 1) : [Number(only)];
   let committed = 0;
   let views = 0;
+  let rebases = 0;
   for (const seed of list) {
     const outcome = play(seed);
     committed += outcome.committed;
     views += outcome.views;
+    rebases += outcome.rebases;
     if (outcome.error !== null) {
       t.fail(`SEED=${seed}: ${outcome.error.message}`, { stack: outcome.error.stack ?? '' });
       break;
     }
   }
   t.comment(
-    `${list.length} seeds, ${committed} entries committed, ${views} views, lease ${times.leaseMs} ms`,
+    `${list.length} seeds, ${committed} entries committed, ${views} views, ${rebases} logs begun anew, lease ${times.leaseMs} ms`,
   );
   t.ok(only !== undefined || committed > 20 * seeds, `the storms let work through: ${committed} entries`);
   t.ok(only !== undefined || views > 4 * seeds, `the storms force elections: ${views} views`);
+  t.ok(only !== undefined || rebases > seeds / 4, `and logs to begin anew: ${rebases}`);
 });
 
 /** Seeds until the fault shows; the error it shows as must be one of `expected`. */
@@ -248,4 +259,7 @@ t.test('a planted fault is caught: entries of old views are counted', async (t) 
 );
 t.test('a planted fault is caught: entries acknowledged before they are forced', async (t) =>
   plant(t, { ackUnforced: true }, /lost|committed/),
+);
+t.test('a planted fault is caught: entries released before they are committed', async (t) =>
+  plant(t, { releaseUncommitted: true }, /not committed|is lost|committed twice/),
 );

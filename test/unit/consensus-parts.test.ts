@@ -1,6 +1,6 @@
 /** The small parts of the core against naive versions: agreement of logs, quorums, timeouts, random numbers. */
 import t from 'tap';
-import { agreeWith, stampAt } from '../../src/consensus/agreement.js';
+import { agreeWith, emptyTail, feedStart, stampAt } from '../../src/consensus/agreement.js';
 import { isQuorum, quorumSize } from '../../src/consensus/quorum.js';
 import { Timeout, jittered, randomBetween } from '../../src/consensus/timer.js';
 import { InvariantError, assert } from '../../src/lib/assert.js';
@@ -115,6 +115,45 @@ t.test('tables that do not reach back say nothing rather than something wrong', 
     InvariantError,
     'a primary without what is committed must stop',
   );
+});
+
+t.test('whoever is told to begin anew loses nothing that the primary has', async (t) => {
+  const random = new Random(11);
+  const counts = { anew: 0, on: 0, apart: 0 };
+  for (let round = 0; round < 20000; round++) {
+    const [own, theirs] = randomLogs(random, 4) as [NaiveEntry[], NaiveEntry[]];
+    const agreed = naiveAgreement(own, theirs);
+    if (own.length === 0) continue;
+    // What the backup holds for committed is in both; what the primary stands behind is committed, but not everywhere.
+    const committed = random.below(agreed + 1);
+    const baseOp = random.below(own.length + 1);
+    const from = random.below(Math.min(theirs.length, committed) + 1);
+    const base = { op: baseOp, view: own[baseOp - 1]?.view ?? 0, checksum: baseOp };
+    const ownTail = tailOf(own.slice(Math.max(baseOp - 1, 0)), baseOp);
+    const full = tailOf(theirs.slice(Math.max(from - 1, 0)), committed);
+    const theirTail = theirs.length === 0 ? tailOf([]) : full;
+    const start = feedStart(ownTail, theirTail, base);
+    const what = JSON.stringify({ ownTail, theirTail, base, start, agreed });
+    if (start === null) counts.apart++;
+    else if (start.base === null) {
+      counts.on++;
+      // From there on all can be read here, and it is no further than what they share.
+      if (start.agreeOp < baseOp || start.agreeOp > agreed) return void t.fail(what);
+    } else {
+      counts.anew++;
+      if (start.agreeOp !== baseOp || start.base !== base) return void t.fail(what);
+      // Behind the base they share nothing, so nothing that counts is given up.
+      if (agreed > baseOp) return void t.fail(what);
+    }
+  }
+  t.ok(counts.anew > 2000 && counts.on > 2000, JSON.stringify(counts));
+  t.ok(counts.apart < 200, 'tables that reach back tell almost always');
+  const own: LogTail = { last: { view: 9, op: 50 }, commitOp: 40, table: [{ view: 9, firstOp: 30 }] };
+  const base = { op: 29, view: 8, checksum: 1 };
+  const theirs: LogTail = { last: { view: 5, op: 35 }, commitOp: 10, table: [{ view: 5, firstOp: 34 }] };
+  t.equal(feedStart(own, theirs, base), null, 'rows that were left out could be shared ones');
+  t.same(feedStart(own, { ...theirs, commitOp: 35 }, base), { agreeOp: 35, base: null });
+  t.equal(feedStart(own, emptyTail, { op: 29, view: 0, checksum: 0 }), null, 'a base that is not known');
 });
 
 t.test('quorums', async (t) => {

@@ -12,6 +12,9 @@ import type { DataPlane, PlaneEvent, PlaneProgress } from '../../src/ports/data-
 import type { GuestCallbacks, GuestRunner } from '../../src/ports/guest.js';
 import { transferOptions } from '../../src/transfer/defaults.js';
 import { encodeGuestReport, mailTags } from '../../src/wire/engine-mail.js';
+import { encodeMessage } from '../../src/wire/messages.js';
+import type { Message } from '../../src/wire/messages.js';
+import { noBase } from '../../src/wire/view-table.js';
 import { encodeTransfer, sessionId, sessionKeyBytes } from '../../src/wire/transfer-messages.js';
 import type { TransferMessage } from '../../src/wire/transfer-messages.js';
 
@@ -34,7 +37,10 @@ class Bench {
       durableOp: 0,
       commitOp: 0,
       deliveredOp: 0,
+      base: noBase,
+      committed: noBase,
       acked: [null, null, null],
+      wordsAt: [null, null, null],
       leaseEndsAt: null,
       gate: 'closed',
       heard: null,
@@ -45,7 +51,7 @@ class Bench {
       {
         get: (_plane, name: string) => (first: unknown) => {
           if (name === 'progress') return progress;
-          if (name === 'setGuest' || name.startsWith('transfer'))
+          if (name === 'setGuest' || name === 'follow' || name.startsWith('transfer'))
             this.told.push(
               typeof first === 'object' && first !== null ? name : `${name} ${JSON.stringify(first)}`,
             );
@@ -142,6 +148,27 @@ class Bench {
     const key = new Uint8Array(sessionKeyBytes);
     this.hear({ type: 'offer', session, view, machine: 'pc', ramBytes: 0, baseOp: 0, key, inbox: none });
     return session;
+  }
+
+  /** The primary says that the log here begins anew behind op 100. */
+  beginAnew(): void {
+    const mail = (message: Message): void =>
+      this.events({
+        type: 'mail',
+        from: 0,
+        generation: 1,
+        bytes: Uint8Array.from([mailTags.consensus, ...encodeMessage(message)]),
+      });
+    mail({ type: 'new-view', view });
+    const tail = { last: { view: 1, op: 60 }, commitOp: 60, table: [{ view: 1, firstOp: 1 }] };
+    this.events({ type: 'promised', view, tail, heartbeatAckedAt: null });
+    mail({
+      type: 'follow',
+      view,
+      agreeOp: 100,
+      caughtUpOp: 120,
+      base: { op: 100, view: 1, checksum: 7 },
+    });
   }
 
   events(...events: PlaneEvent[]): void {
@@ -270,4 +297,37 @@ void t.test('who has asked a replica that leads no more is told', async (t) => {
   const asked = bench.engine.sync(0);
   bench.tick();
   t.equal(await asked, null);
+});
+
+void t.test('a guest that is whole ends when the log passes over what it has not taken', async (t) => {
+  const bench = new Bench('each');
+  const session = bench.offer(1);
+  await bench.load(session);
+  bench.events({ type: 'transfer-installed', session });
+  await bench.settle();
+  t.ok(bench.engine.guest.own.ready);
+  bench.told.length = 0;
+  bench.beginAnew();
+  await bench.settle();
+  t.same(bench.told, ['setGuest "none"', 'transferForget null', `follow ${view}`, 'stop']);
+  t.match(bench.engine.guest.own, { ready: false, bootOp: 0 });
+  t.equal(bench.engine.guest.state, 'none');
+});
+
+void t.test('nor does a guest become whole that was being loaded then', async (t) => {
+  const bench = new Bench('each');
+  const session = bench.offer(1);
+  await bench.load(session);
+  bench.events({ type: 'transfer-installed', session });
+  bench.beginAnew();
+  await bench.settle();
+  t.ok(bench.told.indexOf(`transferClose ${session}`) < bench.told.indexOf(`follow ${view}`));
+  t.ok(bench.told.includes(`transferClose ${session}`) && bench.told.includes('stop'));
+  t.notOk(bench.engine.guest.own.ready);
+  t.equal(bench.engine.guest.state, 'none');
+  const next = bench.offer(2);
+  await bench.load(next);
+  bench.events({ type: 'transfer-installed', session: next });
+  await bench.settle();
+  t.match(bench.engine.guest.own, { ready: true, syncOp: 50 }, 'the next one fills it');
 });

@@ -18,7 +18,8 @@ function watch(
   return silent;
 }
 
-const none = { heard: null, acked: [null, null, null], commitOp: 0 };
+const nobody = [null, null, null];
+const none = { heard: null, acked: nobody, wordsAt: nobody, commitOp: 0 };
 
 void t.test('heartbeats of the primary come, its mail does not', (t) => {
   const peers = new Peers();
@@ -43,6 +44,23 @@ void t.test('a backup acknowledges, and its mail does not come', (t) => {
   t.same(watch(peers, 0, 2 * silenceMs, acks), [1]);
   t.end();
 });
+
+void t.test(
+  'a backup of a quiet cluster has nothing to acknowledge but heartbeats, and its mail does not come',
+  (t) => {
+    const peers = new Peers();
+    peers.up(1, 0);
+    const echoes = (now: number): typeof none => ({
+      ...none,
+      acked: [null, 7, null] as never,
+      wordsAt: [null, now, null] as never,
+      commitOp: 7,
+    });
+    t.same(watch(peers, 0, silenceMs, echoes), []);
+    t.same(watch(peers, silenceMs + tickMs, 2 * silenceMs, echoes), [1]);
+    t.end();
+  },
+);
 
 void t.test('committed entries do not reach a backup whose mail comes', (t) => {
   const peers = new Peers();

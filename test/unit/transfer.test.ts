@@ -17,11 +17,14 @@ import type {
   TargetEvent,
   TransferRecord,
 } from '../../src/transfer/types.js';
-import { decodeTransfer, encodeTransfer } from '../../src/wire/transfer-messages.js';
+import { decodeTransfer, encodeTransfer, sessionId } from '../../src/wire/transfer-messages.js';
 import type { SessionId, TransferMessage } from '../../src/wire/transfer-messages.js';
 
 const none = new Uint8Array();
-const figures = { pages: 10, equal: 4, sent: 6, bytes: 24_576, digestNs: 1, waitNs: 1, moveNs: 1 };
+const figures = {
+  ...{ pages: 10, equal: 3, sent: 6, partial: 2, found: 1, bytes: 17_000, overheadBytes: 300 },
+  ...{ digestNs: 1, waitNs: 1, refineNs: 1, moveNs: 1 },
+};
 
 interface Due {
   readonly at: number;
@@ -286,7 +289,7 @@ void t.test('a round of a large guest may take longer than any other step', (t) 
   });
   const out: SourceEffect[] = [];
   const peers = [{ node: 1, reachable: true, whole: false, booting: false, syncOp: 0 }];
-  const session = 65_537;
+  const session = sessionId(1, 1);
   const tick = (now: number): void => source.step({ type: 'tick', now, view: 1, able: true, peers }, out);
   tick(1);
   source.step({ type: 'opened', now: 2, session, inbox: none }, out);
@@ -328,7 +331,7 @@ void t.test('a round of a large guest may take longer than any other step', (t) 
 void t.test('messages that are none', (t) => {
   const offer: TransferMessage = {
     type: 'offer',
-    session: 65_537,
+    session: sessionId(1, 1),
     view: 1,
     machine: 'pc',
     ramBytes: 4096,
@@ -338,6 +341,13 @@ void t.test('messages that are none', (t) => {
   };
   const bytes = encodeTransfer(offer);
   t.same(decodeTransfer(bytes), { ...offer, key: Buffer.from(offer.key), inbox: Buffer.from(offer.inbox) });
+  const { session, view, machine, ramBytes, key, inbox } = offer;
+  const verify: TransferMessage = { type: 'verify', session, view, machine, ramBytes, key, inbox };
+  t.same(decodeTransfer(encodeTransfer(verify)), {
+    ...verify,
+    key: Buffer.from(key),
+    inbox: Buffer.from(inbox),
+  });
   t.equal(decodeTransfer(none), null);
   t.equal(decodeTransfer(new Uint8Array(5000)), null);
   const random = new Random(5);

@@ -24,7 +24,14 @@ const messages: readonly Message[] = [
   { type: 'new-view', view: 2 ** 40 },
   { type: 'view-state', view: 3, tail },
   { type: 'view-state', view: 3, tail: empty },
-  { type: 'follow', view: 3, agreeOp: 0, caughtUpOp: 2 ** 33 },
+  { type: 'follow', view: 3, agreeOp: 0, caughtUpOp: 2 ** 33, base: null },
+  {
+    type: 'follow',
+    view: big,
+    agreeOp: big,
+    caughtUpOp: big,
+    base: { op: big, view: big, checksum: 2 ** 32 - 1 },
+  },
   { type: 'following', view: 3 },
   { type: 'timeout-now', view: 3, last: { view: 3, op: 2 ** 52 } },
   { type: 'stale-view', currentView: 0 },
@@ -84,6 +91,23 @@ t.test('what is not a message is refused', async (t) => {
     ['view without op', { ...vote, last: [1, 0] }],
     ['a viewstamp of three', { ...vote, last: [1, 2, 3] }],
     ['a map for a viewstamp', { ...vote, last: { view: 1, op: 5 } }],
+  ] as const)
+    t.ok(refused(value), what);
+  const follow = { type: 'follow', view: 3, agreeOp: 8, caughtUpOp: 9, base: [8, 2, 7] };
+  t.notOk(refused(follow));
+  t.notOk(refused({ ...follow, base: null }));
+  for (const [what, value] of [
+    ['no word of a base', { type: 'follow', view: 3, agreeOp: 8, caughtUpOp: 9 }],
+    ['a base of two numbers', { ...follow, base: [8, 2] }],
+    ['a base of four', { ...follow, base: [8, 2, 7, 7] }],
+    ['a map for a base', { ...follow, base: { op: 8, view: 2, checksum: 7 } }],
+    ['a base at another op', { ...follow, base: [7, 2, 7] }],
+    ['a base of a later view', { ...follow, base: [8, 4, 7] }],
+    ['a base of no view', { ...follow, base: [8, 0, 7] }],
+    ['a base before the first entry', { ...follow, agreeOp: 0, base: [0, 0, 0] }],
+    ['a checksum of 33 bits', { ...follow, base: [8, 2, 2 ** 32] }],
+    ['a negative checksum', { ...follow, base: [8, 2, -1] }],
+    ['to follow from behind the end', { ...follow, base: null, agreeOp: 10 }],
   ] as const)
     t.ok(refused(value), what);
   const state = (table: unknown, last: unknown = [3, 9]): unknown => ({
