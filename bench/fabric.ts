@@ -6,7 +6,8 @@
  * Beside it append to commit of a log in memory over the same fabric (fabric-log.ts), as a ratio to one write:
  * a commit is one write there and one back. Two of its three members are up and both spin: on two processors
  * that is the majority that a commit waits for, and a third that spins would only take turns with them. `3 up`
- * has all three, which sleep when they have nothing to do; each of its commits pays for waking them.
+ * has all three, which sleep when they have nothing to do; each of its commits pays for waking them. In `one
+ * thread` a single thread polls all members in turn: what a commit costs where no scheduler has a say.
  *
  * Of REPEATS runs each the one with the least median counts: what else the machine does only adds. FABRICS="shm
  * tcp" measures some; JSON=1 prints one JSON object on the last line.
@@ -18,6 +19,8 @@ import { join } from 'node:path';
 
 import { repositoryRoot } from '../src/lib/root.js';
 
+import { logCases, logEntryBytes } from './log-cases.js';
+
 const sizes = [64, 1024, 4096];
 const fabrics = ['shm', 'tcp', 'verbs'] as const;
 type Fabric = (typeof fabrics)[number];
@@ -28,16 +31,8 @@ const bedLimitSeconds = 900;
 /** Of round trips whose system calls are counted; twice as many are the second count. */
 const traced = 200;
 
-/** How the log's members wait, the primary first, and how many entries are in flight. */
-const logCases = [
-  { name: '2 up, spinning', waiting: 'busy,busy', depth: 1 },
-  { name: '2 up, spinning', waiting: 'busy,busy', depth: 64 },
-  { name: '3 up, sleeping', waiting: '20000,20000,20000', depth: 1 },
-] as const;
-const logEntryBytes = 64;
-const logEntries = { shm: 50_000, tcp: 3000, verbs: 300 } as const;
 /** A cluster that could not hold together in an emulated machine is told, not waited for. */
-const logLimitSeconds = 20;
+const logLimitSeconds = 150;
 
 interface Latency {
   readonly p50Ns: number;
@@ -54,9 +49,8 @@ interface LogRow {
   readonly fabric: Fabric;
   readonly name: string;
   readonly depth: number;
-  /** Runs that ended, of `repeats`. */
-  readonly runs: number;
-  readonly commit: (Latency & { readonly perSecond: number; readonly writesPerEntry: number }) | null;
+  readonly commit:
+    (Latency & { readonly perSecond: number | null; readonly writesPerEntry: number | null }) | null;
   /** To one write of `logEntryBytes` over the fabric, and to its floor. */
   readonly writes: number | null;
   readonly floors: number | null;
@@ -81,7 +75,9 @@ const logProgram = join(repositoryRoot, 'dist/bench/fabric-log.js');
 
 /** A shell line of one of perftest's programs against itself; its table's only row is printed. */
 const perftest = (name: string, bytes: number, count: number): string =>
-  `{ ${name} -d ${devices[1]} -x 1 -s ${bytes} -n ${count} >/dev/null 2>&1 & sleep 1; ` +
+  `{ ${name} -d ${devices[1]} -x 1 -s ${bytes} -n ${count} >/dev/null 2>&1 & ` +
+  // Until it listens, on port 18515.
+  `for i in $(seq 250); do grep -q ':4853 .* 0A ' /proc/net/tcp /proc/net/tcp6 && break; sleep 0.02; done; ` +
   `${name} -d ${devices[0]} -x 1 -s ${bytes} -n ${count} 127.0.0.1 | grep -E '^ +[0-9]'; wait; }`;
 
 /** Shell lines that measure; what each prints comes behind its label. */
@@ -111,12 +107,8 @@ function script(fabric: Fabric, where: string): string {
       measure(`calls ${bytes}`, `${calls} >/dev/null; awk '$NF == "total" { print $4 }' "$trace"`);
     }
   }
-  for (const [index, { waiting, depth }] of logCases.entries()) {
-    const command =
-      `timeout ${logLimitSeconds} node '${logProgram}' ${fabric} ${waiting} ${logEntryBytes} ${depth} ` +
-      `${logEntries[fabric]} ${fabric === 'verbs' ? devices.join(',') : ''}`;
-    for (let i = 0; i < repeats; i++) measure(`log-${index} ${logEntryBytes}`, `${command} || echo null`);
-  }
+  const log = `timeout ${logLimitSeconds} node '${logProgram}' ${fabric} ${fabric === 'verbs' ? devices.join(',') : ''}`;
+  lines.push(`${log} || echo 'bench: the log ended with' $? >&2`);
   return `trace=$(mktemp)\n${lines.join('\n')}\nrm -f "$trace"`;
 }
 
@@ -184,13 +176,8 @@ function results(fabric: Fabric, output: string): Measured {
   const one = rows.find(({ bytes }) => bytes === logEntryBytes);
   if (one === undefined) throw new Error(`no write of ${logEntryBytes} bytes is measured`);
   const logs = logCases.map(({ name, depth }, index) => {
-    const ended = of(`log-${index}`, logEntryBytes)
-      .map((text) => JSON.parse(text) as LogRow['commit'])
-      .filter((each) => each !== null);
-    const commit =
-      ended.length === 0
-        ? null
-        : ended.reduce((a, b) => ((depth === 1 ? b.p50Ns < a.p50Ns : b.perSecond > a.perSecond) ? b : a));
+    const [text] = found.get(`log-${index} ${logEntryBytes}`) ?? ['null'];
+    const commit = JSON.parse(text ?? 'null') as LogRow['commit'];
     // Of many in flight each waits for those before it: that is no ratio to one write.
     const to = (write: Latency): number | null =>
       commit === null || depth > 1 ? null : commit.p50Ns / write.p50Ns;
@@ -198,7 +185,6 @@ function results(fabric: Fabric, output: string): Measured {
       fabric,
       name,
       depth,
-      runs: ended.length,
       commit,
       writes: to(one.latency),
       floors: to(one.floor),
@@ -208,7 +194,7 @@ function results(fabric: Fabric, output: string): Measured {
 }
 
 async function measure(fabric: Fabric): Promise<Measured> {
-  const total = sizes.length * (4 * repeats + 2) + logCases.length * repeats;
+  const total = sizes.length * (4 * repeats + 2) + logCases.length;
   let told = 0;
   const onLine = (): void => {
     process.stderr.write(`${fabric}: ${Math.min(++told, total)} of ${total}\n`);
@@ -251,16 +237,16 @@ function print(all: readonly Row[]): void {
 function printLogs(all: readonly LogRow[]): void {
   console.log(`\nappend to commit, 3 members, in memory, ${logEntryBytes} B`);
   console.log(
-    '                       in flight  p50 (µs)      p99  entries/s  writes/entry   p50 in writes  in floors  runs',
+    '                         in flight  p50 (µs)      p99  entries/s  writes/entry   p50 in writes  in floors',
   );
-  for (const { fabric, name, depth, runs, commit, writes, floors } of all) {
-    const ratio = (value: number | null): string => value?.toFixed(2) ?? '-';
-    const label = `  ${fabric.padEnd(5)} ${name} ${String(depth).padStart(9)} `;
-    if (commit === null) console.log(`${label}  not measured: the members lost each other in every run`);
+  for (const { fabric, name, depth, commit, writes, floors } of all) {
+    const figure = (value: number | null, digits = 2): string => value?.toFixed(digits) ?? '-';
+    const label = `  ${fabric.padEnd(5)} ${name.padEnd(16)} ${String(depth).padStart(9)} `;
+    if (commit === null) console.log(`${label}  not measured: see above`);
     else
       console.log(
-        `${label}${us(commit.p50Ns)}${us(commit.p99Ns)} ${commit.perSecond.toFixed(0).padStart(10)}  ${commit.writesPerEntry.toFixed(2).padStart(12)}` +
-          `   ${ratio(writes).padStart(13)}  ${ratio(floors).padStart(9)}  ${runs} of ${repeats}`,
+        `${label}${us(commit.p50Ns)}${us(commit.p99Ns)} ${figure(commit.perSecond, 0).padStart(10)}  ${figure(commit.writesPerEntry).padStart(12)}` +
+          `   ${figure(writes).padStart(13)}  ${figure(floors).padStart(9)}`,
       );
   }
 }

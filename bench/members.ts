@@ -28,6 +28,8 @@ export interface LoadCase {
   readonly entryBytes: number;
   readonly depth: number;
   readonly entries: number;
+  /** The load is repeated so often, and the round counts that was disturbed least. */
+  readonly rounds?: number;
 }
 
 export interface Place {
@@ -47,22 +49,19 @@ export interface Measured extends NativeLoad {
   readonly counted: { readonly before: NativeCounters; readonly after: NativeCounters };
 }
 
-/** Thrown from a callback it would be lost. */
-function broken(why: string): void {
-  process.stderr.write(`bench: ${why}\n`);
-  process.exit(1);
-}
-
 interface Member {
   readonly native: NativeReplica;
   readonly engine: ReplicaEngine;
 }
 
 const members = 3;
-const tickMs = 5;
+/** Far below what follows from it, and seldom: under emulation a tick of all members takes milliseconds. */
+const tickMs = 20;
 const ns = 1e6;
+/** 4 s: an emulated machine on a busy host stands still for longer than the default allows, and that says nothing of speed. */
+const verbsTimeout = 18;
 
-function startMember(index: number, place: Place, c: LoadCase): Member {
+function startMember(index: number, place: Place, c: LoadCase, broken: (why: string) => void): Member {
   const poll = c.polls[index] ?? 'busy';
   const { Replica, monotonicNs } = loadNative();
   const walDirectory = join(place.directory, `wal-${index}`);
@@ -93,7 +92,13 @@ function startMember(index: number, place: Place, c: LoadCase): Member {
     fabricAddress: '127.0.0.1',
     verbs:
       place.fabric === 'verbs'
-        ? { ...defaultVerbs, device: place.devices[index] ?? '', port: defaultRdma.port, gidIndex: -1 }
+        ? {
+            ...defaultVerbs,
+            timeout: verbsTimeout,
+            device: place.devices[index] ?? '',
+            port: defaultRdma.port,
+            gidIndex: -1,
+          }
         : null,
     shmDirectory: place.shm,
     shmName: `m${index}`,
@@ -117,7 +122,7 @@ function startMember(index: number, place: Place, c: LoadCase): Member {
         electionTimeoutMaxMs: index === 0 ? 600 : 90_000,
         leaseMs: 400,
         driftMarginMs: 10,
-        retryMs: 20,
+        retryMs: 200,
         random: () => random.float(),
       },
       hardState: { view: 0, votedFor: null, recovering: false },
@@ -168,34 +173,43 @@ async function until(limitMs: number, done: () => boolean, what: string, everyMs
     if (performance.now() > end) throw new Error(what);
 }
 
+async function roundsOf(c: LoadCase, started: readonly Member[]): Promise<Measured> {
+  connect(started);
+  const primary = started[0]!.native;
+  const plane = new NativePlane(primary);
+  const commits = (): boolean => {
+    const { role, commitOp } = plane.progress();
+    return role === 'leading' && commitOp > 0;
+  };
+  await until(30_000, commits, 'no primary');
+  // Every backup is fed, so that none is brought up to date under the load.
+  const fed = started.map(({ native }) => new NativePlane(native));
+  await until(30_000, () => fed.every((each) => each.progress().commitOp > 0), 'a backup is not fed');
+  const rounds: Measured[] = [];
+  for (let number = 1; number <= (c.rounds ?? 1); number++) rounds.push(await load(primary, c, number));
+  return rounds.reduce((a, b) => ((c.depth === 1 ? b.p50Ns < a.p50Ns : b.perSecond > a.perSecond) ? b : a));
+}
+
+async function load(primary: NativeReplica, c: LoadCase, number: number): Promise<Measured> {
+  const before = primary.counters();
+  const { entryBytes, depth, entries } = c;
+  primary.startLoad({ number, entryBytes, depth, entries, warmUp: Math.ceil(entries / 10) });
+  const done = (): boolean => primary.load().number === number && primary.load().done;
+  await until(60_000, done, 'the load did not end', 50);
+  const result = primary.load();
+  if (result.leadershipLost) throw new Error('leadership was lost under the load');
+  const perSecond = Math.round((result.entries / result.elapsedNs) * 1e9);
+  return { ...result, perSecond, counted: { before, after: primary.counters() } };
+}
+
 export async function measure(c: LoadCase, place: Place): Promise<Measured> {
-  const started = c.polls.map((_poll, index) => startMember(index, place, c));
+  // What a callback throws would be lost.
+  let broken: (why: string) => void = () => undefined;
+  const trouble = new Promise<never>((_resolve, reject) => (broken = (why) => reject(new Error(why))));
+  const started = c.polls.map((_poll, index) => startMember(index, place, c, (why) => broken(why)));
   const timer = setInterval(() => started.forEach(({ engine }) => engine.tick()), tickMs);
   try {
-    connect(started);
-    const primary = started[0]!.native;
-    const plane = new NativePlane(primary);
-    const commits = (): boolean => {
-      const { role, commitOp } = plane.progress();
-      return role === 'leading' && commitOp > 0;
-    };
-    await until(10_000, commits, 'no primary');
-    // Every backup is fed, so that none is brought up to date under the load.
-    const fed = started.map(({ native }) => new NativePlane(native));
-    await until(10_000, () => fed.every((each) => each.progress().commitOp > 0), 'a backup is not fed');
-    const before = primary.counters();
-    primary.startLoad({
-      entryBytes: c.entryBytes,
-      depth: c.depth,
-      entries: c.entries,
-      warmUp: Math.ceil(c.entries / 10),
-    });
-    await sleep(20);
-    await until(60_000, () => primary.load().done, 'the load did not end', 50);
-    const load = primary.load();
-    if (load.leadershipLost) throw new Error('leadership was lost under the load');
-    const counted = { before, after: primary.counters() };
-    return { ...load, perSecond: Math.round((load.entries / load.elapsedNs) * 1e9), counted };
+    return await Promise.race([trouble, roundsOf(c, started)]);
   } finally {
     clearInterval(timer);
     for (const { engine, native } of started) {

@@ -351,6 +351,7 @@ Napi::Array OutputsArray(Napi::Env env, const PlaneSnapshot& s) {
 
 Napi::Object LoadObject(Napi::Env env, const LoadResult& load) {
   Napi::Object o = Napi::Object::New(env);
+  Put(o, "number", load.number);
   o.Set("done", load.done);
   o.Set("leadershipLost", load.leadership_lost);
   Put(o, "entries", load.entries);

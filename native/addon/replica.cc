@@ -184,6 +184,7 @@ Napi::Value Replica::ExpectVm(const Napi::CallbackInfo& info) {
 Napi::Value Replica::StartLoad(const Napi::CallbackInfo& info) {
   const auto from = info[0].As<Napi::Object>();
   LoadOptions load;
+  load.number = static_cast<uint64_t>(Number(from, "number"));
   load.entry_bytes = static_cast<size_t>(Number(from, "entryBytes"));
   load.depth = static_cast<size_t>(Number(from, "depth"));
   load.entries = static_cast<uint64_t>(Number(from, "entries"));

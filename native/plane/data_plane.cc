@@ -277,6 +277,7 @@ int DataPlane::PollOnce(Nanoseconds now) {
   if (rings_ != nullptr && events_.size() < kMaxEvents) PollOutputs(now);
   SetEvictionFloor();
   PostWords();
+  WakeWal(now);
   if (now >= next_release_) {
     next_release_ = now + options_.release_interval;
     const Op done_op = std::min(commit_op_, delivered_op_);
@@ -291,6 +292,7 @@ int DataPlane::PollOnce(Nanoseconds now) {
 }
 
 bool DataPlane::ArmWake() {
+  FlushWal();  // who sleeps does not come back for it
   fabric_->ArmWake();
   wal_->ArmWake();
   if (rings_ == nullptr || failed_) return false;

@@ -235,6 +235,10 @@ class DataPlane final : private FlowSink {
   [[nodiscard]] std::deque<PlaneEvent>& events() { return events_; }
   void FillSnapshot(PlaneSnapshot* snapshot) const;
   [[nodiscard]] Op commit_op() const { return commit_op_; }
+  // For measuring: from now on, when commit_op() moved last, as primary. What follows from a commit
+  // in the same round comes after it.
+  void TimeCommits() { time_commits_ = true; }
+  [[nodiscard]] Nanoseconds committed_at() const { return committed_at_; }
   [[nodiscard]] bool leading() const { return role_ == PlaneRole::kLeading; }
   [[nodiscard]] Op last_op() const { return log_.last_op(); }
   [[nodiscard]] bool CanPropose() const;
@@ -273,6 +277,8 @@ class DataPlane final : private FlowSink {
   void BecomeIdle();
   bool AppendOwn(EntryKind kind, std::span<const std::byte> payload);
   void HandToWal();
+  void WakeWal(Nanoseconds now);
+  void FlushWal();
   void AdvanceCommit();
   void PostWords();
   void SetEvictionFloor();
@@ -355,11 +361,14 @@ class DataPlane final : private FlowSink {
   std::vector<std::byte> disk_buffer_;
   std::vector<std::byte> received_;  // a record's entries, whole, on their way into the log
   size_t received_at_ = 0;
-  bool wal_dirty_ = false;
+  uint64_t wal_woken_sequence_ = 0;  // the writer was woken for what is up to here
+  Nanoseconds wal_woken_at_ = 0;
   Op wal_durable_op_ = 0;  // written (and forced, if the options say so)
 
   // leading
   Op view_start_op_ = 0;
+  bool time_commits_ = false;
+  Nanoseconds committed_at_ = 0;
   bool caught_up_told_ = false;
   bool input_held_ = false;
   bool admit_input_ = false;

@@ -9,6 +9,7 @@ Load::Load(const LoadOptions& options)
     : options_(options), payload_(options.entry_bytes, std::byte{0x5A}), appended_at_(1 << 16) {
   options_.depth = std::min<size_t>(std::max<size_t>(options.depth, 1), appended_at_.size() / 2);
   latencies_.reserve(options.entries);
+  result_.number = options.number;
   result_.running = true;
 }
 
@@ -20,13 +21,14 @@ int Load::Step(DataPlane& plane) {
     return 0;
   }
   if (first_op_ == 0) {
+    plane.TimeCommits();
     first_op_ = plane.last_op() + 1;
     seen_commit_ = plane.last_op();
   }
   int done = 0;
   const Op commit = plane.commit_op();
   if (commit > seen_commit_) {
-    const Nanoseconds now = MonotonicNow();
+    const Nanoseconds now = plane.committed_at();
     for (Op op = seen_commit_ + 1; op <= commit; ++op) {
       if (op < first_op_) continue;
       ++committed_;

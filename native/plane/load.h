@@ -13,6 +13,7 @@
 namespace falcon {
 
 struct LoadOptions {
+  uint64_t number = 0;      // of this load, so that its result is told from an earlier one's
   size_t entry_bytes = 64;  // payload
   size_t depth = 1;         // entries in flight
   uint64_t entries = 0;     // to measure
@@ -20,6 +21,7 @@ struct LoadOptions {
 };
 
 struct LoadResult {
+  uint64_t number = 0;
   bool running = false;
   bool done = false;
   bool leadership_lost = false;

@@ -1,5 +1,6 @@
 #include "plane/reactor.h"
 
+#include <sched.h>
 #include <sys/eventfd.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -21,6 +22,11 @@ constexpr Nanoseconds kStall = 10 * kMillisecond;
 // A reactor that never sleeps hears no descriptor.
 constexpr Nanoseconds kVmLookInterval = 20 * kMillisecond;
 constexpr int kTapFramesPerRound = 64;
+// A reactor that never sleeps lets others run when it has found nothing for so long: longer than
+// most answers take, so that who has a processor of its own does not lose it while it waits for
+// one, and far shorter than a time slice (3 to 8 ms), which whoever shares its processor would
+// otherwise wait for; the peer that it waits for may be that one.
+constexpr Nanoseconds kBusyYield = 100 * kMicrosecond;
 
 }  // namespace
 
@@ -289,10 +295,13 @@ void Reactor::Run() {
       idle_since = 0;
       continue;
     }
-    if (options_.busy) continue;
     if (idle_since == 0) idle_since = now;
-    if (now - idle_since < options_.spin) continue;
+    if (now - idle_since < (options_.busy ? kBusyYield : options_.spin)) continue;
     idle_since = 0;
+    if (options_.busy) {
+      sched_yield();
+      continue;
+    }
     sleeping_.store(true, std::memory_order_seq_cst);
     const bool work = plane_->ArmWake() || commands_waiting_.load(std::memory_order_seq_cst);
     if (!work && Round(MonotonicNow()) == 0) {

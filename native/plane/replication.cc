@@ -17,6 +17,9 @@ constexpr int kRecordsPerRound = 64;
 constexpr Nanoseconds kTornBound =
     200 * kMillisecond;  // a record that stays torn so long is broken
 constexpr size_t kDiskChunkBytes = 256 << 10;
+// What the file of a log in memory may lag by, beside the writer's own time.
+constexpr Nanoseconds kWalGather = kMillisecond;
+constexpr size_t kWalGatherEntries = 1024;  // far below what the writer's queue holds
 
 uint32_t WordsChecksum(const PeerWords& words) {
   return Crc32c(std::as_bytes(std::span(&words, 1)).first(offsetof(PeerWords, checksum)));
@@ -186,16 +189,31 @@ void DataPlane::HandToWal() {
     FALCON_CHECK(sequence == wal_sequence_ + 1);
     wal_sequence_ = sequence;
     ++wal_handed_op_;
-    wal_dirty_ = true;
-  }
-  if (wal_dirty_) {
-    wal_->Flush();
-    wal_dirty_ = false;
   }
   if (!options_.force && durable_op_ != log_.last_op()) {
     durable_op_ = log_.last_op();
     MarkWords(false);
   }
+}
+
+// After the posts of a round: waking the writer is a system call, and where processors are few the
+// writer runs in place of this thread. A peer's way to an acknowledgement is the longer one. For
+// the file of a log in memory nobody waits as long as no command does, so its writer gets what has
+// gathered.
+void DataPlane::WakeWal(Nanoseconds now) {
+  if (wal_woken_sequence_ == wal_sequence_) return;
+  const bool gathers = !options_.force && pending_ == Pending::kNone &&
+                       now - wal_woken_at_ < kWalGather &&
+                       wal_sequence_ - wal_woken_sequence_ < kWalGatherEntries;
+  if (gathers) return;
+  wal_woken_at_ = now;
+  FlushWal();
+}
+
+void DataPlane::FlushWal() {
+  if (wal_woken_sequence_ == wal_sequence_) return;
+  wal_->Flush();
+  wal_woken_sequence_ = wal_sequence_;
 }
 
 int DataPlane::PollWal() {
@@ -323,6 +341,7 @@ void DataPlane::AdvanceCommit() {
   // Entries of older views are committed only together with one of this view (Raft, figure 8).
   if (op < view_start_op_ || op <= commit_op_) return;
   commit_op_ = op;
+  if (time_commits_) committed_at_ = clock_->Now();
   MarkWords(true);
 }
 

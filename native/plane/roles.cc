@@ -56,7 +56,7 @@ void DataPlane::BeginAnew() {
   if (sequence == 0) return;  // the log has failed, as PollWal will tell
   FALCON_CHECK(sequence == wal_sequence_ + 1);
   wal_base_sequence_ = wal_sequence_ = sequence;
-  wal_->Flush();
+  FlushWal();
   log_.Rebase(base);
   begun_ = base;
   wal_base_op_ = wal_handed_op_ = wal_durable_op_ = durable_op_ = base.op;

@@ -22,6 +22,8 @@ export interface NativeEvent {
 }
 
 export interface NativeLoad {
+  /** As startLoad was given it. */
+  readonly number: number;
   readonly done: boolean;
   readonly leadershipLost: boolean;
   readonly entries: number;
@@ -160,7 +162,13 @@ export interface NativeReplica {
   link(): NativeLink | null;
   tapFd(): number;
   expectVm(): void;
-  startLoad(load: { entryBytes: number; depth: number; entries: number; warmUp: number }): void;
+  startLoad(load: {
+    number: number;
+    entryBytes: number;
+    depth: number;
+    entries: number;
+    warmUp: number;
+  }): void;
   close(): void;
 }
 

@@ -129,7 +129,7 @@ inline void WritesOfOneConnectionKeepTheirOrder(FabricBed& bed) {
   }
   while (watcher.joinable() && looks == 0) std::this_thread::yield();
   const Pinned pinned(0);
-  const uint64_t rounds = bed.concurrent() ? kRounds : 200;
+  const uint64_t rounds = bed.concurrent() ? bed.Scaled(kRounds) : 200;
   for (uint64_t i = 1; i <= rounds; ++i) {
     for (const uint64_t offset : {8192, 64, 4096})
       CHECK(WriteOne(bed.at(0), 1, {0, offset}, WordBytes(i)).ok());

@@ -113,7 +113,7 @@ class VerbsBed final : public FabricBed {
   void KeepLate(PeerId /*from*/, PeerId /*to*/) override {}
   void DeliverLate(PeerId /*from*/, PeerId /*to*/) override {}
   [[nodiscard]] bool concurrent() const override { return true; }
-  [[nodiscard]] size_t Scaled(size_t rounds) const override { return rounds / 10; }
+  [[nodiscard]] size_t Scaled(size_t rounds) const override { return rounds / 20; }
   [[nodiscard]] size_t queue_bound() const override { return options[0].send_queue; }
   [[nodiscard]] size_t Leftovers() const override {
     const size_t now = KernelObjects();

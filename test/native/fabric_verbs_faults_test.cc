@@ -84,6 +84,12 @@ bool WriteRecords(VerbsBed& bed, uint64_t lap) {
   return bed.at(0).State(1) == PeerState::kUp;
 }
 
+bool Reconnects(VerbsBed& bed) {
+  const Status status = bed.Connect(0, 1);
+  if (!status.ok()) std::printf("# %s: %s\n", status.code(), status.detail().c_str());
+  return status.ok();
+}
+
 enum class Order { kKept, kLost };
 
 // What is reported as done has arrived, and what has not is reported. Where packets overtake each
@@ -103,7 +109,7 @@ void DeliversOrSaysSo(const char* what, Order order) {
     while (delivered < 12 && (lap == 0 || MonotonicNow() - start < time)) {
       if (!WriteRecords(bed, ++lap)) {
         ++broken[bed.verbs(0).BrokenBecause(1).substr(0, 30)];
-        CHECK(bed.Connect(0, 1).ok());
+        REQUIRE(Reconnects(bed));
         continue;
       }
       ++delivered;
@@ -117,7 +123,7 @@ void DeliversOrSaysSo(const char* what, Order order) {
   for (const auto& [reason, times] : broken) std::printf("; %d times %s", times, reason.c_str());
   std::printf("\n");
   CHECK(bed.at(0).State(2) == PeerState::kUp && bed.at(2).State(0) == PeerState::kUp);
-  CHECK(bed.Connect(0, 1).ok());
+  REQUIRE(Reconnects(bed));
   const bool healed = WriteRecords(bed, 999);
   if (!healed) std::printf("# then %s\n", bed.verbs(0).BrokenBecause(1).c_str());
   CHECK(healed);
@@ -308,7 +314,7 @@ TEST(queues_are_never_over_posted) {
   const Bytes small = Pattern(4, 32);
   const Bytes large = Pattern(5, 3000);
   size_t busy = 0;
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < 24; ++round) {
     for (int i = 0; i < 200; ++i) {
       for (PeerId from = 0; from < 3; ++from) {
         const auto to = static_cast<PeerId>((from + 1 + i % 2) % 3);

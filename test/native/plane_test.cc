@@ -39,9 +39,10 @@ struct Member {
 
 class Pair {
  public:
-  explicit Pair(size_t ring_bytes, size_t members = 3, bool guests = false) {
+  explicit Pair(size_t ring_bytes, size_t members = 3, bool guests = false, bool force = true) {
     for (PeerId i = 0; i < 2; ++i) {
       PlaneOptions options;
+      options.force = force;
       options.self = i;
       options.members = members;
       options.log_bytes = 1 << 20;
@@ -49,6 +50,7 @@ class Pair {
       options.ring_bytes = ring_bytes;
       WalOptions wal;
       wal.directory = "/wal";
+      wal.force = force;
       wal.cluster = "test";
       wal.node = i;
       wal.segment_bytes = 4 << 20;
@@ -183,6 +185,46 @@ TEST(EntriesAreReplicatedAndCommitted) {
   CHECK(pair.member[0].plane->commit_op() == 501);
   // The last entry commits, and is known to be committed, without a next one.
   CHECK(pair.member[1].plane->commit_op() == 501);
+}
+
+uint64_t EntriesWritten(Pair& pair) {
+  PlaneSnapshot snapshot;
+  pair.member[0].plane->FillSnapshot(&snapshot);
+  return snapshot.wal.entries;
+}
+
+// Nobody waits for the file of a log in memory, so its writer gets many entries at once: to wake it
+// costs the thread that everybody waits for a system call, or its processor.
+TEST(TheWriterOfALogInMemoryIsNotWokenForEachEntry) {
+  Pair pair(64 << 10, 3, false, false);
+  REQUIRE(pair.Lead());
+  DataPlane& primary = *pair.member[0].plane;
+  PlaneSnapshot before, after;
+  primary.FillSnapshot(&before);
+  for (int i = 0; i < 100; ++i) {  // a millisecond
+    REQUIRE(primary.Propose(EntryKind::kNoop, payload));
+    pair.Poll(0);
+  }
+  primary.FillSnapshot(&after);
+  CHECK(after.wal.batches - before.wal.batches <= 2);
+  // Without another entry all of them get there, soon.
+  for (int i = 0; i < 150; ++i) pair.Poll(0);
+  CHECK(EntriesWritten(pair) == primary.last_op());
+  // Whoever goes to sleep leaves nothing behind.
+  for (int i = 0; i < 2; ++i) {
+    REQUIRE(primary.Propose(EntryKind::kNoop, payload));
+    pair.Poll(0);
+  }
+  CHECK(EntriesWritten(pair) < primary.last_op());
+  primary.ArmWake();
+  pair.member[0].wal->Step();
+  CHECK(EntriesWritten(pair) == primary.last_op());
+  primary.DisarmWake();
+  // A promise waits for the file.
+  REQUIRE(primary.Propose(EntryKind::kNoop, payload));
+  primary.Promise(2);
+  for (int i = 0; i < 3; ++i) pair.Poll(0);
+  CHECK(EntriesWritten(pair) == primary.last_op());
 }
 
 // The header of a record arrives before its payload, and where the payload will be lie whole

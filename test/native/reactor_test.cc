@@ -2,6 +2,7 @@
 #include "plane/reactor.h"
 
 #include <fcntl.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -105,6 +106,63 @@ TEST(a_forced_entry_wakes_the_reactor) {
   // A sleep that nothing ends lasts 10 ms.
   CHECK(load.p50 < 5 * kMillisecond + 3 * ForceTime(place));
   reactor.Stop();
+}
+
+// The calling thread stays on the first processor that it may use.
+void StayOnOneProcessor() {
+  cpu_set_t allowed;
+  FALCON_CHECK(sched_getaffinity(0, sizeof allowed, &allowed) == 0);
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  for (int i = 0; i < CPU_SETSIZE && CPU_COUNT(&one) == 0; ++i) {
+    if (CPU_ISSET(i, &allowed)) CPU_SET(i, &one);
+  }
+  FALCON_CHECK(sched_setaffinity(0, sizeof one, &one) == 0);
+}
+
+// A scheduler can leave two reactors that never sleep on one processor for ever. Each of them must
+// not wait for the other's answer until its time slice is over.
+TEST(busy_reactors_on_one_processor_let_each_other_run) {
+  const Place place;
+  Reactor reactors[2];
+  for (PeerId i = 0; i < 2; ++i) {
+    const std::string name = "m" + std::to_string(i);
+    ReactorOptions options = Alone(place);
+    options.plane.self = i;
+    options.plane.members = 2;
+    options.plane.force = options.wal.force = false;
+    options.wal.directory += name;
+    options.shm_name = name;
+    options.busy = true;
+    CHECK(reactors[i].Open(options).ok());
+    CHECK(reactors[i].Start([] {}).ok());
+    reactors[i].Post([](DataPlane&) { StayOnOneProcessor(); });
+  }
+  for (PeerId i = 0; i < 2; ++i) {
+    const PeerId other = 1 - i;
+    reactors[i].Connect(other, 7, reactors[other].descriptor());
+    reactors[i].Post([](DataPlane& plane) { plane.Promise(1); });
+  }
+  // Both stand at the beginning of the log, so nothing has to be learned first.
+  reactors[0].Post([](DataPlane& plane) { plane.Lead(1); });
+  LoadResult load;
+  for (int i = 0; i < 2000 && SnapshotOf(reactors[0], &load).role != PlaneRole::kLeading; ++i)
+    usleep(1000);
+  reactors[0].Post([](DataPlane& plane) { plane.Feed(1, 1, 0); });
+  reactors[1].Post([](DataPlane& plane) { plane.Follow(1, 0, 0); });
+  for (int i = 0; i < 2000 && SnapshotOf(reactors[0], &load).commit_op == 0; ++i) usleep(1000);
+  LoadOptions options;
+  options.entries = 200;
+  reactors[0].StartLoad(options);
+  for (int i = 0; i < 20000 && !load.done; ++i) {
+    usleep(1000);
+    SnapshotOf(reactors[0], &load);
+  }
+  std::printf("# p50 %.3f ms, p99 %.3f ms\n", static_cast<double>(load.p50) / 1e6,
+              static_cast<double>(load.p99) / 1e6);
+  CHECK(load.done);
+  CHECK(load.p50 < kMillisecond);
+  for (Reactor& reactor : reactors) reactor.Stop();
 }
 
 // Append, force, commit, on both threads: the tables have their size from the start.
