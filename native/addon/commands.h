@@ -92,6 +92,7 @@ bool DispatchCommand(const std::string& name, const std::vector<Napi::Value>& ar
   if (name == "transferLook") return deliver([a](DataPlane& p) { p.TransferLook(a); }), true;
   if (name == "transferTake")
     return deliver([a, file = text(1)](DataPlane& p) { p.TransferTake(a, file); }), true;
+  if (name == "transferSettle") return deliver([a](DataPlane& p) { p.TransferSettle(a); }), true;
   if (name == "transferRelease") return deliver([a](DataPlane& p) { p.TransferRelease(a); }), true;
   if (name == "transferRings") return deliver([a](DataPlane& p) { p.TransferRings(a); }), true;
   if (name == "transferInstall") return deliver([a](DataPlane& p) { p.TransferInstall(a); }), true;

@@ -48,7 +48,8 @@ constexpr const char* kEventNames[] = {"promised",
                                        "transfer-installed",
                                        "transfer-failed",
                                        "transfer-taken",
-                                       "transfer-verified"};
+                                       "transfer-verified",
+                                       "transfer-settled"};
 
 template <typename T>
 void Put(Napi::Object& into, const char* key, T value) {

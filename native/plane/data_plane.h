@@ -103,6 +103,7 @@ struct PlaneEvent {
     kTransferFailed,  // bytes = "CODE detail"
     kTransferTaken,
     kTransferVerified,  // bytes = VerifyReport, and what is behind it
+    kTransferSettled,   // all commands before TransferSettle have been carried out
   };
   Kind kind;
   PeerId peer = 0;
@@ -217,6 +218,8 @@ class DataPlane final : private FlowSink {
   void TransferLook(SessionId session);
   void TransferTake(SessionId session, const std::string& path);
   void TransferRelease(SessionId session);
+  // Answered by kTransferSettled, whether or not there is such a session.
+  void TransferSettle(SessionId session);
   void TransferRings(SessionId session);
   void TransferInstall(SessionId session);
   void TransferClose(SessionId session);

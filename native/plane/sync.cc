@@ -135,6 +135,10 @@ void DataPlane::TransferTake(SessionId session, const std::string& path) {
     TransferFailed(session, Coded(s));
 }
 
+void DataPlane::TransferSettle(SessionId session) {
+  EmitTransfer(PlaneEvent::Kind::kTransferSettled, session);
+}
+
 void DataPlane::TransferRelease(SessionId session) {
   if (!InSession(session)) return;
   if (verify_ != nullptr) verify_->GoesOn(clock_->Now() - held_since_);

@@ -131,6 +131,9 @@ export class NativePlane implements DataPlane {
   transferTake(session: number, file: string): void {
     this.command('transferTake', session, Buffer.from(file));
   }
+  transferSettle(session: number): void {
+    this.command('transferSettle', session);
+  }
   transferRelease(session: number): void {
     this.command('transferRelease', session);
   }
@@ -292,6 +295,8 @@ export function convertEvent(event: NativeEvent): PlaneEvent {
         figures: { ...counts, digestNs, waitNs, refineNs, moveNs },
       };
     }
+    case 'transfer-settled':
+      return { type: 'transfer-settled', session: op };
     case 'transfer-held':
       return { type: 'transfer-held', session: op, op: event.numbers?.[0] ?? 0 };
     case 'transfer-sent':

@@ -194,6 +194,9 @@ export class StateTransfer {
         return this.toTarget({ type: 'opened', now, session, inbox: event.inbox, ram: event.ram });
       case 'transfer-round':
         return this.toSource({ type: 'round-done', now, session, figures: event.figures });
+      case 'transfer-settled':
+        if (this.settling?.session === session) this.settling.resolve();
+        return;
       case 'transfer-held':
         return this.toSource({ type: 'held', now, session, op: event.op });
       case 'transfer-sent':
@@ -261,6 +264,7 @@ export class StateTransfer {
       case 'resume':
         this.dropWhatIsLeaving(effect.session);
         return this.guestDo(effect.session, 'source', async (guest) => {
+          await this.dropped;
           await this.told.resume(guest);
           plane.transferRelease(effect.session);
           return { type: 'resumed' };
@@ -284,7 +288,13 @@ export class StateTransfer {
     if (leaving?.session !== session) return;
     this.leaving = null;
     this.ports.cutOff(leaving.peer);
+    // The guest's monitor is quick; the data plane may have been kept from running.
+    this.dropped = new Promise((resolve) => (this.settling = { session, resolve }));
+    this.ports.plane.transferSettle(session);
   }
+
+  private dropped: Promise<void> = Promise.resolve();
+  private settling: { readonly session: SessionId; readonly resolve: () => void } | null = null;
 
   private forget(session: SessionId): void {
     const peer = this.source.status?.peer;

@@ -73,6 +73,8 @@ export interface DataPlane {
    * was found, or `transfer-verified` (source).
    */
   transferRelease(session: SessionId): void;
+  /** Answered by `transfer-settled` when all that was asked of the data plane before is done. */
+  transferSettle(session: SessionId): void;
   /** Target: makes the guest's rings empty while it stands still, but keeps it attached. */
   transferRings(session: SessionId): void;
   /** Target: takes flows and rings over and delivers what is behind the vm-sync. Answered by `transfer-installed`. */
@@ -207,6 +209,7 @@ export type PlaneEvent =
     }
   | { readonly type: 'transfer-round'; readonly session: SessionId; readonly figures: RoundFigures }
   | { readonly type: 'transfer-held'; readonly session: SessionId; readonly op: Op }
+  | { readonly type: 'transfer-settled'; readonly session: SessionId }
   | { readonly type: 'transfer-sent'; readonly session: SessionId; readonly bytes: number }
   /** Target: a page set came in, and is looked at. */
   | { readonly type: 'transfer-progress'; readonly session: SessionId }

@@ -1,0 +1,115 @@
+/** The source of a state transfer as it is carried out: what the guest is told waits for what the data plane does. */
+import t from 'tap';
+
+import { StateTransfer } from '../../src/engine/state-transfer.js';
+import type { StateTransferPorts } from '../../src/engine/types.js';
+import type { DataPlane, RoundFigures } from '../../src/ports/data-plane.js';
+import type { GuestRunner } from '../../src/ports/guest.js';
+import { transferOptions } from '../../src/transfer/defaults.js';
+import { encodeTransfer, sessionId, sessionKeyBytes } from '../../src/wire/transfer-messages.js';
+
+const view = 3;
+const peer = 0;
+const session = sessionId(view, 1);
+const none = new Uint8Array();
+const nextTurn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
+const figures: RoundFigures = {
+  ...{ pages: 0, equal: 0, sent: 0, partial: 0, found: 0, bytes: 0, overheadBytes: 0 },
+  ...{ digestNs: 0, waitNs: 0, refineNs: 0, moveNs: 0 },
+};
+
+/** Member 1 leads, and brings member 0 to a copy of its guest. */
+class Bench {
+  readonly told: string[] = [];
+  readonly transfer: StateTransfer;
+
+  constructor() {
+    const plane = new Proxy(
+      {},
+      {
+        get: (_plane, name: string) => () => {
+          this.told.push(name);
+        },
+      },
+    ) as DataPlane;
+    const deed = (name: string) => (): Promise<{ pages: number }> => {
+      this.told.push(name);
+      return nextTurn().then(() => ({ pages: 0 }));
+    };
+    const guest = {
+      pause: deed('pause'),
+      resume: deed('resume'),
+      dirtyStart: deed('dirtyStart'),
+      dirtyCollect: deed('dirtyCollect'),
+      saveState: deed('saveState'),
+      ramBytes: 0,
+    } as unknown as GuestRunner;
+    this.transfer = new StateTransfer(
+      {
+        core: transferOptions(1),
+        machine: 'pc',
+        files: { inbox: '', dirty: '', state: '' },
+        key: () => new Uint8Array(sessionKeyBytes),
+        recordsMax: 4,
+      },
+      {
+        plane,
+        guest,
+        keeper: { state: 'ready', fillable: 'live' } as StateTransferPorts['keeper'],
+        cutOff: () => this.told.push('cut off'),
+        whole: () => undefined,
+        now: () => 1,
+        log: () => undefined,
+      },
+    );
+  }
+
+  async settle(): Promise<void> {
+    for (let i = 0; i < 20; i++) await nextTurn();
+  }
+
+  /** Up to where the state has been posted, and nobody knows whether it has left. */
+  async untilSent(): Promise<void> {
+    const { transfer } = this;
+    const peers = [{ node: peer, reachable: true, whole: false, booting: false, syncOp: 0 }];
+    transfer.tick({ view, primary: 1, leads: true, peers });
+    transfer.onPlaneEvent({ type: 'transfer-opened', session, inbox: none, ram: none });
+    transfer.onMail(peer, encodeTransfer({ type: 'accept', session, based: false, inbox: none, ram: none }));
+    await this.settle();
+    transfer.onPlaneEvent({ type: 'transfer-round', session, figures });
+    await this.settle();
+    transfer.onPlaneEvent({ type: 'transfer-held', session, op: 5 });
+    await this.settle();
+    transfer.onPlaneEvent({ type: 'transfer-round', session, figures });
+    await this.settle();
+  }
+}
+
+void t.test('the guest goes on only when nothing of a lost session is sent any more', async (t) => {
+  const bench = new Bench();
+  await bench.untilSent();
+  t.ok(bench.told.includes('transferSend'), 'the state has been posted');
+  bench.told.length = 0;
+  bench.transfer.onMail(peer, encodeTransfer({ type: 'abandon', session, reason: 'of the target' }));
+  await bench.settle();
+  t.match(bench.told.slice(0, 2), ['cut off', 'transferSettle']);
+  t.notOk(bench.told.includes('resume'), 'the data plane has not said that it is done');
+  bench.transfer.onPlaneEvent({ type: 'transfer-settled', session: sessionId(view, 2) });
+  await bench.settle();
+  t.notOk(bench.told.includes('resume'), 'nor of this session');
+  bench.transfer.onPlaneEvent({ type: 'transfer-settled', session });
+  await bench.settle();
+  t.ok(bench.told.includes('resume'));
+});
+
+void t.test('a session that is lost before anything of its end was posted cuts nobody off', async (t) => {
+  const bench = new Bench();
+  const { transfer } = bench;
+  const peers = [{ node: peer, reachable: true, whole: false, booting: false, syncOp: 0 }];
+  transfer.tick({ view, primary: 1, leads: true, peers });
+  transfer.onPlaneEvent({ type: 'transfer-opened', session, inbox: none, ram: none });
+  transfer.onMail(peer, encodeTransfer({ type: 'refuse', session, reason: 'no guest runs here' }));
+  await bench.settle();
+  t.notOk(bench.told.includes('cut off'));
+  t.ok(bench.told.includes('transferClose'));
+});
