@@ -64,6 +64,7 @@ export interface DivergenceDemoReport {
     readonly after_detection_ms: number;
     readonly pages: number;
     readonly equal: number;
+    readonly found_there: number;
     readonly sent: number;
     readonly bytes: number;
     readonly based: boolean;
@@ -124,6 +125,7 @@ export function judgeDivergence(seen: Observed): DivergenceDemoReport {
       after_detection_ms: tenth(seen.healedMs - seen.foundMs),
       pages: heal.pages,
       equal: heal.equal,
+      found_there: heal.found,
       sent: heal.sent,
       bytes: heal.bytes,
       based: heal.based,
@@ -162,7 +164,7 @@ export function divergenceLines(report: DivergenceDemoReport): string[] {
     `                      first at byte ${detection.first_different ?? '?'}, by the check at viewstamp ${detection.viewstamp}, of ${detection.check_position} bytes`,
     `                      expected from byte ${detection.from}: ${text(detection.expected)}`,
     `                      found    from byte ${detection.from}: ${text(detection.found)}`,
-    `healed                ${heal.after_detection_ms} ms later: ${heal.pages} pages looked at, ${heal.equal} equal, ${heal.sent} sent, pause ${heal.pause_ms} ms`,
+    `healed                ${heal.after_detection_ms} ms later: ${heal.pages} pages looked at, ${heal.equal} equal, ${heal.found_there} found there, ${heal.sent} sent, pause ${heal.pause_ms} ms`,
     `                      the value in its memory is ${heal.memory_mended ? 'right again' : 'STILL WRONG'}`,
     `afterwards            ${afterwards.agreed} checks agreed, ${afterwards.diverged} diverged`,
     `primary killed        ${failover.killed}; ${failover.served} serves, ${failover.outage_ms} ms between two replies`,
