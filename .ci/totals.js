@@ -5,8 +5,9 @@
 // of time) counts as one failed test. What failed is named, with what was said of it, before the totals.
 import { existsSync, readFileSync } from 'node:fs';
 
-/** Lines of a failure's diagnostics. */
+/** Lines of a failure's diagnostics, and characters of one. */
 const saidMax = 30;
+const saidChars = 300;
 
 /** Parses indented TAP into a tree of test points. */
 function parse(text) {
@@ -54,6 +55,8 @@ function countFile(file) {
   return file.skipped && file.children.length === 0 ? { ...none, skipped: 1 } : countInside(file);
 }
 
+const shortened = (text) => (text.length > saidChars ? `${text.slice(0, saidChars)}...` : text);
+
 /** The innermost points that failed, with the names of all around them. */
 function failures(point, path = []) {
   if (point.ok || point.skipped) return [];
@@ -68,7 +71,9 @@ let total = points.map(countFile).reduce(add, none);
 // A build or a check that failed ran no test, or is not among them.
 if (status !== '0' && total.failed === 0) total = add(total, { ...none, failed: 1 });
 for (const { path, said } of points.flatMap((point) => failures(point)))
-  console.log([`failed: ${path.join(' > ')}`, ...said.map((line) => `  ${line}`)].join('\n'));
+  console.log(
+    [`failed: ${path.map(shortened).join(' > ')}`, ...said.map((line) => `  ${shortened(line)}`)].join('\n'),
+  );
 console.log(
   `${total.passed} passed, ${total.failed} failed${total.skipped > 0 ? `, ${total.skipped} skipped` : ''}`,
 );
