@@ -138,6 +138,7 @@ export class Verification {
       case 'transfer-progress':
       case 'transfer-arrived':
       case 'transfer-installed':
+      case 'transfer-settled':
         return;
       case 'transfer-failed':
         return this.toBoth({ type: 'failed', now, session, why: event.why });
