@@ -10,11 +10,14 @@ import { repositoryRoot } from '../../src/lib/root.js';
 import { waitUntil } from '../../src/lib/time.js';
 import { falcon, LiveCluster, runLong } from '../support/live-cluster.js';
 import { whyNoNamespaces } from '../support/network.js';
+import { trafficMs } from '../support/traffic-time.js';
 
 const cannot = whyNoNamespaces();
 const skip = cannot === null ? {} : { skip: cannot };
 const faulty = 'h3';
-t.setTimeout(590_000);
+/** Of mixed traffic; MINUTES=60 makes it last so long. */
+const mixedMs = trafficMs(12_000);
+t.setTimeout(590_000 + mixedMs);
 
 /** What a client sends, and what the faulty guest gets instead. Lengths are the same. */
 const faults = {
@@ -42,7 +45,7 @@ t.test('outputs are compared', skip, async (t) => {
     const program = join(repositoryRoot, 'dist/test/support/redis-load.js');
     const netns = `falcon-${name.slice(-8)}-client`;
     const node = [process.execPath, program, vm.address, String(vm.port), ...args];
-    const ran = await runLong('ip', ['netns', 'exec', netns, ...node]);
+    const ran = await runLong('ip', ['netns', 'exec', netns, ...node], {}, mixedMs + 240_000);
     if (ran.status !== 0) throw new Error(ran.err);
     return JSON.parse(ran.out) as Record<string, unknown>;
   };
@@ -52,7 +55,7 @@ t.test('outputs are compared', skip, async (t) => {
     report.applications.find(({ port }) => port === vm.port);
 
   await t.test('mixed traffic raises no alarm', async (t) => {
-    const done = await load('mixed', '12');
+    const done = await load('mixed', String(mixedMs / 1000));
     t.comment(JSON.stringify(done));
     for (const key of ['piped', 'large', 'short', 'published']) t.ok((done[key] as number) > 5, key);
     const settled = await waitUntil(

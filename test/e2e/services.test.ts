@@ -14,19 +14,18 @@ import { sleep, waitUntil } from '../../src/lib/time.js';
 import { temporaryDirectory } from '../support/directory.js';
 import { falcon, LiveCluster, runLong } from '../support/live-cluster.js';
 import { whyNoNamespaces } from '../support/network.js';
+import { trafficMs } from '../support/traffic-time.js';
 import { pages } from '../support/web-pages.js';
 
 type Test = Parameters<Parameters<typeof t.test>[0]>[0];
 
 const cannot = whyNoNamespaces();
 const skip = cannot === null ? {} : { skip: cannot };
-const minutes = process.env['MINUTES'];
-const trafficMs = minutes === undefined ? 15_000 : Number(minutes) * 60_000;
-if (!(trafficMs > 0)) throw new Error(`MINUTES is a number above 0, not ${minutes}`);
+const lastsMs = trafficMs(15_000);
 /** Images are downloaded and built the first time. */
 const buildMs = 300_000;
 const settleMs = 10_000;
-t.setTimeout(590_000 + 2 * trafficMs);
+t.setTimeout(590_000 + 2 * lastsMs);
 
 async function built(script: string, ...args: string[]): Promise<string> {
   const ran = await runLong(join(repositoryRoot, script), args, {}, buildMs);
@@ -77,10 +76,10 @@ async function trafficWithKill(
   ...args: string[]
 ): Promise<Record<string, unknown>> {
   const first = await cluster.primary();
-  const traffic = cluster.load(program, args, trafficMs + 120_000);
+  const traffic = cluster.load(program, args, lastsMs + 120_000);
   // Looked at behind the kill; a failure before that is no unhandled one.
   traffic.catch(() => undefined);
-  await sleep(trafficMs / 2);
+  await sleep(lastsMs / 2);
   await t.test('before the kill', (t) => expectAgreement(t, cluster, port, 2));
   cluster.signalHost(first, 'SIGKILL');
   const next = await cluster.primary(first.view);
@@ -147,7 +146,7 @@ t.test('nginx', skip, async (t) => {
   const { vm } = cluster.place.config;
 
   await t.test('the mask hides what differs in every answer', async (t) => {
-    const args = [vm.address, String(masked), 'mixed', String(trafficMs / 1000)];
+    const args = [vm.address, String(masked), 'mixed', String(lastsMs / 1000)];
     const done = await trafficWithKill(t, cluster, masked, 'http-load.js', ...args);
     t.equal((done['years'] as string[]).length, 2, 'the client has seen the clocks of two guests');
     for (const key of ['pipelined', 'large', 'short']) t.ok((done[key] as number) > 3, key);
@@ -190,7 +189,7 @@ t.test('memcached', skip, async (t) => {
   const cluster = await init(t, 'memcached');
   cluster.configure((config) => ({ vm: { ...config.vm, port } }));
   t.match(await cluster.up(), { status: 0 });
-  const args = [cluster.place.config.vm.address, String(port), String(trafficMs / 1000)];
+  const args = [cluster.place.config.vm.address, String(port), String(lastsMs / 1000)];
   const done = await trafficWithKill(t, cluster, port, 'memcached-load.js', ...args);
   for (const key of ['pipelined', 'large', 'short', 'gets']) t.ok((done[key] as number) > 3, key);
   t.ok(
