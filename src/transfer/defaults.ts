@@ -1,6 +1,6 @@
-/** The bounds of a session, as every replica has them. */
+/** The bounds of sessions, as every replica has them. */
 import { bounds } from '../lib/bounds.js';
-import type { NodeId } from '../consensus/types.js';
+import type { Milliseconds, NodeId } from '../consensus/types.js';
 import type { TransferOptions } from './types.js';
 
 export function transferOptions(self: NodeId): TransferOptions {
@@ -18,4 +18,9 @@ export function transferOptions(self: NodeId): TransferOptions {
     settledPages: bounds.transferSettledPages,
     roundsMax: bounds.transferRoundsMax,
   };
+}
+
+/** When a step that may look at all of the memory has taken too long. */
+export function memoryDeadline(options: TransferOptions, now: Milliseconds, ramBytes: number): Milliseconds {
+  return now + options.progressWaitMs + ramBytes / options.slowestBytesPerMs;
 }

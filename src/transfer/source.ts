@@ -13,6 +13,7 @@ import type { RoundFigures, RoundPages } from '../ports/data-plane.js';
 import type { Op, View } from '../wire/viewstamp.js';
 import { firstVerification, sessionId } from '../wire/transfer-messages.js';
 import type { SessionId, TransferMessage } from '../wire/transfer-messages.js';
+import { memoryDeadline } from './defaults.js';
 import type {
   PauseParts,
   PeerFacts,
@@ -367,8 +368,7 @@ export class TransferSource {
   }
 
   private advance(s: Session, now: Milliseconds): void {
-    const { progressWaitMs, slowestBytesPerMs } = this.options;
-    s.deadline = now + progressWaitMs + this.setting.ramBytes() / slowestBytesPerMs;
+    s.deadline = memoryDeadline(this.options, now, this.setting.ramBytes());
   }
 
   private lose(s: Session, now: Milliseconds, why: string): void {

@@ -9,6 +9,7 @@
 import type { Milliseconds, NodeId } from '../consensus/types.js';
 import type { View } from '../wire/viewstamp.js';
 import type { SessionId, TransferMessage } from '../wire/transfer-messages.js';
+import { memoryDeadline } from './defaults.js';
 import type { TargetEffect, TargetEvent, TransferOptions } from './types.js';
 
 type Phase = 'preparing' | 'opening' | 'filling' | 'loading';
@@ -166,8 +167,7 @@ export class TransferTarget {
   }
 
   private advance(s: Session, now: Milliseconds): void {
-    const { progressWaitMs, slowestBytesPerMs } = this.options;
-    s.deadline = now + progressWaitMs + this.setting.ramBytes() / slowestBytesPerMs;
+    s.deadline = memoryDeadline(this.options, now, this.setting.ramBytes());
   }
 
   private lose(s: Session, reason: string): void {

@@ -13,6 +13,7 @@ import type { Milliseconds, NodeId } from '../consensus/types.js';
 import type { Op, View } from '../wire/viewstamp.js';
 import { firstVerification, sessionId, sessionsPerView } from '../wire/transfer-messages.js';
 import type { SessionId, TransferMessage } from '../wire/transfer-messages.js';
+import { memoryDeadline } from './defaults.js';
 import type { PeerFacts, TransferOptions } from './types.js';
 import type { VerifyFindings, VerifySourceEffect, VerifySourceEvent } from './verify-types.js';
 
@@ -211,11 +212,10 @@ export class VerifySource {
   }
 
   private offer(s: Session, now: Milliseconds, inbox: Uint8Array): void {
-    const { progressWaitMs, slowestBytesPerMs } = this.options;
     s.phase = 'offering';
-    s.deadline = now + progressWaitMs + this.setting.ramBytes() / slowestBytesPerMs;
     s.sendAt = now + this.options.offerRetryMs;
     const [machine, ramBytes] = [this.setting.machine(), this.setting.ramBytes()];
+    s.deadline = memoryDeadline(this.options, now, ramBytes);
     s.offer = { type: 'verify', session: s.id, view: s.view, machine, ramBytes, key: s.key, inbox };
     this.out.push({ type: 'send', to: s.peer, message: s.offer });
     this.out.push({ type: 'collect', session: s.id });

@@ -6,6 +6,7 @@
 import type { Milliseconds, NodeId } from '../consensus/types.js';
 import type { View } from '../wire/viewstamp.js';
 import type { SessionId, TransferMessage } from '../wire/transfer-messages.js';
+import { memoryDeadline } from './defaults.js';
 import type { TargetSetting } from './target.js';
 import type { TransferOptions } from './types.js';
 import type { VerifyStatus } from './verify-source.js';
@@ -173,8 +174,7 @@ export class VerifyTarget {
   }
 
   private lookDeadline(now: Milliseconds): Milliseconds {
-    const { progressWaitMs, slowestBytesPerMs } = this.options;
-    return now + progressWaitMs + this.setting.ramBytes() / slowestBytesPerMs;
+    return memoryDeadline(this.options, now, this.setting.ramBytes());
   }
 
   private lose(s: Session, reason: string): void {

@@ -7,13 +7,12 @@ import { join } from 'node:path';
 
 import t from 'tap';
 
-import type { RemoteClient } from '../../cluster/demo/remote-client.js';
-import type { Tally } from '../../cluster/demo/key-client.js';
 import type { ReplicaStatus, SyncRecord } from '../../src/api/status.js';
 import { runsWith, signal } from '../../src/lib/processes.js';
 import { sleep, waitUntil } from '../../src/lib/time.js';
 import { LiveCluster, falcon } from '../support/live-cluster.js';
 import { whyNoNamespaces } from '../support/network.js';
+import { expectServed, served } from '../support/serving.js';
 
 type Test = Parameters<Parameters<typeof t.test>[0]>[0];
 
@@ -24,19 +23,6 @@ const fillMs = 60_000;
 const full = (one: ReplicaStatus): boolean => one.guest.state === 'ready';
 t.setTimeout(590_000);
 
-/** The client goes on being acknowledged. */
-async function served(client: RemoteClient, before: Tally): Promise<Tally> {
-  let tally = before;
-  await waitUntil(
-    async () => {
-      tally = await client.say('tally', answerMs);
-      return tally.acked > before.acked + 20 || !tally.alive;
-    },
-    { timeoutMs: 15_000, everyMs: 100 },
-  );
-  return tally;
-}
-
 t.test('a life with troubles', skip, async (t) => {
   const cluster = await LiveCluster.init(t, '--nodes', '3', '--name', 'life');
   t.match(await cluster.up(), { status: 0 });
@@ -46,10 +32,7 @@ t.test('a life with troubles', skip, async (t) => {
   let primary = await cluster.primary();
 
   const goesOn = async (t: Test): Promise<void> => {
-    const before = await client.say('tally', answerMs);
-    tally = await served(client, before);
-    t.ok(tally.acked > before.acked, `${tally.acked - before.acked} more writes acknowledged`);
-    t.match(tally, { wrong: 0, alive: true });
+    tally = await expectServed(t, client);
   };
 
   await t.test('serves', goesOn);
@@ -167,7 +150,7 @@ t.test('a cluster that was killed as a whole starts again', skip, async (t) => {
   t.teardown(() => client.stop());
   const before = await client.say('write', answerMs);
   await sleep(500);
-  const after = await served(client, before);
+  const { after } = await served(client, before);
   t.ok(after.acked > before.acked, `${after.acked} writes acknowledged`);
   t.match(await cluster.down(), { status: 0 });
   t.same(cluster.leftovers(), []);

@@ -12,6 +12,7 @@ import type { ReplicaStatus } from '../../src/api/status.js';
 import { waitUntil } from '../../src/lib/time.js';
 import { LiveCluster, falcon } from '../support/live-cluster.js';
 import { whyNoNamespaces } from '../support/network.js';
+import { expectServed } from '../support/serving.js';
 
 type Test = Parameters<Parameters<typeof t.test>[0]>[0];
 
@@ -22,20 +23,6 @@ const fillMs = 60_000;
 const fillRounds = 12;
 const mebibyte = 1024 * 1024;
 t.setTimeout(590_000);
-
-async function goesOn(t: Test, client: RemoteClient): Promise<void> {
-  const before = await client.say('tally', answerMs);
-  let after = before;
-  await waitUntil(
-    async () => {
-      after = await client.say('tally', answerMs);
-      return after.acked > before.acked + 20 || !after.alive;
-    },
-    { timeoutMs: 15_000, everyMs: 100 },
-  );
-  t.ok(after.acked > before.acked, `${after.acked - before.acked} more writes acknowledged`);
-  t.match(after, { wrong: 0, alive: true });
-}
 
 /** Traffic until none of the replicas that are up keeps the entry behind `op`. */
 async function releaseBeyond(t: Test, cluster: LiveCluster, op: number): Promise<void> {
@@ -67,11 +54,11 @@ async function takesPart(
   const before = await cluster.primary();
   const told = before.peers.find((peer) => peer.name === name);
   t.match(told, { state: 'up', anewFromOp: Number }, 'the primary says that its log began anew');
-  await goesOn(t, client);
+  await expectServed(t, client);
   t.match(await falcon('transfer-leader', cluster.directory, '--to', name), { status: 0 });
   const leader = await cluster.primary(before.view);
   t.equal(leader.node, name, 'and leads');
-  await goesOn(t, client);
+  await expectServed(t, client);
   return leader;
 }
 
@@ -90,7 +77,7 @@ t.test('members that missed more than the log keeps', skip, async (t) => {
     const away = (await cluster.replicas()).find(({ node }) => node !== primary.node)!;
     cluster.signalHost(away, 'SIGKILL');
     await releaseBeyond(t, cluster, away.lastOp);
-    await goesOn(t, client);
+    await expectServed(t, client);
     primary = await takesPart(t, cluster, client, away.node, away.lastOp);
   });
 
@@ -108,9 +95,9 @@ t.test('members that missed more than the log keeps', skip, async (t) => {
   await t.test('the one that led before is not needed any more', async (t) => {
     const third = (await cluster.replicas()).find(({ node }) => node !== primary.node)!;
     cluster.signalHost(third, 'SIGKILL');
-    await goesOn(t, client);
+    await expectServed(t, client);
     t.match(await cluster.up('--node', third.node), { status: 0, out: /is back: its guest is a full copy/ });
-    await goesOn(t, client);
+    await expectServed(t, client);
   });
 
   await t.test('nothing is lost', async (t) => {

@@ -8,15 +8,14 @@ import { freemem } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
 
-import type { RemoteClient } from '../../cluster/demo/remote-client.js';
-import type { Tally } from '../../cluster/demo/key-client.js';
 import { callDaemon, fetchStatus } from '../../src/api/client.js';
 import { nodePaths, shmDirectory } from '../../src/api/cluster.js';
 import type { ReplicaStatus, SyncRecord, VerifyResult } from '../../src/api/status.js';
 import { messageOf } from '../../src/lib/errors.js';
-import { monotonicMs, sleep, waitUntil } from '../../src/lib/time.js';
+import { monotonicMs, sleep } from '../../src/lib/time.js';
 import { LiveCluster, falcon } from '../support/live-cluster.js';
 import { whyNoNamespaces } from '../support/network.js';
+import { expectServed, served } from '../support/serving.js';
 
 type Test = Parameters<Parameters<typeof t.test>[0]>[0];
 
@@ -63,19 +62,6 @@ async function inSession(
   return null;
 }
 
-async function served(client: RemoteClient): Promise<{ before: Tally; after: Tally }> {
-  const before = await client.say('tally', answerMs);
-  let after = before;
-  await waitUntil(
-    async () => {
-      after = await client.say('tally', answerMs);
-      return after.acked > before.acked + 20 || !after.alive;
-    },
-    { timeoutMs: 15_000, everyMs: 100 },
-  );
-  return { before, after };
-}
-
 /** Mounts one that can be filled without anybody else's noticing; released at the end of the test at the latest. */
 function ownMemoryFileSystem(t: Test, path: string): () => void {
   mkdirSync(path, { recursive: true, mode: 0o700 });
@@ -101,9 +87,7 @@ t.test('sessions with troubles', skip, async (t) => {
   let primary = await cluster.primary();
 
   const goesOn = async (t: Test): Promise<void> => {
-    const { before, after } = await served(client);
-    t.ok(after.acked > before.acked, `${after.acked - before.acked} more writes acknowledged`);
-    t.match(after, { wrong: 0, alive: true });
+    await expectServed(t, client);
   };
   const becomeFull = async (t: Test): Promise<void> => {
     for (const { name } of cluster.place.config.nodes)

@@ -10,9 +10,10 @@ import { callDaemon, fetchStatus } from '../../src/api/client.js';
 import { nodePaths, shmDirectory } from '../../src/api/cluster.js';
 import type { ReplicaStatus, SyncRecord, VerifyResult } from '../../src/api/status.js';
 import { asFalconError } from '../../src/lib/errors.js';
-import { monotonicMs, waitUntil } from '../../src/lib/time.js';
+import { monotonicMs } from '../../src/lib/time.js';
 import { LiveCluster, falcon } from '../support/live-cluster.js';
 import { whyNoNamespaces } from '../support/network.js';
+import { expectServed } from '../support/serving.js';
 
 type Test = Parameters<Parameters<typeof t.test>[0]>[0];
 
@@ -96,17 +97,7 @@ t.test('guests are compared', cannot === null ? {} : { skip: cannot }, async (t)
   await client.say('write', answerMs);
   let primary = await cluster.primary();
   const goesOn = async (t: Test): Promise<void> => {
-    const before = await client.say('tally', answerMs);
-    let after = before;
-    await waitUntil(
-      async () => {
-        after = await client.say('tally', answerMs);
-        return after.acked > before.acked + 20 || !after.alive;
-      },
-      { timeoutMs: 15_000, everyMs: 100 },
-    );
-    t.ok(after.acked > before.acked, `${after.acked - before.acked} more writes acknowledged`);
-    t.match(after, { wrong: 0, alive: true });
+    await expectServed(t, client);
   };
   const others = async (): Promise<string[]> =>
     (await cluster.replicas()).map(({ node }) => node).filter((node) => node !== primary.node);

@@ -6,7 +6,7 @@ import type { SyncRecord } from '../../api/status.js';
 import { bounds } from '../../lib/bounds.js';
 import { exitCodes, FalconError } from '../../lib/errors.js';
 import type { Command } from '../command.js';
-import { answered, fetchAll, primaryOf } from '../replicas.js';
+import { primaryOver } from '../replicas.js';
 import { syncLine } from '../status-printer.js';
 
 export const sync: Command = {
@@ -25,12 +25,7 @@ export const sync: Command = {
     if (node === null)
       throw new FalconError('USAGE', '--node is missing (falcon sync --help lists what there is)');
     nodeNamed(place.config, node);
-    const rows = await fetchAll(place);
-    if (answered(rows).length === 0)
-      throw new FalconError('DAEMON_UNREACHABLE', `no replica of ${place.config.cluster} answers`);
-    const primary = primaryOf(rows);
-    if (primary === null) throw new FalconError('SYNC_REFUSED', 'there is no primary now');
-    if (primary.node === node) throw new FalconError('SYNC_REFUSED', `${node} is the primary`);
+    const primary = await primaryOver(place, node, 'SYNC_REFUSED');
     const { adminSocket } = nodePaths(place.directory, primary.node);
     const waiting = setTimeout(() => output.say(`waiting for ${node} ...`), bounds.progressMs);
     try {

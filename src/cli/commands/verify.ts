@@ -6,7 +6,7 @@ import type { ReplicaStatus, VerifyResult } from '../../api/status.js';
 import { bounds } from '../../lib/bounds.js';
 import { exitCodes, FalconError } from '../../lib/errors.js';
 import type { Command } from '../command.js';
-import { answered, fetchAll, primaryOf } from '../replicas.js';
+import { primaryOver } from '../replicas.js';
 import { verifyLines } from '../verify-printer.js';
 
 export const verify: Command = {
@@ -23,12 +23,7 @@ export const verify: Command = {
     const place = { config: loadConfig(directory), directory: realpathSync(directory) };
     const node = options.value('node');
     if (node !== null) nodeNamed(place.config, node);
-    const rows = await fetchAll(place);
-    if (answered(rows).length === 0)
-      throw new FalconError('DAEMON_UNREACHABLE', `no replica of ${place.config.cluster} answers`);
-    const primary = primaryOf(rows);
-    if (primary === null) throw new FalconError('VERIFY_REFUSED', 'there is no primary now');
-    if (primary.node === node) throw new FalconError('VERIFY_REFUSED', `${node} is the primary`);
+    const primary = await primaryOver(place, node, 'VERIFY_REFUSED');
     const { adminSocket } = nodePaths(place.directory, primary.node);
     const results: VerifyResult[] = [];
     const json = options.flag('json');
