@@ -427,7 +427,8 @@ Nanoseconds VerbsStallBound(const VerbsOptions& options) {
 
 Status MakeVerbsFabric(const VerbsOptions& options, PeerId self, std::unique_ptr<Fabric>* fabric) {
   FALCON_CHECK(self < kMaxMembers);
-  if (options.send_queue < 16 || options.probe_us == 0 || options.receives > kVerbsReceives ||
+  if (options.send_queue < 16 || options.probe_us == 0 ||
+      options.probe_late_us < options.probe_us || options.receives > kVerbsReceives ||
       options.send_queue > 8192 || options.staging_bytes < 4096 || options.port == 0 ||
       options.timeout == 0 || options.timeout > 31 || options.retry > 7 || options.rnr_retry > 6 ||
       options.min_rnr_timer > 31 || options.gid_index > 255)

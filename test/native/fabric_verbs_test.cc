@@ -209,6 +209,24 @@ TEST(few_writes_ask_for_a_completion) {
   CHECK(after.signaled - before.signaled >= requests / 128);
 }
 
+// Time alone asks for nothing: as if a probe were due all the time.
+TEST(slow_writes_ask_for_few_completions_too) {
+  VerbsBed bed;
+  bed.options[0].quiet_us = 10'000'000;
+  bed.options[0].probe_us = 1;
+  bed.options[0].probe_late_us = 10'000'000;
+  bed.StartAll(2);
+  const Bytes data = Pattern(6, 128);
+  for (int posted = 0; posted < 2000;) {
+    const Status status = WriteOne(bed.at(0), 1, {0, 0}, data);
+    if (status.ok()) ++posted;
+    bed.at(0).Poll();
+  }
+  const falcon::VerbsCounters counters = bed.verbs(0).verbs_counters();
+  CHECK(counters.probes > 0);
+  CHECK(counters.signaled * 50 <= counters.posted);
+}
+
 TEST(registered_memory_is_sent_from_where_it_is) {
   static std::array<std::byte, 16384> memory;
   const Bytes pattern = Pattern(7, memory.size());
