@@ -4,8 +4,10 @@
 // `entry_test --golden` prints the golden file.
 #include "log/entry.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
+#include <ranges>
 #include <string>
 #include <vector>
 
@@ -95,7 +97,7 @@ TEST(WhatIsWrittenIsReadBack) {
     CHECK(header.kind == golden.kind && header.previous == previous);
     CHECK(header.payload_length == golden.payload_bytes && entry.size() % 8 == 0);
     const Bytes payload = Payload(golden.payload_bytes);
-    CHECK(std::memcmp(entry.data() + kEntryHeaderBytes, payload.data(), payload.size()) == 0);
+    CHECK(std::ranges::equal(std::span(entry).subspan(kEntryHeaderBytes, payload.size()), payload));
     for (size_t at = kEntryHeaderBytes + payload.size(); at < entry.size(); ++at)
       CHECK(entry[at] == std::byte{0});
     for (const uint8_t each : header.reserved) CHECK(each == 0);
