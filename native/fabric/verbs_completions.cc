@@ -110,7 +110,8 @@ bool VerbsPeer::IsQuiet(Nanoseconds now) {
 void VerbsPeer::Tend(Nanoseconds now) {
   if (!busy() || Stalled(now) || probing_ || proved_ == posted_) return;
   if (unproved_since_ == 0) unproved_since_ = now;
-  // A probe is a completion that is asked for: where writes are slow, time alone would ask for many.
+  // A probe is a completion that is asked for: where writes are slow, time alone would ask for
+  // many.
   const bool worth = posted_ - proved_ >= options_->send_queue / 8;
   const uint32_t wait_us = worth ? options_->probe_us : options_->probe_late_us;
   const bool overdue = now - unproved_since_ >= Nanoseconds{wait_us} * 1000;

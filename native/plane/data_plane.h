@@ -426,6 +426,7 @@ class DataPlane final : private FlowSink {
   Nanoseconds held_since_ = 0;
   bool arrived_ = false;  // target: the whole state, which may be ahead of the log
   std::vector<TransferNews> transfer_news_;
+  Nanoseconds transfer_rests_until_ = 0;
 
   mutable PlaneSnapshot count_;  // the counters; the rest is filled in on demand
 };

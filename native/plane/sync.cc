@@ -203,10 +203,18 @@ void DataPlane::TransferForget(size_t peer) {
 }
 
 int DataPlane::PollTransfer(Nanoseconds now) {
+  // This thread may be a realtime one, and a guest's the ordinary one beside it that gets what is
+  // left.
+  if (transfer_->patient() && now < transfer_rests_until_) return 0;
   transfer_news_.clear();
   const SessionId session = transfer_->options().session;
   const PeerId peer = transfer_->options().peer;
+  const Nanoseconds began = clock_->Now();
   const int done = transfer_->Poll(now, &transfer_news_);
+  if (transfer_->patient()) {
+    const Nanoseconds ended = clock_->Now();
+    transfer_rests_until_ = ended + (ended - began);
+  }
   if (done > 0) fabric_->Ring(peer);
   for (const TransferNews& news : transfer_news_) {
     switch (news.kind) {

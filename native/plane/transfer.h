@@ -105,6 +105,9 @@ class TransferSession {
   virtual void End() = 0;
   // Something is expected that rings no doorbell.
   [[nodiscard]] virtual bool busy() const = 0;
+  // A guest that runs here is slowed down by this session's work, and none waits for the end of it:
+  // the work may take its time.
+  [[nodiscard]] virtual bool patient() const { return false; }
 
  protected:
   explicit TransferSession(TransferOptions options) : options_(std::move(options)) {}

@@ -13,7 +13,7 @@ namespace falcon {
 namespace {
 
 // What one poll posts at most while the guest runs, and while it stands still.
-constexpr size_t kRunningBytes = 256 << 10;
+constexpr size_t kRunningBytes = 128 << 10;
 constexpr size_t kStillBytes = 2 << 20;
 // Of blocks, one poll compares those of at most so many pages.
 constexpr size_t kPagesPerPoll = 128;
@@ -133,6 +133,7 @@ class Source final : public TransferSource {
   }
 
   [[nodiscard]] bool busy() const override { return step_ != Step::kIdle; }
+  [[nodiscard]] bool patient() const override { return !final_; }
 
  private:
   enum class Step : uint8_t {

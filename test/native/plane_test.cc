@@ -1,10 +1,13 @@
 // Two data planes on the simulated fabric, step by step: what the cluster simulation meets only by
 // luck.
+#include <fcntl.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstring>
 #include <memory>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -20,8 +23,9 @@ namespace {
 using namespace falcon;
 
 struct FixedClock final : Clock {
-  Nanoseconds Now() override { return now; }
+  Nanoseconds Now() override { return now += per_look; }
   Nanoseconds now = kSecond;
+  Nanoseconds per_look = 0;  // what happens between two looks takes so long
 };
 
 struct Nowhere final : WireSink {
@@ -171,6 +175,86 @@ TEST(APlaneWhoseDeliveryStandsSleeps) {
   for (PeerId i : {0, 1}) pair.member[i].plane->TransferClose(5);
   pair.Settle();
   unlink(state.c_str());
+  CHECK(rmdir(directory.c_str()) == 0);
+}
+
+// The grants that a plane told when it opened its side.
+std::string Opened(const Member& m, size_t which) {
+  for (const PlaneEvent& event : m.plane->events()) {
+    if (event.kind != PlaneEvent::Kind::kTransferOpened) continue;
+    const std::string text(reinterpret_cast<const char*>(event.bytes.data()), event.bytes.size());
+    const size_t inbox = static_cast<uint8_t>(text[0]) | static_cast<size_t>(text[1]) << 8;
+    return which == 0 ? text.substr(2, inbox) : text.substr(2 + inbox);
+  }
+  return {};
+}
+
+// The source's thread may be a realtime one, on the processor that the guest would run on.
+TEST(ASourceWhoseGuestRunsTakesHalfOfTheTime) {
+  constexpr size_t kRam = 20 << 20;  // more than is packed
+  char name[] = "/dev/shm/falcon-plane-XXXXXX";
+  REQUIRE(mkdtemp(name) != nullptr);
+  const std::string directory = name;
+  // Pages that are like no others.
+  std::vector<std::byte> ram(kRam);
+  std::mt19937_64 random(1);
+  const auto fill = [&] {
+    for (size_t at = 0; at < kRam; at += 8) {
+      const uint64_t word = random();
+      std::memcpy(ram.data() + at, &word, 8);
+    }
+  };
+  fill();
+  REQUIRE(WriteFile(directory + "/ram0", ram).ok());
+  REQUIRE(WriteFile(directory + "/ram1", std::vector<std::byte>(kRam)).ok());
+  Pair pair(64 << 10, 3, true);
+  REQUIRE(pair.Lead());
+  TransferOptions options;
+  options.session = 5;
+  options.ram_bytes = kRam;
+  options.key = MakeDigestKey();
+  for (PeerId i : {0, 1}) {
+    options.source = i == 0;
+    options.peer = 1 - i;
+    options.ram_path = directory + "/ram" + std::to_string(i);
+    options.inbox_path = directory + "/inbox" + std::to_string(i);
+    if (i == 1) options.grant = Opened(pair.member[0], 0);
+    pair.member[i].plane->TransferOpen(options);
+  }
+  DataPlane& source = *pair.member[0].plane;
+  source.TransferAttach(5, Opened(pair.member[1], 0), Opened(pair.member[1], 1));
+
+  // Between the first and the last poll that moved pages: polls that moved none for each that did.
+  const auto resting = [&](uint32_t number, bool final) {
+    // Less than one poll moves, and more than what is asked for beside it.
+    const size_t least = final ? 1 << 19 : 100 << 10;
+    source.TransferRound(5, number, RoundPages::kResident, final);
+    int polls = 0, first = 0, last = 0, moved = 0;
+    while (pair.Count(0, PlaneEvent::Kind::kTransferRound) < static_cast<int>(number)) {
+      if (pair.Count(0, PlaneEvent::Kind::kTransferFailed) > 0 || ++polls > 1'000'000) return -1.0;
+      const uint64_t before = pair.member[0].fabric->counters().written_bytes;
+      // A step of the session takes half a millisecond, any other poll a fiftieth of that.
+      pair.clock.per_look = kMillisecond / 2;
+      pair.Poll(0);
+      pair.clock.per_look = 0;
+      if (pair.member[0].fabric->counters().written_bytes - before >= least) {
+        if (moved++ == 0) first = polls;
+        last = polls;
+      }
+      pair.Poll(1);
+      pair.network.DeliverEverything();
+    }
+    return moved < 2 ? -1.0 : static_cast<double>(last - first + 1 - moved) / moved;
+  };
+  CHECK(resting(1, false) >= 10);
+  fill();
+  const int memory = open((directory + "/ram0").c_str(), O_WRONLY | O_CLOEXEC);
+  CHECK(pwrite(memory, ram.data(), kRam, 0) == static_cast<ssize_t>(kRam));
+  close(memory);
+  CHECK(resting(2, true) == 0);
+  for (PeerId i : {0, 1}) pair.member[i].plane->TransferClose(5);
+  pair.Settle();
+  for (const char* file : {"/ram0", "/ram1"}) unlink((directory + file).c_str());
   CHECK(rmdir(directory.c_str()) == 0);
 }
 
