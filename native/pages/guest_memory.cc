@@ -130,11 +130,14 @@ Status GuestMemory::ResidentPages(PageSet* resident) const {
   return Ok();
 }
 
-Status GuestMemory::HasRoomFor(const PageSet& resident) const {
-  FALCON_CHECK(ok() && resident.pages() == pages());
+Status GuestMemory::HasRoom() const {
+  FALCON_CHECK(ok());
   struct statvfs system {};
-  if (fstatvfs(fd_.get(), &system) != 0) return Failed("look for room for", path_, errno);
-  const uint64_t needed = (pages() - resident.Count()) * kPageBytes;
+  struct stat file {};
+  if (fstatvfs(fd_.get(), &system) != 0 || fstat(fd_.get(), &file) != 0)
+    return Failed("look for room for", path_, errno);
+  const uint64_t taken = static_cast<uint64_t>(file.st_blocks) * 512;
+  const uint64_t needed = ram_bytes_ - std::min<uint64_t>(taken, ram_bytes_);
   const uint64_t free = uint64_t{system.f_bavail} * system.f_frsize;
   if (free >= needed) return Ok();
   return {"GUEST_MEMORY", path_ + " may need " + std::to_string(needed) + " bytes more, " +

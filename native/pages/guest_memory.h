@@ -44,9 +44,9 @@ class GuestMemory {
   // The pages that are no holes of the file. The others are zero, and must not even be read: a
   // look at a hole through a mapping allocates it. Errors: GUEST_MEMORY (also: it is closed).
   Status ResidentPages(PageSet* resident) const;
-  // Whether the file system has room for every hole of the file: where a write finds none, it ends
-  // the process that writes. Errors: GUEST_MEMORY.
-  Status HasRoomFor(const PageSet& resident) const;
+  // Whether the file system has room for what the file has not taken yet: where a write finds none,
+  // it ends the process that writes. Errors: GUEST_MEMORY.
+  Status HasRoom() const;
   // Takes the pages that are all zero out of a set of resident ones.
   void DropZeroPages(PageSet* resident) const;
 

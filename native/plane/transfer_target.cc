@@ -67,7 +67,7 @@ class Target final : public TransferTarget {
       return s;
     if (Status s = Digester::Make({options_.digest_threads}, &digester_); !s.ok()) return s;
     if (Status s = memory_.ResidentPages(&resident_); !s.ok()) return s;
-    if (Status s = memory_.HasRoomFor(resident_); !s.ok()) return {"SYNC_MEMORY", s.detail()};
+    if (Status s = memory_.HasRoom(); !s.ok()) return {"SYNC_MEMORY", s.detail()};
     return fabric_->Expose(kRamRegion, options_.peer, {memory_.all(), memory_.path()}, ram);
   }
 

@@ -20,7 +20,7 @@ import type { GuestCallbacks, GuestRunner } from '../ports/guest.js';
 import { qemuArguments } from './qemu-arguments.js';
 import type { QemuMachine } from './qemu-arguments.js';
 import { QmpClient } from './qmp.js';
-import { clearRamFile, makeRamFile } from './ram-file.js';
+import { clearRamFile, makeRamFile, removeRamFile, reserveRamFile } from './ram-file.js';
 
 export interface QemuOptions extends Omit<QemuMachine, 'netdev' | 'ramPath' | 'console'> {
   readonly tapFd: number;
@@ -54,6 +54,8 @@ export class QemuGuest implements GuestRunner {
   private machine: Machine | null = null;
   /** The start before. */
   private last: Promise<void> = Promise.resolve();
+  /** Of the memory of the machine before. */
+  private removal: Promise<void> = Promise.resolve();
 
   constructor(options: QemuOptions) {
     this.options = options;
@@ -80,7 +82,7 @@ export class QemuGuest implements GuestRunner {
 
   start(callbacks: GuestCallbacks): Promise<void> {
     return this.afterLast(async () => {
-      const machine = await this.launch(callbacks, []);
+      const machine = await this.launch(callbacks, [], reserveRamFile);
       machine.announced = true;
       const { readyTimeoutMs } = this.options;
       machine.readyTimer = setTimeout(() => {
@@ -106,6 +108,13 @@ export class QemuGuest implements GuestRunner {
       }
       // QEMU has put the kernel there for a guest that boots. No processor and no device has been started.
       clearRamFile(machine.ramPath);
+      try {
+        await reserveRamFile(machine.ramPath);
+      } catch (error) {
+        if (this.machine === machine) await this.end();
+        throw error;
+      }
+      if (this.machine !== machine) throw new FalconError('QEMU_FAILED', machine.ended ?? 'it was stopped');
       machine.announced = true;
     });
   }
@@ -116,11 +125,21 @@ export class QemuGuest implements GuestRunner {
     return started;
   }
 
-  private async launch(callbacks: GuestCallbacks, more: readonly string[]): Promise<Machine> {
+  private async launch(
+    callbacks: GuestCallbacks,
+    more: readonly string[],
+    reserve?: (ramPath: string) => Promise<void>,
+  ): Promise<Machine> {
     await this.end();
     callbacks.onEmpty();
     const { directory, readySocket, ramDirectory, ramName } = this.options;
     const ramPath = makeRamFile({ directory: ramDirectory, name: ramName, bytes: this.ramBytes });
+    try {
+      await reserve?.(ramPath);
+    } catch (error) {
+      await removeRamFile(ramPath);
+      throw error;
+    }
     const readiness = await this.listenForReady(readySocket, () => {
       if (machine.readyTimer !== null) clearTimeout(machine.readyTimer);
       machine.readyTimer = null;
@@ -191,7 +210,7 @@ export class QemuGuest implements GuestRunner {
   private async end(): Promise<void> {
     const { machine } = this;
     this.machine = null;
-    if (machine === null) return;
+    if (machine === null) return this.removal;
     const { child } = machine;
     if (child.pid !== undefined && child.exitCode === null && child.signalCode === null) {
       const ended = new Promise<void>((resolve) => child.once('exit', () => resolve()));
@@ -201,6 +220,7 @@ export class QemuGuest implements GuestRunner {
       clearTimeout(timer);
     }
     this.release(machine);
+    await this.removal;
   }
 
   /** What a machine that has ended still holds. Whoever maps its memory keeps it. */
@@ -208,7 +228,7 @@ export class QemuGuest implements GuestRunner {
     if (readyTimer !== null) clearTimeout(readyTimer);
     qmp.close();
     readiness.close();
-    rmSync(ramPath, { force: true });
+    this.removal = removeRamFile(ramPath);
   }
 
   async pause(): Promise<void> {

@@ -23,7 +23,9 @@ const cannot = whyNoNamespaces();
 const skip = cannot === null ? {} : { skip: cannot };
 const answerMs = 40_000;
 const fillMs = 60_000;
-const leftBytes = 40 * 2 ** 20;
+/** What a guest is made to touch while its host's memory file system is full, more than sixteen times what is left there. */
+const touchedBytes = 48 * 2 ** 20;
+const leftBytes = 2 ** 20;
 /** The guest of the source stands still. */
 const stillPhases = ['pausing', 'final', 'sending', 'resuming'];
 const full = (one: ReplicaStatus): boolean => one.guest.state === 'ready';
@@ -196,11 +198,21 @@ t.test('sessions with troubles', skip, async (t) => {
     const target = (await others())[0]!;
     const { bavail, bsize } = statfsSync(shared);
     const filler = join(shared, 'filler');
-    // What guests touch meanwhile finds room; what a session needs does not.
+    // What guests touch meanwhile has its room; what a session needs does not find any.
     execFileSync('fallocate', ['-l', String(bavail * bsize - leftBytes), filler]);
+    const pids = (await cluster.replicas()).map(({ guest }) => guest.pid);
+    const { vm } = cluster.place.config;
+    if (vm.kind !== 'qemu') throw new Error('a guest is needed');
+    const line = `SETRANGE touched ${touchedBytes} x\\r\\n`;
+    await cluster.load('redis-load.js', [vm.address, String(vm.port), 'lines', line, 'DEL touched\\r\\n']);
     const outcome = await sync(cluster, primary, target.node);
     t.match(outcome, { ok: false, why: /SYNC_MEMORY.* (room|free)/ });
     await goesOn(t);
+    t.same(
+      (await cluster.replicas()).map(({ guest }) => guest.pid),
+      pids,
+      'no guest has ended',
+    );
     rmSync(filler);
     await madeUpFor(t);
     await goesOn(t);

@@ -181,12 +181,30 @@ TEST(room_for_the_holes_is_looked_for) {
   const TestFile small_file, large_file;
   GuestMemory small, large;
   REQUIRE(GuestMemory::Create(small_file.path(), 64 * kPageBytes, &small).ok());
-  CHECK(small.HasRoomFor(PageSet(64)).ok());
+  CHECK(small.HasRoom().ok());
   REQUIRE(GuestMemory::Create(large_file.path(), uint64_t{1} << 40, &large).ok());
-  PageSet resident(large.pages());
-  CHECK(Is(large.HasRoomFor(resident), "GUEST_MEMORY"));
-  resident.SetAll();
-  CHECK(large.HasRoomFor(resident).ok());
+  CHECK(Is(large.HasRoom(), "GUEST_MEMORY"));
+}
+
+// A guest's file has all of its room from the start, and nobody takes that for pages.
+TEST(reserved_room_is_no_data) {
+  const TestFile test_file;
+  GuestMemory memory;
+  REQUIRE(GuestMemory::Create(test_file.path(), 512 * kPageBytes, &memory).ok());
+  const int fd = open(test_file.path().c_str(), O_RDWR | O_CLOEXEC);
+  const auto blocks = [&] {
+    struct stat file {};
+    return fstat(fd, &file) == 0 ? file.st_blocks : -1;
+  };
+  CHECK(posix_fallocate(fd, 0, static_cast<off_t>(memory.all().size())) == 0);
+  const auto reserved = blocks();
+  CHECK(reserved * 512 >= static_cast<off_t>(memory.all().size()));
+  PageSet resident;
+  CHECK(memory.ResidentPages(&resident).ok() && resident.Empty());
+  memory.ram()[77 * kPageBytes] = std::byte{1};
+  CHECK(memory.ResidentPages(&resident).ok() && resident.Count() == 1 && resident.Test(77));
+  CHECK(blocks() == reserved);  // it was there already
+  close(fd);
 }
 
 TEST(a_zero_page_is_told_from_any_other) {
