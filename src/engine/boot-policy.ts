@@ -26,6 +26,8 @@ export interface BootFacts {
   readonly peers: readonly GuestReport[];
   /** The newest vm-boot entry known to be committed or in the log; 0: none. */
   readonly lastBootOp: number;
+  /** The log holds, or once held, entries that have not come through here: a vm-boot may be among them. */
+  readonly historyUnseen: boolean;
   /** A vm-boot was proposed in this view. */
   readonly bootProposed: boolean;
   /** When a quorum of guests was first seen ready in this view; null: not yet. */
@@ -37,7 +39,7 @@ export const bootModes = { each: 0, clone: 1 } as const;
 
 export interface BootPolicyOptions {
   readonly mode: keyof typeof bootModes;
-  /** How long to wait for members that have not reported before a first boot. */
+  /** How long to wait for members that have not reported before a first boot, with a log that is new. */
   readonly firstBootWaitMs: number;
   /** With `clone`: how long input waits for guests that are still to be made copies. */
   readonly fillWaitMs: number;
@@ -115,6 +117,10 @@ function mayBoot(facts: BootFacts, options: BootPolicyOptions, all: readonly Gue
   if (all.some((report) => report.bootOp > 0)) return false;
   const everybodyReported = all.length === facts.members;
   const waited = facts.now - facts.leadingSince;
-  if (facts.lastBootOp === 0) return everybodyReported || waited >= options.firstBootWaitMs;
+  // Who has not reported may have the guest of a boot that was forgotten here.
+  if (facts.lastBootOp === 0)
+    return (
+      everybodyReported || waited >= (facts.historyUnseen ? options.rebootWaitMs : options.firstBootWaitMs)
+    );
   return waited >= (everybodyReported ? options.firstBootWaitMs : options.rebootWaitMs);
 }

@@ -359,6 +359,7 @@ export class ReplicaEngine {
         peers: [...this.peers.reports.values()],
         peersCanRun: [...this.peers.reports.keys()].filter((node) => !witnesses.includes(node)).length,
         lastBootOp: this.guest.lastBootOp,
+        historyUnseen: this.options.tail.last.op > 0 || progress.base.op > 0,
         // Whoever is being loaded with a whole state is a guest that is left.
         bootProposed: this.bootProposed || this.guest.state === 'filling',
         quorumReadyAt: this.quorumReadyAt,

@@ -36,6 +36,7 @@ function facts(changes: Partial<BootFacts>): BootFacts {
     peers: [none, none],
     peersCanRun: 2,
     lastBootOp: 0,
+    historyUnseen: false,
     bootProposed: false,
     quorumReadyAt: null,
     ...changes,
@@ -52,6 +53,11 @@ void t.test('a first boot', (t) => {
   t.equal(decideBoot(facts({ bootProposed: true }), options).boot, false, 'once in a view');
   t.equal(decideBoot(facts({ peers: [none] }), options).boot, false, 'who has not reported may have a guest');
   t.equal(decideBoot(facts({ peers: [none], now: 1300 }), options).boot, true, 'not for ever');
+  const unseen = (changes: Partial<BootFacts>): boolean =>
+    decideBoot(facts({ historyUnseen: true, ...changes }), options).boot;
+  t.equal(unseen({}), true, 'all were asked');
+  t.equal(unseen({ peers: [none], now: 1300 }), false, 'who is away may have a guest of a boot long ago');
+  t.equal(unseen({ peers: [none], now: 1600 }), true, 'and is not waited for for ever');
   t.end();
 });
 
