@@ -101,20 +101,15 @@ export class QemuGuest implements GuestRunner {
             'QEMU_FAILED',
             `it is ${String(info.status)}, attached: ${String(info.attached)}`,
           );
+        // QEMU has put the kernel there for a guest that boots. No processor and no device has been started.
+        clearRamFile(machine.ramPath);
+        await reserveRamFile(machine.ramPath);
+        if (this.machine !== machine) throw new FalconError('QEMU_FAILED', 'it was stopped');
       } catch (error) {
         if (this.machine === machine) await this.end();
         const why = machine.ended ?? asFalconError(error).detail;
         throw new FalconError('QEMU_FAILED', `${why}; see ${this.logPath}`, { cause: error });
       }
-      // QEMU has put the kernel there for a guest that boots. No processor and no device has been started.
-      clearRamFile(machine.ramPath);
-      try {
-        await reserveRamFile(machine.ramPath);
-      } catch (error) {
-        if (this.machine === machine) await this.end();
-        throw error;
-      }
-      if (this.machine !== machine) throw new FalconError('QEMU_FAILED', machine.ended ?? 'it was stopped');
       machine.announced = true;
     });
   }
