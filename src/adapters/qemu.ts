@@ -16,6 +16,7 @@ import { Duplex } from 'node:stream';
 import { bounds } from '../lib/bounds.js';
 import { asFalconError, FalconError, messageOf } from '../lib/errors.js';
 import { BoundedLog } from '../lib/log-file.js';
+import { monotonicMs, sleep } from '../lib/time.js';
 import type { GuestCallbacks, GuestRunner } from '../ports/guest.js';
 import { qemuArguments } from './qemu-arguments.js';
 import type { QemuMachine } from './qemu-arguments.js';
@@ -106,7 +107,8 @@ export class QemuGuest implements GuestRunner {
         await reserveRamFile(machine.ramPath);
         if (this.machine !== machine) throw new FalconError('QEMU_FAILED', 'it was stopped');
       } catch (error) {
-        if (this.machine === machine) await this.end();
+        // Another machine can only come behind this. What has ended by itself is still being removed.
+        await this.end();
         const why = machine.ended ?? asFalconError(error).detail;
         throw new FalconError('QEMU_FAILED', `${why}; see ${this.logPath}`, { cause: error });
       }
@@ -127,24 +129,20 @@ export class QemuGuest implements GuestRunner {
   ): Promise<Machine> {
     await this.end();
     callbacks.onEmpty();
-    const { directory, readySocket, ramDirectory, ramName } = this.options;
-    const ramPath = makeRamFile({ directory: ramDirectory, name: ramName, bytes: this.ramBytes });
-    try {
-      await reserve?.(ramPath);
-    } catch (error) {
-      await removeRamFile(ramPath);
-      throw error;
-    }
-    const readiness = await this.listenForReady(readySocket, () => {
-      if (machine.readyTimer !== null) clearTimeout(machine.readyTimer);
-      machine.readyTimer = null;
-      callbacks.onReady();
-    });
+    const { directory, readySocket } = this.options;
+    const ramPath = await this.makeMemory(reserve);
+    let readiness: Server | null = null;
     let child: ChildProcess;
     try {
+      readiness = await this.listenForReady(readySocket, () => {
+        if (machine.readyTimer !== null) clearTimeout(machine.readyTimer);
+        machine.readyTimer = null;
+        callbacks.onReady();
+      });
       child = this.spawnQemu(ramPath, more);
     } catch (error) {
-      readiness.close();
+      readiness?.close();
+      await removeRamFile(ramPath);
       throw new FalconError('QEMU_FAILED', messageOf(error), { cause: error });
     }
     const qmp = new QmpClient(streamOf(child, childFd.monitor));
@@ -172,6 +170,22 @@ export class QemuGuest implements GuestRunner {
       ended(`QEMU_LOST it ended with ${how}; see ${this.logPath}`);
     });
     return machine;
+  }
+
+  /** What the guest before had is given back when nobody maps it any more, so room is waited for. Errors: QEMU_FAILED. */
+  private async makeMemory(reserve?: (ramPath: string) => Promise<void>): Promise<string> {
+    const { ramDirectory, ramName } = this.options;
+    for (const until = monotonicMs() + bounds.guestMemoryWaitMs; ; await sleep(bounds.guestMemoryRetryMs)) {
+      let ramPath: string | null = null;
+      try {
+        ramPath = makeRamFile({ directory: ramDirectory, name: ramName, bytes: this.ramBytes });
+        await reserve?.(ramPath);
+        return ramPath;
+      } catch (error) {
+        if (ramPath !== null) await removeRamFile(ramPath);
+        if (monotonicMs() >= until) throw error;
+      }
+    }
   }
 
   private spawnQemu(ramPath: string, more: readonly string[]): ChildProcess {

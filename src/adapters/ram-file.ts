@@ -2,7 +2,7 @@
  * The file that holds a guest's memory, for QEMU and falcond to map. Each guest has a new one under a new name, so
  * that nobody who still maps an old one sees the new guest.
  */
-import { execFile } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import {
   closeSync,
@@ -15,9 +15,8 @@ import {
   statfsSync,
   truncateSync,
 } from 'node:fs';
-import { rm, stat } from 'node:fs/promises';
+import { open, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { promisify } from 'node:util';
 
 import { bounds } from '../lib/bounds.js';
 import { errnoOf, FalconError, messageOf } from '../lib/errors.js';
@@ -64,15 +63,35 @@ export function makeRamFile({ directory, name, bytes }: RamFileOptions): string 
  */
 export async function reserveRamFile(path: string): Promise<void> {
   try {
-    const { size } = await stat(path);
-    await promisify(execFile)('fallocate', ['--length', String(size), path]);
+    const file = await open(path, 'r+');
+    try {
+      const { size } = await file.stat();
+      await allocate(file.fd, size);
+    } finally {
+      await file.close();
+    }
   } catch (error) {
-    const { stderr = '' } = error as { readonly stderr?: string };
-    const why = stderr.trim() === '' ? messageOf(error) : stderr.trim();
-    throw new FalconError('QEMU_FAILED', `no room for the guest's memory at ${path}: ${why}`, {
+    throw new FalconError('QEMU_FAILED', `cannot reserve the guest's memory, ${path}: ${messageOf(error)}`, {
       cause: error,
     });
   }
+}
+
+/** By the descriptor: a file that is removed meanwhile is not made anew. */
+function allocate(fd: number, bytes: number): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const child = spawn('fallocate', ['--length', String(bytes), '/proc/self/fd/3'], {
+      stdio: ['ignore', 'ignore', 'pipe', fd],
+      env: { ...process.env, LC_ALL: 'C' },
+    });
+    let said = '';
+    child.stderr?.setEncoding('utf8').on('data', (text: string) => (said = (said + text).slice(-1000)));
+    child.once('error', reject);
+    child.once('close', (code, signal) => {
+      if (code === 0) resolve();
+      else reject(new Error(said.trim() === '' ? `fallocate ended with ${code ?? signal}` : said.trim()));
+    });
+  });
 }
 
 /**

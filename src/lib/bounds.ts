@@ -55,6 +55,9 @@ export const bounds = {
   mailSilenceMs: 5_000,
   /** How long a first primary waits for members that have not reported before it boots guests. */
   firstBootWaitMs: 3_000,
+  /** How long a guest that starts waits for room for its memory, and how often it looks. */
+  guestMemoryWaitMs: 2_000,
+  guestMemoryRetryMs: 100,
   /** How long a primary looks for a surviving guest before it boots all anew. */
   rebootWaitMs: 10_000,
   /** How long input waits for members whose guests are still to be made copies of the first. */
