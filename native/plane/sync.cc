@@ -205,13 +205,14 @@ void DataPlane::TransferForget(size_t peer) {
 int DataPlane::PollTransfer(Nanoseconds now) {
   // This thread may be a realtime one, and a guest's the ordinary one beside it that gets what is
   // left.
-  if (transfer_->patient() && now < transfer_rests_until_) return 0;
+  const bool patient = transfer_->patient();
+  if (patient && now < transfer_rests_until_) return 0;
   transfer_news_.clear();
   const SessionId session = transfer_->options().session;
   const PeerId peer = transfer_->options().peer;
-  const Nanoseconds began = clock_->Now();
+  const Nanoseconds began = patient ? clock_->Now() : 0;
   const int done = transfer_->Poll(now, &transfer_news_);
-  if (transfer_->patient()) {
+  if (patient) {
     const Nanoseconds ended = clock_->Now();
     transfer_rests_until_ = ended + (ended - began);
   }

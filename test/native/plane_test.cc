@@ -117,6 +117,17 @@ class Pair {
 constexpr size_t kPayload = 40;
 const std::vector<std::byte> payload(kPayload, std::byte{7});
 
+// The grants that a plane told when it opened its side.
+std::string Opened(const Member& m, size_t which) {
+  for (const PlaneEvent& event : m.plane->events()) {
+    if (event.kind != PlaneEvent::Kind::kTransferOpened) continue;
+    const std::string text(reinterpret_cast<const char*>(event.bytes.data()), event.bytes.size());
+    const size_t inbox = static_cast<uint8_t>(text[0]) | static_cast<size_t>(text[1]) << 8;
+    return which == 0 ? text.substr(2, inbox) : text.substr(2 + inbox);
+  }
+  return {};
+}
+
 // Delivery stands for as long as it takes to look at a guest; two of these threads that did not
 // sleep meanwhile would leave no processor to whoever is to end that.
 TEST(APlaneWhoseDeliveryStandsSleeps) {
@@ -143,11 +154,7 @@ TEST(APlaneWhoseDeliveryStandsSleeps) {
   options.peer = 1;
   options.inbox_path = directory + "/inbox";
   pair.member[0].plane->TransferOpen(options);
-  for (const PlaneEvent& event : pair.member[0].plane->events()) {
-    if (event.kind != PlaneEvent::Kind::kTransferOpened) continue;
-    options.grant.assign(reinterpret_cast<const char*>(event.bytes.data()) + 2,
-                         event.bytes.size() - 2);
-  }
+  options.grant = Opened(pair.member[0], 0);
   options.source = false;
   options.peer = 0;
   pair.member[1].plane->TransferOpen(options);
@@ -176,17 +183,6 @@ TEST(APlaneWhoseDeliveryStandsSleeps) {
   pair.Settle();
   unlink(state.c_str());
   CHECK(rmdir(directory.c_str()) == 0);
-}
-
-// The grants that a plane told when it opened its side.
-std::string Opened(const Member& m, size_t which) {
-  for (const PlaneEvent& event : m.plane->events()) {
-    if (event.kind != PlaneEvent::Kind::kTransferOpened) continue;
-    const std::string text(reinterpret_cast<const char*>(event.bytes.data()), event.bytes.size());
-    const size_t inbox = static_cast<uint8_t>(text[0]) | static_cast<size_t>(text[1]) << 8;
-    return which == 0 ? text.substr(2, inbox) : text.substr(2 + inbox);
-  }
-  return {};
 }
 
 // The source's thread may be a realtime one, on the processor that the guest would run on.
@@ -232,9 +228,8 @@ TEST(ASourceWhoseGuestRunsTakesHalfOfTheTime) {
     const Nanoseconds give_up =
         MonotonicNow() + 60 * kSecond;  // the digests have threads of their own
     int polls = 0, first = 0, last = 0, moved = 0;
-    while (pair.Count(0, PlaneEvent::Kind::kTransferRound) < static_cast<int>(number)) {
-      if (pair.Count(0, PlaneEvent::Kind::kTransferFailed) > 0 || ++polls == 0 ||
-          MonotonicNow() > give_up)
+    for (; pair.Count(0, PlaneEvent::Kind::kTransferRound) < static_cast<int>(number); ++polls) {
+      if (pair.Count(0, PlaneEvent::Kind::kTransferFailed) > 0 || MonotonicNow() > give_up)
         return -1.0;
       const uint64_t before = pair.member[0].fabric->counters().written_bytes;
       // A step of the session takes half a millisecond, any other poll a fiftieth of that.
