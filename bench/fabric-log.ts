@@ -1,9 +1,9 @@
 /**
- * Append to commit of a three-member log in memory over one fabric, all of log-cases.ts; bench/fabric.ts runs it,
+ * Append to commit of a three-member log in memory over one fabric, cases of log-cases.ts; bench/fabric.ts runs it,
  * in the soft-RoCE bed for `verbs`. Prints a line for each case: log-NUMBER BYTES, and a JSON object, or null if
  * it was not measured; why is told on standard error.
  *
- * Usage: fabric-log.js shm|tcp|verbs [DEVICE,DEVICE,DEVICE]
+ * Usage: fabric-log.js shm|tcp|verbs CASE,... [DEVICE,DEVICE,DEVICE]
  */
 import { execFileSync } from 'node:child_process';
 import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
@@ -77,12 +77,14 @@ async function inReactors(where: Where, { polls, depth, entries, rounds }: LogCa
 }
 
 async function main(): Promise<void> {
-  const [fabric, devices = ''] = process.argv.slice(2);
+  const [fabric, wanted = '', devices = ''] = process.argv.slice(2);
   const directory = mkdtempSync('/dev/shm/falcon-bench-log-');
   const shm = mkdtempSync('/dev/shm/falcon-bench-');
   const where: Where = { fabric: fabric as FabricName, devices, directory, shm };
   try {
-    for (const [index, one] of logCases.entries()) {
+    for (const index of wanted.split(',').map(Number)) {
+      const one = logCases[index];
+      if (one === undefined) throw new Error(`there is no case ${index}`);
       let commit: Commit | null = null;
       try {
         commit = one.polls === null ? inOneThread(where, one) : await inReactors(where, one);

@@ -9,17 +9,22 @@
  * has all three, which sleep when they have nothing to do; each of its commits pays for waking them. In `one
  * thread` a single thread polls all members in turn: what a commit costs where no scheduler has a say.
  *
- * Of REPEATS runs each the one with the least median counts: what else the machine does only adds. FABRICS="shm
- * tcp" measures some; JSON=1 prints one JSON object on the last line.
+ * For `verbs` the same once more in instructions (instructions.ts), since emulated processors are slow and noisy.
+ *
+ * Of REPEATS runs each the one with the least median counts: what else the machine does only adds. The ratio of
+ * the first commit is the median of as many pairs, a floor and a commit right behind it. FABRICS="shm tcp"
+ * measures some; JSON=1 prints one JSON object on the last line.
  */
-import { spawn, spawnSync } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { availableParallelism, loadavg } from 'node:os';
 import { join } from 'node:path';
 
 import { repositoryRoot } from '../src/lib/root.js';
 
+import { countInstructions, printInstructions, type Instructions } from './instructions.js';
 import { logCases, logEntryBytes } from './log-cases.js';
+import { median } from './statistics.js';
 
 const sizes = [64, 1024, 4096];
 const fabrics = ['shm', 'tcp', 'verbs'] as const;
@@ -107,8 +112,14 @@ function script(fabric: Fabric, where: string): string {
       measure(`calls ${bytes}`, `${calls} >/dev/null; awk '$NF == "total" { print $4 }' "$trace"`);
     }
   }
-  const log = `timeout ${logLimitSeconds} node '${logProgram}' ${fabric} ${fabric === 'verbs' ? devices.join(',') : ''}`;
-  lines.push(`${log} || echo 'bench: the log ended with' $? >&2`);
+  const log = (cases: readonly number[]): string =>
+    `timeout ${logLimitSeconds} node '${logProgram}' ${fabric} ${cases.join(',')} ` +
+    `${fabric === 'verbs' ? devices.join(',') : ''} || echo 'bench: the log ended with' $? >&2`;
+  for (let i = 0; i < repeats; i++) {
+    measure(`pair-floor ${logEntryBytes}`, floor('lat', logEntryBytes, rounds));
+    lines.push(`text=$(${log([0])})`, `echo "\${text:-log-0 ${logEntryBytes} null}"`);
+  }
+  lines.push(log(logCases.map((_, index) => index).slice(1)));
   return `trace=$(mktemp)\n${lines.join('\n')}\nrm -f "$trace"`;
 }
 
@@ -145,7 +156,7 @@ function parseRate(text: string): Rate {
   return { perSecond: Number(text.trim().split(/\s+/)[4]) * 1e6 };
 }
 
-const least = (all: readonly Latency[]): Latency => all.reduce((a, b) => (b.p50Ns < a.p50Ns ? b : a));
+const least = <T extends Latency>(all: readonly T[]): T => all.reduce((a, b) => (b.p50Ns < a.p50Ns ? b : a));
 const most = (all: readonly Rate[]): Rate => all.reduce((a, b) => (b.perSecond > a.perSecond ? b : a));
 
 function results(fabric: Fabric, output: string): Measured {
@@ -175,26 +186,30 @@ function results(fabric: Fabric, output: string): Measured {
   });
   const one = rows.find(({ bytes }) => bytes === logEntryBytes);
   if (one === undefined) throw new Error(`no write of ${logEntryBytes} bytes is measured`);
+  const beside = of('pair-floor', logEntryBytes).map(parseLatency);
   const logs = logCases.map(({ name, depth }, index) => {
-    const [text] = found.get(`log-${index} ${logEntryBytes}`) ?? ['null'];
-    const commit = JSON.parse(text ?? 'null') as LogRow['commit'];
+    const texts = found.get(`log-${index} ${logEntryBytes}`) ?? ['null'];
+    const commits = texts.map((text) => JSON.parse(text) as LogRow['commit']);
+    const measured = commits.filter((each) => each !== null);
+    const commit = measured.length === 0 ? null : least(measured);
     // Of many in flight each waits for those before it: that is no ratio to one write.
     const to = (write: Latency): number | null =>
       commit === null || depth > 1 ? null : commit.p50Ns / write.p50Ns;
+    const pairs = commits.flatMap((each, i) => (each === null ? [] : [each.p50Ns / beside[i]!.p50Ns]));
     return {
       fabric,
       name,
       depth,
       commit,
       writes: to(one.latency),
-      floors: to(one.floor),
+      floors: index === 0 && pairs.length > 0 ? median(pairs) : to(one.floor),
     };
   });
   return { rows, logs };
 }
 
 async function measure(fabric: Fabric): Promise<Measured> {
-  const total = sizes.length * (4 * repeats + 2) + logCases.length;
+  const total = sizes.length * (4 * repeats + 2) + 2 * repeats + logCases.length - 1;
   let told = 0;
   const onLine = (): void => {
     process.stderr.write(`${fabric}: ${Math.min(++told, total)} of ${total}\n`);
@@ -251,15 +266,6 @@ function printLogs(all: readonly LogRow[]): void {
   }
 }
 
-/** Whoever spins executes as many as there is time: only the sender's of a rate run would say anything. */
-function whyNoInstructions(): string {
-  const perf = spawnSync('perf', ['stat', '-e', 'instructions:u', 'true'], { encoding: 'utf8' });
-  if (perf.error !== undefined) return 'there is no perf here';
-  return /not (supported|counted)/.test(perf.stderr)
-    ? 'this machine has no counter for them'
-    : 'both sides spin';
-}
-
 async function main(): Promise<void> {
   const wanted = (process.env['FABRICS'] ?? fabrics.join(' ')).split(/\s+/);
   const unknown = wanted.filter((name) => !fabrics.some((fabric) => fabric === name));
@@ -270,19 +276,21 @@ async function main(): Promise<void> {
   }
   const all: Row[] = [];
   const logs: LogRow[] = [];
+  let instructions: Instructions | null = null;
   for (const fabric of fabrics) {
     if (!wanted.includes(fabric)) continue;
     const measured = await measure(fabric);
     all.push(...measured.rows);
     logs.push(...measured.logs);
+    if (fabric === 'verbs') instructions = countInstructions(sizes, devices);
   }
   print(all);
   printLogs(logs);
-  console.log(`\ninstructions are not counted: ${whyNoInstructions()}`);
+  if (instructions !== null) printInstructions(instructions);
   const load = loadavg()[0] ?? 0;
   if (load > 2 * availableParallelism())
     console.log(`not to be believed: the machine was busy with something else (load ${load.toFixed(1)})`);
-  if (process.env['JSON'] === '1') console.log(JSON.stringify({ rows: all, logs }));
+  if (process.env['JSON'] === '1') console.log(JSON.stringify({ rows: all, logs, instructions }));
 }
 
 await main();

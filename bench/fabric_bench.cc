@@ -39,6 +39,7 @@ using falcon::Status;
 constexpr size_t kRegionBytes = 1 << 20;
 constexpr size_t kLastWord = kRegionBytes - 64;  // where the end of a rate run is told
 constexpr size_t kPlaces = 64;                   // that a rate run writes to in turn
+constexpr size_t kSources = 1024;  // that verbs sends from in turn: more than a send queue holds
 constexpr uint64_t kWarmUp = 200;
 
 [[noreturn]] void Fail(const std::string& why) {
@@ -72,7 +73,10 @@ class End {
 class FabricEnd final : public End {
  public:
   FabricEnd(const Task& task, PeerId self, int from, int to)
-      : peer_(self == 0 ? 1 : 0), data_(task.bytes) {
+      : peer_(self == 0 ? 1 : 0),
+        bytes_(task.bytes),
+        sources_(task.fabric == "verbs" ? kSources : 1),
+        data_(sources_ * task.bytes) {
     if (task.fabric == "shm") {
       Must(MakeShmFabric({task.where, "m" + std::to_string(self), self}, &fabric_));
     } else if (task.fabric == "tcp") {
@@ -88,6 +92,8 @@ class FabricEnd final : public End {
       verbs_ = static_cast<falcon::VerbsFabric*>(fabric_.get());
     }
     Must(fabric_->AddRegion(0, kRegionBytes));
+    // As a log is: sent from where it lies.
+    Must(fabric_->AddSource(data_));
     std::string own = fabric_->Descriptor();
     own.resize(4096, ' ');  // what is read after it belongs to something else
     std::string other(4096, 0);
@@ -100,11 +106,11 @@ class FabricEnd final : public End {
     while (fabric_->State(peer_) == falcon::PeerState::kDown) fabric_->Poll();
   }
   void Send(uint64_t number) override { Post(number, 0); }
-  void Await(uint64_t number) override { AwaitAt(data_.size() - 8, number); }
-  void Stream(uint64_t number) override { Post(number, number % kPlaces * data_.size()); }
+  void Await(uint64_t number) override { AwaitAt(bytes_ - 8, number); }
+  void Stream(uint64_t number) override { Post(number, number % kPlaces * bytes_); }
   void StreamsUntil(uint64_t number) override {
     // The last place's word; earlier laps left smaller numbers there.
-    AwaitAt(number % kPlaces * data_.size() + data_.size() - 8, number);
+    AwaitAt(number % kPlaces * bytes_ + bytes_ - 8, number);
   }
   void Report() override {
     if (verbs_ == nullptr) return;
@@ -118,8 +124,10 @@ class FabricEnd final : public End {
 
  private:
   void Post(uint64_t number, size_t offset) {
-    std::memcpy(data_.data() + data_.size() - 8, &number, 8);
-    const std::span<const std::byte> pieces[] = {data_};
+    const std::span<std::byte> source =
+        std::span(data_).subspan(number % sources_ * bytes_, bytes_);
+    std::memcpy(source.data() + source.size() - 8, &number, 8);
+    const std::span<const std::byte> pieces[] = {source};
     while (true) {
       const Status status = fabric_->Write(peer_, {0, offset}, pieces);
       if (status.ok()) break;
@@ -138,6 +146,8 @@ class FabricEnd final : public End {
   }
 
   const PeerId peer_;
+  const size_t bytes_;
+  const size_t sources_;
   std::vector<std::byte> data_;
   std::unique_ptr<Fabric> fabric_;
   falcon::VerbsFabric* verbs_ = nullptr;

@@ -19,6 +19,8 @@ import { Interrupt } from '../src/lib/interrupt.js';
 import { repositoryRoot } from '../src/lib/root.js';
 import { sleep } from '../src/lib/time.js';
 
+import { mean, median } from './statistics.js';
+
 interface Load {
   readonly name: string;
   readonly clients: number;
@@ -157,10 +159,6 @@ function benchmark(netns: string, address: string, load: Load): Promise<Figures>
     });
   });
 }
-
-const mean = (values: readonly number[]): number => values.reduce((a, b) => a + b, 0) / values.length;
-const median = (values: readonly number[]): number =>
-  [...values].sort((a, b) => a - b)[values.length >> 1] ?? 0;
 
 /** The median round; in a round, the mean over the guests under load. */
 async function measure(

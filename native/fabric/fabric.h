@@ -144,6 +144,9 @@ class Fabric {
   // says only that the source is free.
   [[nodiscard]] virtual uint64_t Posted(PeerId peer) const = 0;
   [[nodiscard]] virtual uint64_t Completed(PeerId peer) const = 0;
+  // Asks that Completed(peer) soon reach what Posted(peer) is now. A fabric to which that costs
+  // something may otherwise take its time, so who waits asks; asking again while it waits is cheap.
+  virtual void RequestCompletion(PeerId /*peer*/) {}
 
   // Wakes the peer if it sleeps and this replica has written to it since the last call. Called once
   // after a batch of writes.

@@ -12,11 +12,11 @@
 //  - Exposed memory is registered for as long as it is open. Its key is told to one peer, but any
 //  connected one that knew it could use it.
 //  - Only one write in a quarter of the send queue (or in 1 MiB) asks for a completion, so
-//  Completed() moves in steps. When nothing was posted for `quiet_us` Poll probes: it reads the
-//  number of the connection from the peer's memory, which stands behind everything before it. Under
-//  load it does so now and then, because an acknowledgement alone proves little (see
-//  verbs_completions.cc): after `probe_us` if an eighth of the send queue was written meanwhile,
-//  else after `probe_late_us`.
+//  Completed() moves in steps. When somebody waits (RequestCompletion) Poll probes: it reads the
+//  number of the connection from the peer's memory, which stands behind everything before it. It
+//  does so in any case now and then, because an acknowledgement alone proves little (see
+//  verbs_completions.cc): on a new connection when nothing was posted for `quiet_us`, later after
+//  `probe_us` if a quarter of the send queue was written meanwhile, else after `probe_late_us`.
 //  - Connect asks the kernel for the peer's Ethernet address (RoCE), which takes as long as the
 //  kernel's neighbour discovery: microseconds, or seconds if that finds nobody.
 //  - A failed or flushed completion makes its peer kBroken, and nobody else; so does a queue in
@@ -57,7 +57,7 @@ struct VerbsOptions {
   uint32_t receives = 64;             // posted ahead; fewer only in tests
   uint32_t quiet_us = 200;
   uint32_t probe_us = 20000;
-  uint32_t probe_late_us = 100000;
+  uint32_t probe_late_us = 1000000;
   uint32_t stall_us = 0;  // 0: see VerbsStallBound
 };
 

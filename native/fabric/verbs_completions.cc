@@ -97,6 +97,9 @@ bool VerbsPeer::Stalled(Nanoseconds now) {
   return true;
 }
 
+// True if somebody waits for a write, and nothing that is on its way tells of it.
+bool VerbsPeer::IsAwaited() const { return completed_ < wanted_ && signaled_until_ <= free_; }
+
 // True if nobody asks for the completion of the last few writes.
 bool VerbsPeer::IsQuiet(Nanoseconds now) {
   if (completed_ == posted_ || signaled_until_ > free_) return false;
@@ -110,12 +113,12 @@ bool VerbsPeer::IsQuiet(Nanoseconds now) {
 void VerbsPeer::Tend(Nanoseconds now) {
   if (!busy() || Stalled(now) || probing_ || proved_ == posted_) return;
   if (unproved_since_ == 0) unproved_since_ = now;
-  // A probe is a completion that is asked for: where writes are slow, time alone would ask for
-  // many.
-  const bool worth = posted_ - proved_ >= options_->send_queue / 8;
+  // A probe is a completion that is asked for: where writes are rare or slow, time alone would ask
+  // for many. What a new connection has written first is looked after at once.
+  const bool worth = posted_ - proved_ >= options_->send_queue / 4;
   const uint32_t wait_us = worth ? options_->probe_us : options_->probe_late_us;
   const bool overdue = now - unproved_since_ >= Nanoseconds{wait_us} * 1000;
-  if (overdue || IsQuiet(now)) PostProbe();
+  if (overdue || IsAwaited() || (proved_ == 0 && IsQuiet(now))) PostProbe();
 }
 
 void VerbsPeer::Arm() {

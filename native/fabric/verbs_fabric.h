@@ -42,6 +42,7 @@ class VerbsFabricImpl final : public VerbsFabric {
   void Detach(PeerId peer, RegionId region) override;
   [[nodiscard]] uint64_t Posted(PeerId peer) const override { return At(peer).posted(); }
   [[nodiscard]] uint64_t Completed(PeerId peer) const override { return At(peer).completed(); }
+  void RequestCompletion(PeerId peer) override { At(peer).RequestCompletion(); }
   void Ring(PeerId peer) override;
   int Poll() override;
   [[nodiscard]] int wake_fd() const override { return wake_.get(); }

@@ -92,7 +92,7 @@ void VerbsPeer::ForgetPosts() {
   unsignaled_bytes_ = 0;
   probing_ = false;
   unproved_since_ = waiting_since_ = 0;
-  posted_ = completed_ = proving_ = proved_ = 0;
+  posted_ = completed_ = wanted_ = proving_ = proved_ = 0;
   wakes_taken_ = 0;
   large_.clear();
   sleep = {};

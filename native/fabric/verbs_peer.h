@@ -14,7 +14,8 @@
 namespace falcon {
 
 // Work requests that the fabric posts for itself: sleep words, wakes, probes.
-inline constexpr uint32_t kVerbsControlSlots = 32;
+// Every half of them asks for a completion.
+inline constexpr uint32_t kVerbsControlSlots = 128;
 inline constexpr uint32_t kVerbsReceives = 64;
 // Wakes on their way; half of the receives, so that none meets a peer without one.
 inline constexpr uint16_t kVerbsMaxWakes = kVerbsReceives / 2;
@@ -69,6 +70,8 @@ class VerbsPeer {
     return state_ == PeerState::kUp && (free_ != next_ || proved_ != posted_);
   }
   void Tend(Nanoseconds now);
+  // Somebody waits for what is posted now.
+  void RequestCompletion() { wanted_ = posted_; }
   // Asks for an event with the next wake, and with the next completion if one is due.
   void Arm();
 
@@ -119,6 +122,7 @@ class VerbsPeer {
   void TakeProbe();
   bool Stalled(Nanoseconds now);
   bool IsQuiet(Nanoseconds now);
+  [[nodiscard]] bool IsAwaited() const;
   void Retire(uint64_t through);
   void ForgetPosts();
   void DrainQueues();
@@ -139,6 +143,7 @@ class VerbsPeer {
   uint32_t control_unsignaled_ = 0;
   uint64_t posted_ = 0;  // the user's
   uint64_t completed_ = 0;
+  uint64_t wanted_ = 0;  // somebody waits until so many are completed
   uint32_t inline_bytes_ = 0;
   uint16_t wakes_taken_ = 0;
   uint64_t quiet_slot_ = 0;  // nothing was posted behind it since quiet_since_

@@ -37,6 +37,25 @@ bool EntryIsWhole(std::span<const std::byte> bytes) {
   return EntryChecksum(bytes, header.payload_length) == header.checksum;
 }
 
+bool EntriesAreWhole(std::span<const std::byte> bytes, uint32_t last) {
+  if (bytes.empty()) return false;
+  uint32_t before = 0;
+  for (size_t at = 0; at < bytes.size();) {
+    const auto rest = bytes.subspan(at);
+    if (!EntryIsWhole(rest)) return false;
+    const EntryHeader header = ReadEntryHeader(rest);
+    if (at > 0 && header.previous != before) return false;
+    const size_t size = EntryBytes(header.payload_length);
+    const auto padding = rest.first(size).subspan(kEntryHeaderBytes + header.payload_length);
+    for (const std::byte b : padding) {
+      if (b != std::byte{0}) return false;
+    }
+    before = header.checksum;
+    at += size;
+  }
+  return before == last;
+}
+
 uint32_t WriteEntry(std::span<std::byte> into, View view, Op op, Op commit_op, EntryKind kind,
                     uint32_t previous, std::span<const std::byte> payload) {
   FALCON_CHECK(payload.size() <= kMaxPayloadBytes);

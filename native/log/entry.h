@@ -72,6 +72,11 @@ static_assert(offsetof(EntryHeader, kind) == 40);
 // at nothing beyond `bytes`.
 [[nodiscard]] bool EntryIsWhole(std::span<const std::byte> bytes);
 
+// True if `bytes` are whole entries back to back, at least one, each of which continues the one
+// before it, and the last of which has the checksum `last`: since each names its predecessor, no
+// other entries can stand there.
+[[nodiscard]] bool EntriesAreWhole(std::span<const std::byte> bytes, uint32_t last);
+
 // The header at the start of `bytes`, which must hold one.
 [[nodiscard]] EntryHeader ReadEntryHeader(std::span<const std::byte> bytes);
 

@@ -15,19 +15,6 @@ uint32_t HeaderChecksum(const RecordHeader& header) {
       std::as_bytes(std::span(&header, 1)).first(offsetof(RecordHeader, header_checksum)));
 }
 
-// The checksum of bytes that their writer may be changing right now.
-uint32_t SharedChecksum(std::span<const std::byte> shared, uint32_t seed) {
-  alignas(8) std::array<std::byte, 512> copy;
-  while (!shared.empty()) {
-    const size_t bytes = std::min(shared.size(), copy.size());
-    const std::span<std::byte> chunk = std::span(copy).first(bytes);
-    CopyFromShared(chunk, shared.data());
-    seed = Crc32c(chunk, seed);
-    shared = shared.subspan(bytes);
-  }
-  return seed;
-}
-
 bool RingBytesAreRight(size_t ring_bytes) {
   return ring_bytes >= kMinRecordRingBytes && ring_bytes % 8 == 0;
 }
@@ -40,7 +27,7 @@ size_t BytesBeforeWrap(size_t ring_bytes, uint64_t offset, size_t length) {
 }  // namespace
 
 void RecordRingWriter::Reset(uint64_t connection, uint64_t stream, size_t ring_bytes,
-                             RemoteAddress remote, bool checksum_payload) {
+                             RemoteAddress remote) {
   FALCON_CHECK(RingBytesAreRight(ring_bytes));
   FALCON_CHECK(remote.offset % 8 == 0);
   if (slots_ == nullptr) slots_ = std::make_unique<std::array<Slot, kSlots>>();
@@ -53,7 +40,6 @@ void RecordRingWriter::Reset(uint64_t connection, uint64_t stream, size_t ring_b
   stream_ = stream;
   ring_bytes_ = ring_bytes;
   remote_ = remote;
-  checksum_payload_ = checksum_payload;
   position_ = 0;
   consumed_ = 0;
 }
@@ -81,20 +67,30 @@ Status RecordRingWriter::Post(Fabric& fabric, PeerId peer, std::span<const std::
 
 Status RecordRingWriter::PostMany(Fabric& fabric, PeerId peer, std::span<const std::byte> first,
                                   std::span<const std::byte> second) {
+  return Place(fabric, peer, first, second, Crc32c(second, Crc32c(first)));
+}
+
+Status RecordRingWriter::PostTagged(Fabric& fabric, PeerId peer, std::span<const std::byte> payload,
+                                    uint32_t tag) {
+  return Place(fabric, peer, payload, {}, tag);
+}
+
+Status RecordRingWriter::Place(Fabric& fabric, PeerId peer, std::span<const std::byte> first,
+                               std::span<const std::byte> second, uint32_t tag) {
   const size_t length = first.size() + second.size();
   FALCON_CHECK(length > 0 && ring_bytes_ > 0);
   if (length > Space()) return {"RECORD_RING_FULL", "the peer has not consumed enough"};
   Slot& slot = (*slots_)[next_slot_];
   if (slot.sent_at > fabric.Completed(peer)) {
     if (fabric.State(peer) != PeerState::kUp) return {"FABRIC_DOWN", "not connected"};
+    fabric.RequestCompletion(peer);
     return {"FABRIC_BUSY", "every record header is in flight"};
   }
 
   const uint64_t start = RecordStart(position_, ring_bytes_);
   const uint64_t offset = start % ring_bytes_;
   RecordHeader& header = slot.header;
-  header = {connection_, stream_, start, static_cast<uint32_t>(length), 0, 0, 0};
-  if (checksum_payload_) header.payload_checksum = Crc32c(second, Crc32c(first));
+  header = {connection_, stream_, start, static_cast<uint32_t>(length), 0, tag, 0};
   header.header_checksum = HeaderChecksum(header);
 
   const size_t before_wrap = BytesBeforeWrap(ring_bytes_, offset, length);
@@ -121,13 +117,12 @@ Status RecordRingWriter::PostMany(Fabric& fabric, PeerId peer, std::span<const s
   return Ok();
 }
 
-void RecordRingReader::Reset(uint64_t connection, uint64_t stream, std::span<const std::byte> ring,
-                             bool verify_payload) {
+void RecordRingReader::Reset(uint64_t connection, uint64_t stream,
+                             std::span<const std::byte> ring) {
   FALCON_CHECK(RingBytesAreRight(ring.size()) && IsWordAligned(ring.data()));
   connection_ = connection;
   stream_ = stream;
   ring_ = ring;
-  verify_payload_ = verify_payload;
   position_ = 0;
   found_bytes_ = 0;
 }
@@ -146,19 +141,19 @@ bool RecordRingReader::ReadHeader(RecordHeader* header) const {
   return header->header_checksum == HeaderChecksum(*header);
 }
 
-bool RecordRingReader::Next(std::span<const std::byte>* first, std::span<const std::byte>* second) {
+bool RecordRingReader::CopyNext(std::vector<std::byte>* payload, uint32_t* tag) {
   found_bytes_ = 0;
   RecordHeader header;
   if (!ReadHeader(&header)) return false;
   const uint64_t offset = header.position % ring_.size();
   const size_t before_wrap = BytesBeforeWrap(ring_.size(), offset, header.length);
-  *first = ring_.subspan(static_cast<size_t>(offset) + kRecordHeaderBytes, before_wrap);
-  *second = ring_.first(header.length - before_wrap);
-  // A payload of which all bytes wrap is one piece.
-  if (first->empty()) std::swap(*first, *second);
-  if (verify_payload_ &&
-      SharedChecksum(*second, SharedChecksum(*first, 0)) != header.payload_checksum)
-    return false;
+  payload->resize(header.length);
+  const std::span<std::byte> copy(*payload);
+  const std::byte* at = ring_.data() + offset + kRecordHeaderBytes;
+  // A payload of which all bytes wrap begins one past the ring's last byte: nothing is read there.
+  if (before_wrap > 0) CopyFromShared(copy.first(before_wrap), at);
+  CopyFromShared(copy.subspan(before_wrap), ring_.data());
+  *tag = header.payload_tag;
   found_bytes_ = RecordBytes(header.length);
   return true;
 }
@@ -170,18 +165,8 @@ void RecordRingReader::Consume() {
 }
 
 bool RecordRingReader::NextInto(std::vector<std::byte>* payload) {
-  RecordHeader header;
-  if (!ReadHeader(&header)) return false;
-  const uint64_t offset = header.position % ring_.size();
-  const size_t before_wrap = BytesBeforeWrap(ring_.size(), offset, header.length);
-  payload->resize(header.length);
-  const std::span<std::byte> copy(*payload);
-  const std::byte* at = ring_.data() + offset + kRecordHeaderBytes;
-  // A payload of which all bytes wrap begins one past the ring's last byte: nothing is read there.
-  if (before_wrap > 0) CopyFromShared(copy.first(before_wrap), at);
-  CopyFromShared(copy.subspan(before_wrap), ring_.data());
-  if (verify_payload_ && Crc32c(copy) != header.payload_checksum) return false;
-  found_bytes_ = RecordBytes(header.length);
+  uint32_t checksum = 0;
+  if (!CopyNext(payload, &checksum) || Crc32c(*payload) != checksum) return false;
   Consume();
   return true;
 }

@@ -26,20 +26,20 @@
 namespace falcon {
 
 struct RecordHeader {
-  uint64_t connection;        // incarnation of the connection that carries it
-  uint64_t stream;            // chosen by the users of the ring, for example the view
-  uint64_t position;          // of this header's first byte
-  uint32_t length;            // payload bytes, at least 1
-  uint32_t reserved;          // zero
-  uint32_t payload_checksum;  // CRC32C of the payload; 0 if the writer was told to leave it out
-  uint32_t header_checksum;   // CRC32C of the 36 bytes before
+  uint64_t connection;       // incarnation of the connection that carries it
+  uint64_t stream;           // chosen by the users of the ring, for example the view
+  uint64_t position;         // of this header's first byte
+  uint32_t length;           // payload bytes, at least 1
+  uint32_t reserved;         // zero
+  uint32_t payload_tag;      // CRC32C of the payload, or what its users know it by
+  uint32_t header_checksum;  // CRC32C of the 36 bytes before
 };
 
 inline constexpr size_t kRecordHeaderBytes = 40;
 static_assert(sizeof(RecordHeader) == kRecordHeaderBytes);
 static_assert(offsetof(RecordHeader, position) == 16);
 static_assert(offsetof(RecordHeader, length) == 24);
-static_assert(offsetof(RecordHeader, payload_checksum) == 32);
+static_assert(offsetof(RecordHeader, payload_tag) == 32);
 static_assert(offsetof(RecordHeader, header_checksum) == 36);
 
 // Bytes that a record with this payload takes in the ring.
@@ -60,10 +60,8 @@ class RecordRingWriter {
  public:
   // Starts a stream at position 0. `remote` is where the ring begins in the peer's region. No
   // (connection, stream) is ever used twice. A new stream may follow on a connection whose writes
-  // are still in flight; a new connection may only follow after Connect. `checksum_payload` false
-  // leaves payload_checksum out, for payloads that carry their own.
-  void Reset(uint64_t connection, uint64_t stream, size_t ring_bytes, RemoteAddress remote,
-             bool checksum_payload = true);
+  // are still in flight; a new connection may only follow after Connect.
+  void Reset(uint64_t connection, uint64_t stream, size_t ring_bytes, RemoteAddress remote);
 
   // Takes the reader's consumed() as the peer published it. A value that goes back or beyond what
   // was written is ignored, and false returned.
@@ -89,7 +87,14 @@ class RecordRingWriter {
   Status PostMany(Fabric& fabric, PeerId peer, std::span<const std::byte> first,
                   std::span<const std::byte> second = {});
 
+  // Posts one record whose payload carries its own checksums: the reader's CopyNext takes it as it
+  // is. `tag` must tell it from whatever else may lie there, whole, from an earlier lap.
+  Status PostTagged(Fabric& fabric, PeerId peer, std::span<const std::byte> payload, uint32_t tag);
+
  private:
+  Status Place(Fabric& fabric, PeerId peer, std::span<const std::byte> first,
+               std::span<const std::byte> second, uint32_t tag);
+
   struct Slot {
     RecordHeader header;
     uint64_t sent_at;  // free once Completed() has reached this
@@ -100,7 +105,6 @@ class RecordRingWriter {
   uint64_t stream_ = 0;
   size_t ring_bytes_ = 0;
   RemoteAddress remote_;
-  bool checksum_payload_ = true;
   uint64_t position_ = 0;
   uint64_t consumed_ = 0;
   size_t next_slot_ = 0;
@@ -109,24 +113,17 @@ class RecordRingWriter {
 
 class RecordRingReader {
  public:
-  // `ring` is 8-byte aligned memory that only the expected writer writes. `verify_payload` false
-  // leaves the payload unchecked (and possibly not wholly there), for payloads that carry their own
-  // checksum.
-  void Reset(uint64_t connection, uint64_t stream, std::span<const std::byte> ring,
-             bool verify_payload = true);
+  // `ring` is 8-byte aligned memory that only the expected writer writes.
+  void Reset(uint64_t connection, uint64_t stream, std::span<const std::byte> ring);
 
-  // True if the next record is there: its payload is `first` followed by `second` (empty unless it
-  // wraps). The spans are in the ring and stay valid until the consumed position behind them is
-  // published; what must not change between check and use (by a stray late write) is copied first
-  // and checked then, as NextInto does. Calling it again without Consume gives the same record.
-  bool Next(std::span<const std::byte>* first, std::span<const std::byte>* second);
-
-  // Goes behind the record that the last Next returned.
-  void Consume();
-
-  // Copies the next payload out, always verifies the copy unless verify_payload is off, and
-  // consumes it.
+  // Copies the next payload out, verifies the copy, and consumes it. False: it is not there (yet).
   bool NextInto(std::vector<std::byte>* payload);
+
+  // The same for a record with a tag, but the copy is only as whole as the caller finds it, who
+  // then consumes it or tries again. False: not even its header is there.
+  bool CopyNext(std::vector<std::byte>* payload, uint32_t* tag);
+  // Goes behind the record that the last CopyNext copied.
+  void Consume();
 
   // Position behind the last consumed record: what the writer's SetConsumed takes.
   [[nodiscard]] uint64_t consumed() const { return position_; }
@@ -137,9 +134,8 @@ class RecordRingReader {
   uint64_t connection_ = 0;
   uint64_t stream_ = 0;
   std::span<const std::byte> ring_;
-  bool verify_payload_ = true;
   uint64_t position_ = 0;
-  size_t found_bytes_ = 0;  // of the record that Next returned, header included; 0: none
+  size_t found_bytes_ = 0;  // of the record that CopyNext copied, header included; 0: none
 };
 
 }  // namespace falcon

@@ -107,6 +107,8 @@ Status PageMover::Step(size_t max_bytes, size_t* posted_bytes) {
   }
   // What completes as it is posted (shm) is not left for a step that may not come.
   Status status = Retire();
+  const bool waits = *posted_bytes == 0 || (next_ >= pages_.pages() && part_ >= parts_.size());
+  if (waits && head_ != tail_) fabric_->RequestCompletion(peer_);
   return status.ok() ? status : Fail(std::move(status));
 }
 

@@ -139,6 +139,9 @@ bool DataPlane::SendMail(PeerId id, std::span<const std::byte> message) {
   peer.mail_ticket[slot] = fabric_->Posted(id);
   ++peer.mail_next;
   peer.wrote = true;
+  // Before the places run out: what finds none is dropped.
+  const size_t ahead = (peer.mail_next + PeerLink::kMailSlots / 2) % PeerLink::kMailSlots;
+  if (peer.mail_ticket[ahead] > fabric_->Completed(id)) fabric_->RequestCompletion(id);
   return true;
 }
 
@@ -263,12 +266,16 @@ int DataPlane::PollOnce(Nanoseconds now) {
   if (pending_ == Pending::kLead && LogAtRest()) FinishLead(now);
   if (role_ == PlaneRole::kFollowing) done += TakeEntries(now);
   if (rings_ != nullptr) done += PollIngress(now);
-  HandToWal();
+  // What peers wait for goes first: the entries, and a backup's acknowledgement.
+  NoteTaken();
   if (role_ == PlaneRole::kLeading) {
     done += FeedPeers();
     AdvanceCommit();
-    PollLease(now);
+  } else {
+    PostWords();
   }
+  HandToWal();
+  if (role_ == PlaneRole::kLeading) PollLease(now);
   done += PollDelivery(now);
   if (rings_ != nullptr) done += PollEgress(now);
   if (transfer_ != nullptr) done += PollTransfer(now);

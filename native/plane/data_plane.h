@@ -268,7 +268,9 @@ class DataPlane final : private FlowSink {
   bool TakeReceived(Nanoseconds now);
   bool StartFeed(PeerLink& peer);
   bool PostRecord(PeerLink& peer, std::span<const std::byte> entries, Op first_op, size_t count,
-                  bool from_memory);
+                  uint32_t last_checksum, bool from_memory);
+  bool HasLeft(PeerId peer, uint64_t ticket);
+  void AskForRoom();
   bool AppendReceived(std::span<const std::byte> entry, Nanoseconds now);
   void StreamBroken(PeerId peer, const Status& why);
   int FeedPeers();
@@ -279,6 +281,7 @@ class DataPlane final : private FlowSink {
   void MarkWords(bool all);
   void BecomeIdle();
   bool AppendOwn(EntryKind kind, std::span<const std::byte> payload);
+  void NoteTaken();
   void HandToWal();
   void WakeWal(Nanoseconds now);
   void FlushWal();

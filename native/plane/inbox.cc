@@ -97,6 +97,7 @@ Status InboxWriter::Step(size_t max_bytes, int* done) {
   if (!s.ok()) return std::strcmp(s.code(), "FABRIC_BUSY") == 0 ? Ok() : s;
   header_posted_ = true;
   ticket_ = fabric_->Posted(peer_);
+  fabric_->RequestCompletion(peer_);
   ++*done;
   return Ok();
 }

@@ -119,16 +119,9 @@ int DataPlane::TakeEntries(Nanoseconds now) {
 
 // Copies the next record out of the ring, and lets go of its place, if all its entries are whole.
 bool DataPlane::CopyRecord(PeerLink& peer, Nanoseconds now) {
-  std::span<const std::byte> first, second;
-  if (!peer.entries_in.Next(&first, &second)) return false;
-  received_.assign(first.begin(), first.end());
-  received_.insert(received_.end(), second.begin(), second.end());
-  bool whole = !received_.empty();
-  for (size_t at = 0; whole && at < received_.size();) {
-    const auto rest = std::span<const std::byte>(received_).subspan(at);
-    whole = EntryIsWhole(rest);
-    if (whole) at += EntryBytes(ReadEntryHeader(rest).payload_length);
-  }
+  uint32_t last = 0;
+  if (!peer.entries_in.CopyNext(&received_, &last)) return false;
+  const bool whole = EntriesAreWhole(received_, last);
   received_at_ = 0;
   if (!whole) {
     received_.clear();
@@ -170,7 +163,7 @@ bool DataPlane::AppendReceived(std::span<const std::byte> entry, Nanoseconds now
     return StreamBroken(primary_, {"PEER_STREAM", "an entry does not continue the log"}), false;
   }
   const auto room = log_.Reserve(entry.size());
-  if (room.empty()) return false;
+  if (room.empty()) return AskForRoom(), false;
   std::memcpy(room.data(), entry.data(), entry.size());
   log_.Commit(header);
   commit_op_ = std::max(commit_op_, std::min(header.commit_op, log_.last_op()));
@@ -190,10 +183,13 @@ void DataPlane::HandToWal() {
     wal_sequence_ = sequence;
     ++wal_handed_op_;
   }
-  if (!options_.force && durable_op_ != log_.last_op()) {
-    durable_op_ = log_.last_op();
-    MarkWords(false);
-  }
+}
+
+// A log in memory is durable where it was taken.
+void DataPlane::NoteTaken() {
+  if (options_.force || durable_op_ == log_.last_op()) return;
+  durable_op_ = log_.last_op();
+  MarkWords(false);
 }
 
 // After the posts of a round: waking the writer is a system call, and where processors are few the
@@ -237,7 +233,7 @@ int DataPlane::PollWal() {
 
 bool DataPlane::AppendOwn(EntryKind kind, std::span<const std::byte> payload) {
   const auto room = log_.Reserve(EntryBytes(payload.size()));
-  if (room.empty()) return false;
+  if (room.empty()) return AskForRoom(), false;
   WriteEntry(room, promised_view_, log_.last_op() + 1, commit_op_, kind, log_.last_checksum(),
              payload);
   log_.Commit(ReadEntryHeader(room));
@@ -253,13 +249,27 @@ void DataPlane::NoteSent(PeerLink& peer) {
   }
 }
 
+// True if nothing is sent any more from where the post with this ticket was made; else it will
+// soon be.
+bool DataPlane::HasLeft(PeerId peer, uint64_t ticket) {
+  if (fabric_->Completed(peer) >= ticket) return true;
+  fabric_->RequestCompletion(peer);
+  return false;
+}
+
+// The log has no room while entries wait that may have left.
+void DataPlane::AskForRoom() {
+  for (const auto& peer : peers_) {
+    if (peer != nullptr && peer->up && peer->sent_head != peer->sent_tail)
+      fabric_->RequestCompletion(peer->id);
+  }
+}
+
 // A stream starts only when everything posted earlier on the connection has left: then no old
 // source can be overwritten while it is still being sent.
 bool DataPlane::StartFeed(PeerLink& peer) {
-  if (fabric_->Completed(peer.id) < fabric_->Posted(peer.id)) return false;
+  if (!HasLeft(peer.id, fabric_->Posted(peer.id))) return false;
   const RegionLayout layout{options_.ring_bytes};
-  // The record's checksum covers the payload too: whole entries of an earlier lap, still lying
-  // where new ones are about to land, must not be taken for them.
   peer.entries_out.Reset(peer.connection, peer.feed_view, options_.ring_bytes,
                          {0, layout.RingAt(options_.self)});
   peer.sent_head = peer.sent_tail = 0;
@@ -280,17 +290,24 @@ int DataPlane::FeedPeers() {
       const size_t space = peer->entries_out.Space();
       size_t count = 0;
       const auto run = log_.Run(peer->next_op, std::min(space, kRecordBytesMax), &count);
-      if (run.size() > space || !PostRecord(*peer, run, peer->next_op, count, true)) break;
+      if (run.size() > space) break;
+      const uint32_t last = ReadEntryHeader(log_.Entry(peer->next_op + count - 1)).checksum;
+      if (!PostRecord(*peer, run, peer->next_op, count, last, true)) break;
       ++posted;
     }
   }
   return posted;
 }
 
+// The record is known by its last entry: whole entries of an earlier lap, still lying where new
+// ones are about to land, must not be taken for them.
 bool DataPlane::PostRecord(PeerLink& peer, std::span<const std::byte> entries, Op first_op,
-                           size_t count, bool from_memory) {
-  if (from_memory && peer.sent_head - peer.sent_tail == PeerLink::kSentSlots) return false;
-  if (!peer.entries_out.Post(*fabric_, peer.id, entries).ok()) return false;
+                           size_t count, uint32_t last_checksum, bool from_memory) {
+  if (from_memory && peer.sent_head - peer.sent_tail == PeerLink::kSentSlots) {
+    fabric_->RequestCompletion(peer.id);
+    return false;
+  }
+  if (!peer.entries_out.PostTagged(*fabric_, peer.id, entries, last_checksum).ok()) return false;
   if (from_memory) {
     peer.sent[peer.sent_head++ % PeerLink::kSentSlots] = {first_op, fabric_->Posted(peer.id)};
   }
@@ -301,7 +318,7 @@ bool DataPlane::PostRecord(PeerLink& peer, std::span<const std::byte> entries, O
 }
 
 int DataPlane::FeedFromDisk(PeerLink& peer) {
-  if (peer.disk_ticket > fabric_->Completed(peer.id)) return 0;
+  if (!HasLeft(peer.id, peer.disk_ticket)) return 0;
   const size_t space = peer.entries_out.Space();
   peer.disk_chunk.clear();
   const Op until = std::min(log_.first_op(), wal_durable_op_ + 1);
@@ -317,12 +334,14 @@ int DataPlane::FeedFromDisk(PeerLink& peer) {
     return 0;
   }
   size_t count = 0;
+  uint32_t last = 0;
   for (size_t at = 0; at < peer.disk_chunk.size(); ++count) {
-    at += EntryBytes(
-        ReadEntryHeader(std::span<const std::byte>(peer.disk_chunk).subspan(at)).payload_length);
+    const auto header = ReadEntryHeader(std::span<const std::byte>(peer.disk_chunk).subspan(at));
+    last = header.checksum;
+    at += EntryBytes(header.payload_length);
   }
   if (count == 0 || peer.disk_chunk.size() > space) return 0;
-  if (!PostRecord(peer, peer.disk_chunk, peer.next_op, count, false)) return 0;
+  if (!PostRecord(peer, peer.disk_chunk, peer.next_op, count, last, false)) return 0;
   peer.disk_ticket = fabric_->Posted(peer.id);
   return 1;
 }
@@ -370,7 +389,7 @@ void DataPlane::PostWords() {
   for (auto& peer : peers_) {
     if (peer == nullptr || !peer->up) continue;
     const size_t slot = peer->words_sent % PeerLink::kWordsSlab;
-    if (peer->words_dirty && peer->words_ticket[slot] <= fabric_->Completed(peer->id)) {
+    if (peer->words_dirty && HasLeft(peer->id, peer->words_ticket[slot])) {
       PeerWords& words = peer->words_slab[slot];
       words = {};
       words.connection = peer->connection;

@@ -29,6 +29,7 @@ uint32_t DataPlane::ChecksumOf(Op op) {
 void DataPlane::FinishPending() {
   if (pending_ == Pending::kNone || pending_ == Pending::kLead) return;
   HandToWal();
+  NoteTaken();
   if (!LogAtRest()) return;
   const Pending what = pending_;
   pending_ = Pending::kNone;

@@ -189,8 +189,10 @@ void DataPlane::LetLeave() {
   if (leaving_ == nullptr) return;
   const PeerLink& peer = *peers_[leaving_->options().peer];
   if (peer.up && peer.generation == leaving_generation_ &&
-      fabric_->Completed(peer.id) < leaving_ticket_)
+      fabric_->Completed(peer.id) < leaving_ticket_) {
+    fabric_->RequestCompletion(peer.id);
     return;
+  }
   leaving_.reset();
 }
 

@@ -136,6 +136,44 @@ TEST(RightChecksumIsNotEnough) {
   CHECK(!EntryIsWhole(with(1, 1, 8)));
 }
 
+Bytes Chain(size_t entries, Op from, uint32_t* last) {
+  Bytes chain;
+  for (size_t i = 0; i < entries; ++i) {
+    const Golden golden{"", 1, from + i, 0, EntryKind::kFrame, 3 + i};
+    const Bytes entry = Write(golden, *last);
+    *last = ReadEntryHeader(entry).checksum;
+    chain.insert(chain.end(), entry.begin(), entry.end());
+  }
+  return chain;
+}
+
+TEST(EntriesBackToBackAreKnownByTheLast) {
+  uint32_t before = 0;
+  const Bytes older = Chain(4, 1, &before);
+  uint32_t last = before;
+  Bytes chain = Chain(4, 5, &last);  // in the same places
+  REQUIRE(chain.size() == older.size());
+  CHECK(EntriesAreWhole(older, before) && EntriesAreWhole(chain, last));
+  CHECK(!EntriesAreWhole(chain, before) && !EntriesAreWhole({}, 0));
+  for (size_t bit = 0; bit < chain.size() * 8; ++bit) {  // padding included
+    chain[bit / 8] ^= static_cast<std::byte>(1u << (bit % 8));
+    CHECK(!EntriesAreWhole(chain, last));
+    chain[bit / 8] ^= static_cast<std::byte>(1u << (bit % 8));
+  }
+  for (size_t length = 0; length < chain.size(); ++length)
+    CHECK(!EntriesAreWhole(std::span(chain).first(length), last));
+  // Half of what stood there before is still there.
+  const size_t each = EntryBytes(3);
+  for (unsigned stale = 1; stale < 16; ++stale) {
+    Bytes mixed = chain;
+    for (size_t i = 0; i < 4; ++i) {
+      const auto at = static_cast<ptrdiff_t>(i * each);
+      if ((stale >> i & 1) != 0) std::copy_n(older.begin() + at, each, mixed.begin() + at);
+    }
+    CHECK(!EntriesAreWhole(mixed, last));
+  }
+}
+
 TEST(LargestPayload) {
   const Bytes payload(kMaxPayloadBytes, std::byte{5});
   Bytes entry(EntryBytes(kMaxPayloadBytes));

@@ -18,6 +18,13 @@ namespace falcon::test {
 inline constexpr size_t kRegion0Bytes = 512 << 10;
 inline constexpr size_t kRegion1Bytes = 64 << 10;
 
+// False: the fabric was asked to complete what is posted.
+inline bool AllCompleted(Fabric& fabric, PeerId peer) {
+  if (fabric.Completed(peer) == fabric.Posted(peer)) return true;
+  fabric.RequestCompletion(peer);
+  return false;
+}
+
 // Members of one fabric, each with region 0 and region 1 of the sizes above.
 class FabricBed {
  public:

@@ -134,7 +134,7 @@ inline void WritesOfOneConnectionKeepTheirOrder(FabricBed& bed) {
     for (const uint64_t offset : {8192, 64, 4096})
       CHECK(WriteOne(bed.at(0), 1, {0, offset}, WordBytes(i)).ok());
     if (bed.concurrent()) {
-      while (bed.at(0).Completed(1) < bed.at(0).Posted(1)) bed.at(0).Poll();
+      while (!AllCompleted(bed.at(0), 1)) bed.at(0).Poll();
       continue;
     }
     do {
@@ -186,7 +186,7 @@ inline void AlignedWordsNeverTear(FabricBed& bed) {
                            whole.subspan(cut + 2)};
     CHECK(bed.at(0).Write(1, {0, 1024}, pieces).ok());
     if (bed.concurrent()) {
-      while (bed.at(0).Completed(1) < bed.at(0).Posted(1)) bed.at(0).Poll();
+      while (!AllCompleted(bed.at(0), 1)) bed.at(0).Poll();
       continue;
     }
     while (bed.Step()) {

@@ -362,7 +362,7 @@ inline void ExposedMemoryKeepsTheOrder(FabricBed& bed) {
     };
     for (size_t i = 0; i < kRuns; ++i) post(i * kRunBytes, run);
     post(kRuns * kRunBytes, WordBytes(word));
-    for (bool more = true; bed.at(0).Completed(1) < bed.at(0).Posted(1) || more; ++looks) {
+    for (bool more = true; !AllCompleted(bed.at(0), 1) || more; ++looks) {
       if (!holds()) ++wrong;
       more = bed.concurrent() ? (bed.at(0).Poll(), false) : bed.Step();
     }

@@ -126,9 +126,10 @@ class VerbsBed final : public FabricBed {
     for (const auto& fabric : fabrics_) {
       if (fabric == nullptr) continue;
       fabric->Poll();
-      for (PeerId peer = 0; peer < kMaxMembers; ++peer)
-        done = done && (fabric->State(peer) != PeerState::kUp ||
-                        fabric->Completed(peer) == fabric->Posted(peer));
+      for (PeerId peer = 0; peer < kMaxMembers; ++peer) {
+        if (fabric->State(peer) != PeerState::kUp) continue;
+        done = AllCompleted(*fabric, peer) && done;
+      }
     }
     if (!done) sched_yield();
     return done;

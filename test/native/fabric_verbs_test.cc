@@ -27,6 +27,7 @@ using falcon::Status;
 using falcon::VerbsFabric;
 using falcon::VerbsOptions;
 using falcon::VerbsPsn;
+using falcon::test::AllCompleted;
 using falcon::test::KernelObjects;
 using falcon::test::OptionsFor;
 using falcon::test::VerbsBed;
@@ -207,6 +208,26 @@ TEST(few_writes_ask_for_a_completion) {
   CHECK((after.signaled - before.signaled) * 50 <= requests);
   CHECK(after.probes - before.probes > 0);
   CHECK(after.signaled - before.signaled >= requests / 128);
+}
+
+// One at a time, as a guest with little to do makes them: what completes, and when, interests
+// nobody.
+TEST(rare_writes_ask_for_few_completions) {
+  VerbsBed bed;
+  bed.StartAll(2);
+  const Bytes data = Pattern(6, 128);
+  for (int posted = 0; posted < 1500; ++posted) {
+    CHECK(WriteOne(bed.at(0), 1, {0, 0}, data).ok());
+    const falcon::Nanoseconds next = falcon::MonotonicNow() + falcon::kMillisecond;
+    while (falcon::MonotonicNow() < next) bed.at(0).Poll();
+  }
+  const falcon::VerbsCounters counters = bed.verbs(0).verbs_counters();
+  CHECK(counters.signaled * 50 <= counters.posted);
+  // Who asks is told.
+  const falcon::Nanoseconds asked = falcon::MonotonicNow();
+  while (!AllCompleted(bed.at(0), 1)) bed.at(0).Poll();
+  CHECK(falcon::MonotonicNow() - asked <
+        falcon::Nanoseconds{bed.options[0].probe_late_us} * 1000 / 2);
 }
 
 // Time alone asks for nothing: as if a probe were due all the time.

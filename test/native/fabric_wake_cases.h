@@ -90,7 +90,7 @@ inline void NoWakeIsLost(FabricBed& bed) {
     word = i;
     if (!WriteOne(bed.at(0), 1, {0, 64}, WordBytes(word)).ok()) failed = true;
     bed.at(0).Ring(1);
-    while (bed.at(0).Completed(1) < bed.at(0).Posted(1) && !failed) bed.at(0).Poll();
+    while (!AllCompleted(bed.at(0), 1) && !failed) bed.at(0).Poll();
   }
   while (!over) bed.at(0).Poll();
   sleeper.join();

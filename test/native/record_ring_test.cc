@@ -57,12 +57,12 @@ Bytes Payload(uint64_t seed, size_t length) {
 
 // Node 0 writes into a ring in node 1's region 0.
 struct SimBed {
-  explicit SimBed(size_t ring, falcon::SimOptions options = {}, bool checksums = true)
+  explicit SimBed(size_t ring, falcon::SimOptions options = {})
       : ring_bytes(ring), network(options), a(network.MakeFabric(0)), b(network.MakeFabric(1)) {
     CHECK(b->AddRegion(0, kRingAt + ring).ok());
     CHECK(a->Connect(1, kConnection, b->Descriptor()).ok());
-    writer.Reset(kConnection, kStream, ring, {0, kRingAt}, checksums);
-    reader.Reset(kConnection, kStream, Ring(), checksums);
+    writer.Reset(kConnection, kStream, ring, {0, kRingAt});
+    reader.Reset(kConnection, kStream, Ring());
   }
   std::span<std::byte> Ring() { return b->region(0).subspan(kRingAt); }
   Status Post(Span payload) { return writer.Post(*a, 1, payload); }
@@ -73,23 +73,19 @@ struct SimBed {
   }
   // The next record in both ways of reading, which must agree; empty if there is none.
   Bytes Take() {
-    Span first, second;
-    Bytes by_spans;
-    const bool there = reader.Next(&first, &second);
-    if (there) {
-      by_spans.assign(first.begin(), first.end());
-      by_spans.insert(by_spans.end(), second.begin(), second.end());
-      CHECK(!first.empty());
-      CHECK(second.empty() || second.data() == Ring().data());
-    }
     Bytes copied;
-    CHECK(reader.NextInto(&copied) == there);
-    if (there) CHECK(copied == by_spans);
-    return by_spans;
+    uint32_t tag = 0;
+    const bool there = reader.CopyNext(&copied, &tag) && falcon::Crc32c(copied) == tag;
+    Bytes taken;
+    CHECK(reader.NextInto(&taken) == there);
+    if (!there) return {};
+    CHECK(taken == copied);
+    return taken;
   }
   bool Empty() {
-    Span first, second;
-    return !reader.Next(&first, &second);
+    RecordRingReader again = reader;
+    Bytes copied;
+    return !again.NextInto(&copied);
   }
   void Credit() { CHECK(writer.SetConsumed(reader.consumed())); }
   // Brings an empty ring to `offset`, a multiple of 8 at which a header still fits.
@@ -239,29 +235,42 @@ TEST(every_flipped_bit_is_found) {
   CHECK(bed.Take() == payload);
 }
 
-TEST(without_payload_checksum_the_payload_is_the_readers_business) {
-  SimBed bed(256, {}, false);
+TEST(a_tagged_payload_is_the_readers_business) {
+  SimBed bed(256);
   const Bytes payload = Payload(6, 64);
-  REQUIRE(bed.Send(payload));
-  bed.Ring()[kHeader] ^= std::byte{1};
-  Span first, second;
-  REQUIRE(bed.reader.Next(&first, &second));
-  CHECK(first.size() == 64 && second.empty() && first[0] != payload[0]);
-  bed.Ring()[0] ^= std::byte{1};
-  CHECK(bed.Empty());  // the header is checked all the same
+  for (uint32_t tag = 70; tag < 90; ++tag) {  // some of them wrap
+    REQUIRE(bed.writer.PostTagged(*bed.a, 1, payload, tag).ok());
+    bed.network.DeliverAll(0, 1);
+    const size_t at = RecordStart(bed.reader.consumed(), 256) % 256;
+    Bytes copied;
+    uint32_t seen = 0;
+    REQUIRE(bed.reader.CopyNext(&copied, &seen));
+    CHECK(copied == payload && seen == tag);
+    const size_t first = at + kHeader < 256 ? at + kHeader : 0;
+    bed.Ring()[first] ^= std::byte{1};
+    REQUIRE(bed.reader.CopyNext(&copied, &seen));
+    CHECK(copied[0] != payload[0]);
+    bed.Ring()[at] ^= std::byte{1};
+    CHECK(!bed.reader.CopyNext(&copied, &seen));  // the header is checked all the same
+    bed.Ring()[at] ^= std::byte{1};
+    bed.Ring()[first] ^= std::byte{1};
+    REQUIRE(bed.reader.CopyNext(&copied, &seen));
+    bed.reader.Consume();
+    bed.Credit();
+  }
 }
 
 TEST(records_of_other_connections_streams_and_positions_are_not_there) {
   SimBed bed(256);
   REQUIRE(bed.Send(Payload(1, 20)));
   RecordRingReader other;
-  Span first, second;
+  Bytes copied;
   other.Reset(kConnection + 1, kStream, bed.Ring());
-  CHECK(!other.Next(&first, &second));
+  CHECK(!other.NextInto(&copied));
   other.Reset(kConnection, kStream + 1, bed.Ring());
-  CHECK(!other.Next(&first, &second));
+  CHECK(!other.NextInto(&copied));
   other.Reset(kConnection, kStream, bed.Ring());
-  CHECK(other.Next(&first, &second));
+  CHECK(other.NextInto(&copied));
   // A whole record of the lap before, at the very place where the next one is expected.
   SimBed laps(96);
   REQUIRE(laps.Send(Payload(1, 56)));
@@ -277,7 +286,8 @@ TEST(records_of_other_connections_streams_and_positions_are_not_there) {
 
 TEST(lengths_that_cannot_be_are_refused) {
   SimBed bed(256);
-  Span first, second;
+  Bytes copied;
+  uint32_t tag = 0;
   // 216 is the largest that fits: it shows that the checksum made here is the one that a reader
   // wants.
   for (const uint32_t length : {0u, 216u, 217u, 256u, 0x7FFFFFFFu, 0xFFFFFFFFu}) {
@@ -286,8 +296,8 @@ TEST(lengths_that_cannot_be_are_refused) {
     header.header_checksum = falcon::Crc32c(raw.first(36));
     std::copy(raw.begin(), raw.end(), bed.Ring().begin());
     RecordRingReader reader;
-    reader.Reset(kConnection, kStream, bed.Ring(), false);
-    CHECK(reader.Next(&first, &second) == (length == 216));
+    reader.Reset(kConnection, kStream, bed.Ring());
+    CHECK(reader.CopyNext(&copied, &tag) == (length == 216));
   }
 }
 
