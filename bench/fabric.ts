@@ -20,6 +20,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { availableParallelism, loadavg } from 'node:os';
 import { join } from 'node:path';
 
+import { messageOf } from '../src/lib/errors.js';
 import { repositoryRoot } from '../src/lib/root.js';
 
 import { countInstructions, printInstructions, type Instructions } from './instructions.js';
@@ -195,7 +196,9 @@ function results(fabric: Fabric, output: string): Measured {
     // Of many in flight each waits for those before it: that is no ratio to one write.
     const to = (write: Latency): number | null =>
       commit === null || depth > 1 ? null : commit.p50Ns / write.p50Ns;
-    const pairs = commits.flatMap((each, i) => (each === null ? [] : [each.p50Ns / beside[i]!.p50Ns]));
+    const pairs = commits
+      .map((each, i) => (each === null ? 0 : each.p50Ns / (beside[i]?.p50Ns ?? Infinity)))
+      .filter((ratio) => ratio > 0);
     return {
       fabric,
       name,
@@ -282,7 +285,12 @@ async function main(): Promise<void> {
     const measured = await measure(fabric);
     all.push(...measured.rows);
     logs.push(...measured.logs);
-    if (fabric === 'verbs') instructions = countInstructions(sizes, devices);
+    if (fabric !== 'verbs') continue;
+    try {
+      instructions = countInstructions(sizes, devices);
+    } catch (error) {
+      process.stderr.write(`bench: no instructions: ${messageOf(error)}\n`);
+    }
   }
   print(all);
   printLogs(logs);

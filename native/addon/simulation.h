@@ -88,7 +88,7 @@ class Simulation : public Napi::ObjectWrap<Simulation> {
 
   Node& At(const Napi::CallbackInfo& info, size_t argument = 0);
 
-  SimNetwork network_;
+  SimNetwork network_{{.lazy_completions = true}};
   std::array<Node, kMaxMembers> nodes_;
   uint64_t disks_ = 0;  // seed of the disk that was made last, of those that replace others
   size_t members_ = 0;

@@ -52,7 +52,13 @@ class SimFabric final : public Fabric {
     return memory_->alive ? To(peer).posted : 0;
   }
   [[nodiscard]] uint64_t Completed(PeerId peer) const override {
-    return memory_->alive ? To(peer).completed : 0;
+    if (!memory_->alive) return 0;
+    return network_->options_.lazy_completions ? To(peer).told : To(peer).completed;
+  }
+  void RequestCompletion(PeerId peer) override {
+    if (!memory_->alive) return;
+    To(peer).wanted = To(peer).posted;
+    To(peer).Tell();
   }
   void Ring(PeerId /*peer*/) override {}
   int Poll() override;
@@ -107,7 +113,7 @@ void SimFabric::Disconnect(PeerId peer) {
   channel.attached = {};
   memory_->ConcealFrom(peer);
   channel.posted = 0;
-  channel.completed = 0;
+  channel.completed = channel.told = channel.wanted = 0;
   channel.unpolled = 0;
 }
 
@@ -285,6 +291,7 @@ void SimNetwork::Retire(Channel& channel) {
     ++channel.completed;
     ++channel.unpolled;
   }
+  channel.Tell();
 }
 
 bool SimNetwork::DeliverNext(PeerId from, PeerId to) {
@@ -399,7 +406,7 @@ void SimNetwork::Forget(PeerId node, bool keep_wire) {
     out.state = PeerState::kDown;
     out.target = nullptr;
     out.attached = {};
-    out.posted = out.completed = out.unpolled = 0;
+    out.posted = out.completed = out.wanted = out.told = out.unpolled = 0;
     At(peer, node).lost = true;
   }
   memories_[node]->alive = false;

@@ -23,8 +23,9 @@ namespace falcon {
 class SimFabric;
 
 struct SimOptions {
-  size_t queue_bound = 256;      // operations posted and not completed, per channel
-  bool capture_at_post = false;  // true: the bytes of a write are those at the time of the post
+  size_t queue_bound = 256;       // operations posted and not completed, per channel
+  bool capture_at_post = false;   // true: the bytes of a write are those at the time of the post
+  bool lazy_completions = false;  // Completed() moves only as far as RequestCompletion has asked
 };
 
 // Where a partly delivered write may be torn. kWords keeps the promise of fabric.h that aligned

@@ -96,7 +96,8 @@ struct SimNetwork::Channel {
   bool lost = false;  // nothing of this connection arrives any more
   uint64_t posted = 0;
   uint64_t completed = 0;
-  uint64_t unpolled = 0;  // completions that Poll has not told yet
+  uint64_t wanted = 0, told = 0;  // with lazy completions: asked for, and told
+  uint64_t unpolled = 0;          // completions that Poll has not told yet
   std::deque<Stale> stale;
 
   // The oldest operation that can still be delivered (on `region`, if it is not negative).
@@ -108,6 +109,10 @@ struct SimNetwork::Channel {
     return nullptr;
   }
 
+  // As a probe does: nothing before all of what was asked for.
+  void Tell() {
+    if (completed >= wanted) told = std::max(told, wanted);
+  }
   void Drop() {
     operations.clear();
     lost = true;

@@ -1,6 +1,7 @@
 // The fabric over RDMA: libibverbs reliable-connected queue pairs on InfiniBand, RoCE or soft-RoCE.
 //
-// Every possible peer has its queue pair from the start, so that the descriptor never changes; a
+// Every possible peer has its queue pair from the start, so that the descriptor does not change
+// (but when a device loses one: Connect then says so, and both sides connect once more); a
 // connection resets it and brings it up with packet sequence numbers drawn from `connection`, which
 // therefore must be the same number on both sides. Both sides connect; what is written before the
 // peer has done so waits for it, for as long as timeout and retry allow.
@@ -92,6 +93,7 @@ class VerbsFabric : public Fabric {
   // For tests: the queue pair's number and both packet sequence numbers, and a way to kill it.
   [[nodiscard]] virtual uint32_t QueuePair(PeerId peer) const = 0;
   virtual Status KillQueuePair(PeerId peer) = 0;
+  virtual void SpoilQueuePair(PeerId peer) = 0;
 };
 
 // The 24-bit packet sequence number that the direction from -> to of a connection starts at. Late

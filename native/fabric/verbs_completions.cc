@@ -100,6 +100,11 @@ bool VerbsPeer::Stalled(Nanoseconds now) {
 // True if somebody waits for a write, and nothing that is on its way tells of it.
 bool VerbsPeer::IsAwaited() const { return completed_ < wanted_ && signaled_until_ <= free_; }
 
+void VerbsPeer::RequestCompletion() {
+  wanted_ = posted_;
+  if (state_ == PeerState::kUp && !probing_ && IsAwaited()) PostProbe();
+}
+
 // True if nobody asks for the completion of the last few writes.
 bool VerbsPeer::IsQuiet(Nanoseconds now) {
   if (completed_ == posted_ || signaled_until_ > free_) return false;

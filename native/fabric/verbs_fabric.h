@@ -58,6 +58,7 @@ class VerbsFabricImpl final : public VerbsFabric {
   [[nodiscard]] std::string BrokenBecause(PeerId peer) const override { return At(peer).because(); }
   [[nodiscard]] uint32_t QueuePair(PeerId peer) const override { return At(peer).pair()->qp_num; }
   Status KillQueuePair(PeerId peer) override { return FailPair(At(peer).pair()); }
+  void SpoilQueuePair(PeerId peer) override { At(peer).Spoil(); }
 
  private:
   // Memory of the fabric's own: for each peer a cache line of three words.

@@ -48,6 +48,8 @@ class VerbsPeer {
   // Errors: FABRIC_CONNECT, FABRIC_REGION; it is down then.
   Status Connect(const VerbsMember& peer, const VerbsRoute& route, const VerbsProbe& probe);
   void Disconnect();
+  // As if the device no longer reset the queue pair; for tests.
+  void Spoil() { spoiled_ = true; }
   void Break(std::string because);
   // A region that comes or goes while connected.
   void SetRegion(RegionId region, const VerbsMemory& memory) { member_.regions[region] = memory; }
@@ -70,8 +72,8 @@ class VerbsPeer {
     return state_ == PeerState::kUp && (free_ != next_ || proved_ != posted_);
   }
   void Tend(Nanoseconds now);
-  // Somebody waits for what is posted now.
-  void RequestCompletion() { wanted_ = posted_; }
+  // Somebody waits for what is posted now; probes if nothing on its way tells of it.
+  void RequestCompletion();
   // Asks for an event with the next wake, and with the next completion if one is due.
   void Arm();
 
@@ -110,6 +112,8 @@ class VerbsPeer {
     VerbsBuffer buffer;
   };
 
+  Status MakePair();
+  Status PostReceives();
   Status Usable();
   Status Stage(size_t bytes, std::byte** at, uint32_t* lkey);
   Status Gather(std::span<const std::span<const std::byte>> pieces, size_t bytes,
@@ -151,6 +155,7 @@ class VerbsPeer {
   size_t unsignaled_bytes_ = 0;
   Nanoseconds stall_ = 0;
   Nanoseconds waiting_since_ = 0;  // a completion is due, and none has come; 0: not looked yet
+  bool spoiled_ = false;
   VerbsProbe probe_;
   bool probing_ = false;
   uint64_t proving_ = 0;            // of the user's posts, these are before the probe on its way

@@ -107,8 +107,10 @@ Status PageMover::Step(size_t max_bytes, size_t* posted_bytes) {
   }
   // What completes as it is posted (shm) is not left for a step that may not come.
   Status status = Retire();
-  const bool waits = *posted_bytes == 0 || (next_ >= pages_.pages() && part_ >= parts_.size());
-  if (waits && head_ != tail_) fabric_->RequestCompletion(peer_);
+  const bool last = next_ >= pages_.pages() && part_ >= parts_.size();
+  const bool filling = head_ - tail_ >= options_.outstanding_writes / 2 ||
+                       outstanding_bytes_ >= options_.outstanding_bytes / 2;
+  if (head_ != tail_ && (last || filling)) fabric_->RequestCompletion(peer_);
   return status.ok() ? status : Fail(std::move(status));
 }
 

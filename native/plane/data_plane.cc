@@ -198,6 +198,7 @@ void DataPlane::Feed(PeerId id, View view, Op agree_op) {
   }
   peer.feeding = true;
   peer.feed_waits = true;
+  peer.feed_ticket = fabric_->Posted(id);
   peer.feed_view = view;
   peer.next_op = agree_op + 1;
 }

@@ -264,7 +264,8 @@ class DataPlane final : private FlowSink {
   void ReadWords(PeerLink& peer);
   int ReadMail(PeerLink& peer);
   int TakeEntries(Nanoseconds now);
-  bool CopyRecord(PeerLink& peer, Nanoseconds now);
+  bool CopyRecord(PeerLink& peer);
+  static bool StaysTorn(PeerLink& peer);
   bool TakeReceived(Nanoseconds now);
   bool StartFeed(PeerLink& peer);
   bool PostRecord(PeerLink& peer, std::span<const std::byte> entries, Op first_op, size_t count,

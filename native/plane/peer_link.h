@@ -84,7 +84,8 @@ struct PeerLink {
 
   // entries to them
   bool feeding = false;
-  bool feed_waits = false;  // for earlier posts to leave, before the stream is started
+  bool feed_waits = false;   // for earlier posts to leave, before the stream is started
+  uint64_t feed_ticket = 0;  // of the last of these
   View feed_view = 0;
   Op next_op = 0;
   RecordRingWriter entries_out;
@@ -101,8 +102,10 @@ struct PeerLink {
 
   // entries from them
   RecordRingReader entries_in;
-  Nanoseconds bad_since =
-      0;  // a record is there but its entries are not whole: torn, or broken if it lasts
+  // The header of a record is there and its entries are not whole: how often it was looked at, and
+  // the peer's words of the second time.
+  uint32_t torn_looks = 0;
+  uint64_t torn_sequence = 0;
   bool wrote = false;  // something was written since the last doorbell
 };
 

@@ -86,6 +86,7 @@ Status Reactor::Open(const ReactorOptions& options) {
     builtin_.Attach(&rings_);
     tap_ingress_.Attach(rings_.shm(), FALCON_RING_INGRESS, rings_.to_falcond_fd());
   }
+  PublishDescriptor();
   epoll_.Reset(epoll_create1(EPOLL_CLOEXEC));
   command_bell_.Reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!epoll_.valid() || !command_bell_.valid()) return {"INTERNAL", ErrnoText("epoll", errno)};
@@ -122,11 +123,11 @@ Status Reactor::OpenVerbs() {
   connector_ = std::make_unique<Connector>(
       [verbs = verbs_](std::string_view descriptor) { return verbs->Resolve(descriptor); },
       [this](const Connector::Request& request, const Status& status) {
-        Post([request, status](DataPlane& plane) {
-          if (status.ok())
-            (void)plane.Connect(request.peer, request.connection, request.descriptor);
-          else
-            plane.NotConnected(request.peer, status);
+        Post([this, request, status](DataPlane& plane) {
+          if (!status.ok()) return plane.NotConnected(request.peer, status);
+          // Before the failure is told: a new attempt has to bring what peers need then.
+          if (!plane.Connect(request.peer, request.connection, request.descriptor).ok())
+            PublishDescriptor();
         });
       });
   return Ok();
@@ -334,6 +335,17 @@ void Reactor::Sleep(Nanoseconds until) {
     if (fd == command_bell_.get() || (options_.vm && fd == rings_.to_falcond_fd()))
       DrainDoorbell(fd);
   }
+}
+
+void Reactor::PublishDescriptor() {
+  std::string descriptor = fabric_->Descriptor();
+  const std::lock_guard lock(published_mutex_);
+  published_descriptor_ = std::move(descriptor);
+}
+
+std::string Reactor::descriptor() {
+  const std::lock_guard lock(published_mutex_);
+  return published_descriptor_;
 }
 
 void Reactor::TakeEvents(std::vector<PlaneEvent>* events, std::vector<VmHappened>* vm) {

@@ -60,7 +60,8 @@ class Reactor {
   // Opens the log, the fabric, the tap and the VM's socket; nothing runs yet.
   Status Open(const ReactorOptions& options);
   [[nodiscard]] const RecoveredLog& recovered() const { return recovered_; }
-  [[nodiscard]] std::string descriptor() const { return fabric_->Descriptor(); }
+  // What peers need to reach this replica; another one after some failures to connect.
+  [[nodiscard]] std::string descriptor();
   [[nodiscard]] int tap_fd() const { return tap_.get(); }
 
   Status Start(Notify notify);
@@ -94,6 +95,7 @@ class Reactor {
   void PollVm();
   int PollTap();
   void Publish(Nanoseconds now);
+  void PublishDescriptor();
   void Sleep(Nanoseconds until);
   void NoteStall(Nanoseconds late);
   Status Watch(int fd);
@@ -133,6 +135,7 @@ class Reactor {
   std::vector<PlaneEvent> published_events_;
   std::vector<VmHappened> published_vm_;
   PlaneSnapshot published_snapshot_;
+  std::string published_descriptor_;
   LoadResult published_load_;
   Nanoseconds next_publish_ = 0;
 

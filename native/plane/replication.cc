@@ -14,8 +14,6 @@ namespace {
 constexpr size_t kRecordBytesMax =
     64 << 10;  // entries that travel as one record, unless one alone is larger
 constexpr int kRecordsPerRound = 64;
-constexpr Nanoseconds kTornBound =
-    200 * kMillisecond;  // a record that stays torn so long is broken
 constexpr size_t kDiskChunkBytes = 256 << 10;
 // What the file of a log in memory may lag by, beside the writer's own time.
 constexpr Nanoseconds kWalGather = kMillisecond;
@@ -107,7 +105,7 @@ int DataPlane::TakeEntries(Nanoseconds now) {
   PeerLink& peer = *peers_[primary_];
   int records = 0;
   while (records < kRecordsPerRound && role_ == PlaneRole::kFollowing) {
-    if (received_.empty() && !CopyRecord(peer, now)) break;
+    if (received_.empty() && !CopyRecord(peer)) break;
     if (!TakeReceived(now)) break;
     ++records;
   }
@@ -117,20 +115,26 @@ int DataPlane::TakeEntries(Nanoseconds now) {
   return records;
 }
 
+// True if a record that is not whole never will be. A slow network may take its time for it, but
+// words that its writer wrote later are seen later. When its header is first seen, all words from
+// before it are there; they are read by the second look.
+bool DataPlane::StaysTorn(PeerLink& peer) {
+  if (++peer.torn_looks == 2) peer.torn_sequence = peer.seen_sequence;
+  return peer.torn_looks > 2 && peer.seen_sequence > peer.torn_sequence;
+}
+
 // Copies the next record out of the ring, and lets go of its place, if all its entries are whole.
-bool DataPlane::CopyRecord(PeerLink& peer, Nanoseconds now) {
+bool DataPlane::CopyRecord(PeerLink& peer) {
   uint32_t last = 0;
   if (!peer.entries_in.CopyNext(&received_, &last)) return false;
   const bool whole = EntriesAreWhole(received_, last);
   received_at_ = 0;
   if (!whole) {
     received_.clear();
-    if (peer.bad_since == 0) peer.bad_since = now;
-    if (now - peer.bad_since > kTornBound)
-      StreamBroken(peer.id, {"PEER_STREAM", "a record stays torn"});
+    if (StaysTorn(peer)) StreamBroken(peer.id, {"PEER_STREAM", "a record stays torn"});
     return false;
   }
-  peer.bad_since = 0;
+  peer.torn_looks = 0;
   peer.entries_in.Consume();
   peer.words_dirty = true;
   return true;
@@ -268,7 +272,7 @@ void DataPlane::AskForRoom() {
 // A stream starts only when everything posted earlier on the connection has left: then no old
 // source can be overwritten while it is still being sent.
 bool DataPlane::StartFeed(PeerLink& peer) {
-  if (!HasLeft(peer.id, fabric_->Posted(peer.id))) return false;
+  if (!HasLeft(peer.id, peer.feed_ticket)) return false;
   const RegionLayout layout{options_.ring_bytes};
   peer.entries_out.Reset(peer.connection, peer.feed_view, options_.ring_bytes,
                          {0, layout.RingAt(options_.self)});

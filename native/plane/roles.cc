@@ -106,7 +106,7 @@ void DataPlane::FinishFollow() {
   primary_ = pending_primary_;
   peer.entries_in.Reset(peer.connection, promised_view_,
                         fabric_->region(0).subspan(layout.RingAt(primary_), options_.ring_bytes));
-  peer.bad_since = 0;
+  peer.torn_looks = 0;
   role_ = PlaneRole::kFollowing;
   peer.words_dirty = true;
   Emit(PlaneEvent::Kind::kFollowing).view = promised_view_;

@@ -17,7 +17,7 @@ import { pack, unpack } from 'msgpackr';
 import { bounds } from '../lib/bounds.js';
 import { errnoOf, FalconError, messageOf } from '../lib/errors.js';
 
-export const bootstrapVersion = 3;
+export const bootstrapVersion = 4;
 
 export interface BootstrapMember {
   readonly index: number;
@@ -36,7 +36,8 @@ export interface BootstrapOptions {
   readonly members: readonly BootstrapMember[];
   readonly fabric: string;
   /** How peers reach this replica's memory. */
-  readonly descriptor: Uint8Array;
+  /** Of this member's memory, asked for whenever a peer is met: after some failures to connect it is another one. */
+  readonly descriptor: () => Uint8Array;
   onPeerUp(peer: number, connection: Uint8Array, descriptor: Uint8Array): void;
   onPeerDown(peer: number): void;
   /** Something that an operator should see; rate-limited by the bootstrap. */
@@ -253,7 +254,15 @@ export class Bootstrap {
     socket.setNoDelay(true);
     socket.setKeepAlive(true, bounds.bootstrapKeepAliveMs);
     const nonce = randomBytes(nonceBytes);
-    const hello = pack([bootstrapVersion, cluster, self.index, fabric, nonce, descriptor, self.incarnation]);
+    const hello = pack([
+      bootstrapVersion,
+      cluster,
+      self.index,
+      fabric,
+      nonce,
+      descriptor(),
+      self.incarnation,
+    ]);
     const head = Buffer.alloc(4);
     head.writeUInt32LE(hello.length);
     socket.write(Buffer.concat([head, hello]));

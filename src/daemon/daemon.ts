@@ -159,7 +159,7 @@ export async function startDaemon(cluster: Cluster, node: NodeConfig, logger: Lo
       self: members[self]!,
       members,
       fabric: config.fabric,
-      descriptor: replica.descriptor(),
+      descriptor: () => replica.descriptor(),
       onPeerUp: (peer, connection, descriptor) => {
         logger.info({ peer: config.nodes[peer]?.name }, 'peer connected');
         engine.onPeerUp(peer, connection, descriptor);

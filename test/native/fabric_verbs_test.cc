@@ -132,6 +132,28 @@ TEST(a_stale_write_does_not_land_after_reconnection) {
   CHECK(bed.verbs(1).QueuePair(0) == pair);
 }
 
+// Seen with rxe where packets overtake each other: a queue pair that no reset brings back.
+TEST(a_queue_pair_that_cannot_be_reset_is_replaced) {
+  VerbsBed bed;
+  bed.StartAll(3);
+  const Bytes data = Pattern(8, 3000);
+  const size_t objects = KernelObjects();
+  const uint32_t before = bed.verbs(1).QueuePair(0);
+  bed.verbs(1).SpoilQueuePair(0);
+  const Status status = bed.Connect(0, 1);
+  CHECK(Is(status, "FABRIC_CONNECT"));
+  CHECK(status.detail().find(std::to_string(before)) != std::string::npos);
+  CHECK(bed.at(1).State(0) == PeerState::kDown && bed.verbs(1).QueuePair(0) != before);
+  CHECK(bed.Connect(0, 1).ok());
+  bed.Settle(0, 1);
+  CHECK(WriteOne(bed.at(0), 1, {0, 64}, data).ok() && WriteOne(bed.at(1), 0, {0, 64}, data).ok());
+  CHECK(WriteOne(bed.at(2), 1, {1, 64}, data).ok());
+  bed.Drive();
+  CHECK(Holds(bed.at(1), 0, 64, data) && Holds(bed.at(0), 0, 64, data));
+  CHECK(Holds(bed.at(1), 1, 64, data));
+  CHECK(KernelObjects() == objects);
+}
+
 TEST(a_queue_pair_killed_under_load_breaks_one_peer_and_comes_back) {
   VerbsBed bed;
   bed.StartAll(3);

@@ -103,7 +103,7 @@ class Pair {
     return count;
   }
 
-  SimNetwork network;
+  SimNetwork network{{.lazy_completions = true}};
   FixedClock clock;
   Nowhere wire;
   Member member[2];
@@ -326,6 +326,70 @@ TEST(TornRecordOverAnEarlierLapIsNotTaken) {
     REQUIRE(pair.Count(1, PlaneEvent::Kind::kStreamBroken) == 0);
   }
   CHECK(pair.member[1].plane->last_op() == 301);
+}
+
+// Several entries in a record, in pieces of every size: nothing is taken before all of it is there.
+TEST(TornRecordOfSeveralEntriesIsNotTaken) {
+  Pair pair(8 << 10);
+  REQUIRE(pair.Lead());
+  Op last = pair.member[1].plane->last_op();
+  for (size_t i = 0; i < 200; ++i) {
+    for (size_t n = 0; n < 2 + i % 3; ++n)
+      REQUIRE(pair.member[0].plane->Propose(EntryKind::kNoop, payload));
+    pair.Poll(0);
+    while (pair.network.NextBytes(0, 1) > 0) {
+      CHECK(pair.member[1].plane->last_op() == last);
+      pair.network.DeliverPart(0, 1, 8 + 8 * (i % 11));
+      pair.Poll(1);
+      if (pair.member[1].plane->last_op() != last) break;
+    }
+    last = pair.member[0].plane->last_op();
+    CHECK(pair.member[1].plane->last_op() == last);
+    pair.Settle();
+    REQUIRE(pair.Count(1, PlaneEvent::Kind::kStreamBroken) == 0);
+  }
+}
+
+// A network may take its time between a record's header and the rest of it.
+TEST(RecordThatIsLongOnItsWayIsWaitedFor) {
+  Pair pair(8 << 10);
+  REQUIRE(pair.Lead());
+  for (int i = 0; i < 3; ++i) REQUIRE(pair.member[0].plane->Propose(EntryKind::kNoop, payload));
+  pair.Poll(0);
+  REQUIRE(pair.network.DeliverPart(0, 1, 64) == 64);
+  for (int i = 0; i < 100; ++i) {
+    pair.clock.now += kSecond;
+    pair.Poll(1);
+  }
+  CHECK(pair.Count(1, PlaneEvent::Kind::kStreamBroken) == 0);
+  CHECK(pair.member[1].plane->last_op() + 3 == pair.member[0].plane->last_op());
+  pair.Settle();
+  CHECK(pair.member[1].plane->last_op() == pair.member[0].plane->last_op());
+}
+
+// What was written behind a record is seen behind it: if the record is not whole then, it never is.
+TEST(RecordThatStaysTornBreaksItsStream) {
+  Pair pair(8 << 10);
+  REQUIRE(pair.Lead());
+  const Op last = pair.member[1].plane->last_op();
+  REQUIRE(pair.member[0].plane->Propose(EntryKind::kNoop, payload));
+  pair.Poll(0);
+  pair.network.DeliverAll(0, 1);
+  const RegionLayout layout{8 << 10};
+  const std::span<std::byte> ring =
+      pair.member[1].fabric->region(0).subspan(layout.RingAt(0), 8 << 10);
+  // The last entry in the ring; its payload is of sevens.
+  const auto found = std::find_end(ring.begin(), ring.end(), payload.begin(), payload.end());
+  REQUIRE(found != ring.end());
+  *found = std::byte{8};
+  for (int i = 0; i < 50; ++i) pair.Poll(1);
+  CHECK(pair.Count(1, PlaneEvent::Kind::kStreamBroken) == 0);
+  pair.clock.now += kSecond;  // a heartbeat is due
+  pair.Poll(0);
+  pair.network.DeliverAll(0, 1);
+  pair.Poll(1);
+  CHECK(pair.Count(1, PlaneEvent::Kind::kStreamBroken) == 1);
+  CHECK(pair.member[1].plane->last_op() == last);
 }
 
 // After promise(v) nothing of a lower view is accepted or acknowledged, whatever still lands.

@@ -109,7 +109,7 @@ struct Session {
 
   std::string directory;
   GuestMemory source_ram, target_ram;
-  falcon::SimNetwork network;
+  falcon::SimNetwork network{{.lazy_completions = true}};
   std::unique_ptr<falcon::Fabric> fabrics[2];
   std::unique_ptr<falcon::TransferSource> source;
   std::unique_ptr<falcon::TransferTarget> target;

@@ -149,7 +149,7 @@ struct Two {
   }
 
   std::string directory;
-  SimNetwork network;
+  SimNetwork network{{.lazy_completions = true}};
   Side side[2];
   VerifyReport report{};
 };

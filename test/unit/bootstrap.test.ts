@@ -67,7 +67,8 @@ async function startNode(
     self: members[self]!,
     members,
     fabric: changes.fabric ?? 'shm',
-    descriptor: new TextEncoder().encode(`memory of ${self}`),
+    // What peers need may be another thing when they meet again.
+    descriptor: () => new TextEncoder().encode(`memory of ${self}${up.length === 0 ? '' : ', replaced'}`),
     onPeerUp: (peer, connection, descriptor) =>
       up.push({
         peer,
@@ -125,6 +126,7 @@ t.test('two members meet, and meet again under another name', async (t) => {
   );
   t.not(a.up[0]?.connection, a.up[1]?.connection);
   t.equal(a.up[1]?.connection, b.up[1]?.connection);
+  t.match(a.up[1], { peer: 1, descriptor: 'memory of 1, replaced' }, 'with what is needed now');
   t.same([a.down, b.down], [[1], [0]]);
 });
 
