@@ -11,7 +11,8 @@
  *
  * For `verbs` the same once more in instructions (instructions.ts), since emulated processors are slow and noisy.
  *
- * Of REPEATS runs each the one with the least median counts: what else the machine does only adds. The ratio of
+ * Of REPEATS runs each the one with the least median counts: what else the machine does only adds (three times as
+ * many for the latency of `verbs`, since emulated processors are slow for seconds at a time). The ratio of
  * the first commit is the median of as many pairs, a floor and a commit right behind it. FABRICS="shm tcp"
  * measures some; JSON=1 prints one JSON object on the last line.
  */
@@ -34,6 +35,8 @@ type Fabric = (typeof fabrics)[number];
 const repeats = Number(process.env['REPEATS'] ?? 3);
 const devices = ['rxe1', 'rxe2', 'rxe3'] as const;
 const bedLimitSeconds = 900;
+const repeatsOf = (fabric: Fabric, mode: 'lat' | 'rate'): number =>
+  fabric === 'verbs' && mode === 'lat' ? 3 * repeats : repeats;
 /** Of round trips whose system calls are counted; twice as many are the second count. */
 const traced = 200;
 
@@ -102,7 +105,7 @@ function script(fabric: Fabric, where: string): string {
   };
   for (const bytes of sizes) {
     for (const mode of ['lat', 'rate'] as const) {
-      for (let i = 0; i < repeats; i++) {
+      for (let i = 0; i < repeatsOf(fabric, mode); i++) {
         const count = mode === 'lat' ? rounds : writes;
         measure(`floor-${mode} ${bytes}`, floor(mode, bytes, count));
         measure(`${mode} ${bytes}`, own(mode, bytes, count));
@@ -212,7 +215,8 @@ function results(fabric: Fabric, output: string): Measured {
 }
 
 async function measure(fabric: Fabric): Promise<Measured> {
-  const total = sizes.length * (4 * repeats + 2) + 2 * repeats + logCases.length - 1;
+  const runs = 2 * repeatsOf(fabric, 'lat') + 2 * repeatsOf(fabric, 'rate') + 2;
+  const total = sizes.length * runs + 2 * repeats + logCases.length - 1;
   let told = 0;
   const onLine = (): void => {
     process.stderr.write(`${fabric}: ${Math.min(++told, total)} of ${total}\n`);

@@ -320,10 +320,13 @@ void t.test('a hundred saves and loads leave nothing behind', async (t) => {
     files: readdirSync(`/proc/${tiny.process.pid}/fd`).length,
   });
   for (let i = 0; i < 20; i++) await round();
-  const before = held(target);
-  for (let i = 0; i < 100; i++) await round();
-  const after = held(target);
-  t.ok(before.kib > 0);
-  t.equal(after.files, before.files, `${after.files} open files`);
-  t.ok(after.kib - before.kib < 1024, `${before.kib} KiB before, ${after.kib} KiB after`);
+  // The allocator may take another arena once; what leaks grows with every hundred.
+  const seen = [held(target)];
+  do {
+    for (let i = 0; i < 100; i++) await round();
+    seen.push(held(target));
+  } while (seen.length < 4 && seen.at(-1)!.kib - seen.at(-2)!.kib >= 512);
+  t.ok(seen[0]!.kib > 0);
+  t.equal(seen.at(-1)!.files, seen[0]!.files, `${seen[0]!.files} open files`);
+  t.ok(seen.at(-1)!.kib - seen.at(-2)!.kib < 512, `${seen.map(({ kib }) => kib).join(', ')} KiB`);
 });
