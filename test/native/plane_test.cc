@@ -4,8 +4,10 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <memory>
 #include <random>
 #include <string>
@@ -14,6 +16,7 @@
 #include "check.h"
 #include "fabric/sim.h"
 #include "log/sim_storage.h"
+#include "os/check.h"
 #include "plane/data_plane.h"
 #include "plane/transfer_parts.h"
 #include "vm/vm_rings.h"
@@ -128,12 +131,24 @@ std::string Opened(const Member& m, size_t which) {
   return {};
 }
 
+// Gone with all that is in it, also when a test ends early.
+class Folder {
+ public:
+  Folder() { FALCON_CHECK(mkdtemp(path_.data()) != nullptr); }
+  ~Folder() { std::filesystem::remove_all(path_); }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+  [[nodiscard]] const std::string& path() const { return path_; }
+
+ private:
+  std::string path_ = "/dev/shm/falcon-plane-XXXXXX";
+};
+
 // Delivery stands for as long as it takes to look at a guest; two of these threads that did not
 // sleep meanwhile would leave no processor to whoever is to end that.
 TEST(APlaneWhoseDeliveryStandsSleeps) {
-  char name[] = "/dev/shm/falcon-plane-XXXXXX";
-  REQUIRE(mkdtemp(name) != nullptr);
-  const std::string directory = name, state = directory + "/state";
+  const Folder folder;
+  const std::string directory = folder.path(), state = directory + "/state";
   REQUIRE(WriteFile(state, payload).ok());
   Pair pair(8 << 10, 3, true);
   REQUIRE(pair.Lead());
@@ -188,9 +203,8 @@ TEST(APlaneWhoseDeliveryStandsSleeps) {
 // The source's thread may be a realtime one, on the processor that the guest would run on.
 TEST(ASourceWhoseGuestRunsTakesHalfOfTheTime) {
   constexpr size_t kRam = 20 << 20;  // more than is packed
-  char name[] = "/dev/shm/falcon-plane-XXXXXX";
-  REQUIRE(mkdtemp(name) != nullptr);
-  const std::string directory = name;
+  const Folder folder;
+  const std::string directory = folder.path();
   // Pages that are like no others.
   std::vector<std::byte> ram(kRam);
   std::mt19937_64 random(1);
