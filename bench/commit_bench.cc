@@ -14,6 +14,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "fabric/shm.h"
@@ -21,26 +22,21 @@
 #include "fabric/verbs.h"
 #include "log/wal.h"
 #include "os/clock.h"
+#include "program.h"
 #include "plane/data_plane.h"
 
 namespace {
 
 using namespace falcon;
+using bench::Fail;
+using bench::Must;
+using bench::PrintTimes;
 
 constexpr size_t kMembers = 3;
 constexpr PeerId kPrimary = 0;
 constexpr View kView = 1;
 constexpr uint64_t kWarmUp = 100;
 constexpr Nanoseconds kPatience = 10 * kSecond;
-
-[[noreturn]] void Fail(const std::string& why) {
-  std::fprintf(stderr, "commit_bench: %s\n", why.c_str());
-  std::exit(1);
-}
-
-void Must(const Status& status) {
-  if (!status.ok()) Fail(std::string(status.code()) + ": " + status.detail());
-}
 
 struct Task {
   std::string fabric;
@@ -231,9 +227,8 @@ void Run(const Task& task) {
     if (i >= kWarmUp) times.push_back(took);
     cluster.Settle();
   }
-  std::sort(times.begin(), times.end());
-  std::printf("{\"p50Ns\":%ld,\"p99Ns\":%ld}\n", times[times.size() / 2],
-              times[times.size() * 99 / 100]);
+  PrintTimes(std::move(times));
+  std::printf("}\n");
 }
 
 }  // namespace

@@ -13,13 +13,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "fabric/shared_copy.h"
@@ -27,6 +27,7 @@
 #include "fabric/tcp.h"
 #include "fabric/verbs.h"
 #include "os/clock.h"
+#include "program.h"
 
 namespace {
 
@@ -35,21 +36,15 @@ using falcon::MonotonicNow;
 using falcon::Nanoseconds;
 using falcon::PeerId;
 using falcon::Status;
+using falcon::bench::Fail;
+using falcon::bench::Must;
+using falcon::bench::PrintTimes;
 
 constexpr size_t kRegionBytes = 1 << 20;
 constexpr size_t kLastWord = kRegionBytes - 64;  // where the end of a rate run is told
 constexpr size_t kPlaces = 64;                   // that a rate run writes to in turn
 constexpr size_t kSources = 1024;  // that verbs sends from in turn: more than a send queue holds
 constexpr uint64_t kWarmUp = 200;
-
-[[noreturn]] void Fail(const std::string& why) {
-  std::fprintf(stderr, "fabric_bench: %s\n", why.c_str());
-  std::exit(1);
-}
-
-void Must(const Status& status) {
-  if (!status.ok()) Fail(std::string(status.code()) + ": " + status.detail());
-}
 
 struct Task {
   std::string fabric;
@@ -285,9 +280,7 @@ void Measure(End& end, const Task& task) {
     end.Await(i);
     if (i > kWarmUp) times.push_back((MonotonicNow() - from) / 2);
   }
-  std::sort(times.begin(), times.end());
-  std::printf("{\"p50Ns\":%ld,\"p99Ns\":%ld", times[times.size() / 2],
-              times[times.size() * 99 / 100]);
+  PrintTimes(std::move(times));
 }
 
 int Run(const Task& task) {

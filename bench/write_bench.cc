@@ -17,29 +17,25 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "fabric/shared_copy.h"
 #include "fabric/verbs_objects.h"
 #include "os/clock.h"
+#include "program.h"
 
 namespace {
 
 using namespace falcon;
+using bench::Fail;
+using bench::Must;
+using bench::PrintTimes;
 
 constexpr uint64_t kWarmUp = 100;
 constexpr uint32_t kDepth = 512;
 constexpr uint64_t kSignalEvery = kDepth / 4;
 constexpr uint32_t kInlineBytes = 256;
-
-[[noreturn]] void Fail(const std::string& why) {
-  std::fprintf(stderr, "write_bench: %s\n", why.c_str());
-  std::exit(1);
-}
-
-void Must(const Status& status) {
-  if (!status.ok()) Fail(std::string(status.code()) + ": " + status.detail());
-}
 
 struct Task {
   std::string kind;
@@ -174,9 +170,8 @@ void Run(const Task& task) {
     writer->Write(i);
     if (i > kWarmUp) times.push_back(MonotonicNow() - from);
   }
-  std::sort(times.begin(), times.end());
-  std::printf("{\"p50Ns\":%ld,\"p99Ns\":%ld}\n", times[times.size() / 2],
-              times[times.size() * 99 / 100]);
+  PrintTimes(std::move(times));
+  std::printf("}\n");
 }
 
 }  // namespace

@@ -188,11 +188,8 @@ void DataPlane::TransferClose(SessionId session) {
 void DataPlane::LetLeave() {
   if (leaving_ == nullptr) return;
   const PeerLink& peer = *peers_[leaving_->options().peer];
-  if (peer.up && peer.generation == leaving_generation_ &&
-      fabric_->Completed(peer.id) < leaving_ticket_) {
-    fabric_->RequestCompletion(peer.id);
+  if (peer.up && peer.generation == leaving_generation_ && !HasLeft(peer.id, leaving_ticket_))
     return;
-  }
   leaving_.reset();
 }
 
