@@ -45,6 +45,8 @@ struct ExposedMemory {
   // For shm, which maps it too: the file whose first memory.size() bytes `memory` maps. It lies in
   // the fabric's directory itself, belongs to this user and has mode 0600. Other fabrics ignore it.
   std::string path;
+  // Of LockMemory; null: Expose does it.
+  std::shared_ptr<void> locked{};
 };
 
 inline constexpr size_t kMaxGrantBytes = 512;
@@ -105,12 +107,14 @@ class Fabric {
   // Disconnect(peer) or Connect(peer, ...), whichever comes first; that the connection is kBroken
   // may end it, and need not. Until then the memory must stay mapped. `region` is a number that
   // AddRegion has not used, and region(region) stays empty. `grant` (at most kMaxGrantBytes,
-  // opaque) is what the peer needs for Attach; the caller brings it there. With verbs all of the
-  // memory is locked, which allocates what was not there and takes as long as that takes.
-  // Errors: FABRIC_DOWN (the peer is not connected), FABRIC_REGION (a wrong or used number, no
+  // opaque) is what the peer needs for Attach; the caller brings it there. Errors: FABRIC_DOWN (the peer is not connected), FABRIC_REGION (a wrong or used number, no
   // memory, a file that may not be lent, RLIMIT_MEMLOCK).
   virtual Status Expose(RegionId region, PeerId peer, const ExposedMemory& memory,
                         std::string* grant) = 0;
+  // What of Expose takes as long as the memory is large: with verbs all of it is locked, and what
+  // was not there is allocated. May be called on any thread while others use the fabric; so may the
+  // last holder of `locked` let it go. Errors: FABRIC_REGION.
+  virtual Status LockMemory(ExposedMemory* /*memory*/) const { return Ok(); }
 
   // Ends it; idempotent. When this returns, no operation of that peer touches the memory any more,
   // and it may be unmapped; what was on its way and comes now is dropped, and breaks the
@@ -118,7 +122,7 @@ class Fabric {
   // copies by itself and looks before each Write whether the region is still open, so one that is
   // inside a Write at this moment finishes it, and one that is stopped there (SIGSTOP) finishes it
   // when it goes on, however late. Whoever gives a session up with such a peer gives up the file,
-  // too.
+  // too. And who still holds what LockMemory gave holds the memory open with verbs.
   virtual void Conceal(RegionId region) = 0;
 
   // The other side: makes what `peer` has exposed to this member reachable by Write and Read, as
@@ -130,6 +134,11 @@ class Fabric {
   virtual Status Attach(PeerId peer, RegionId region, std::string_view grant) = 0;
   // Forgets it; idempotent. Later writes are FABRIC_BOUNDS; those posted before go on.
   virtual void Detach(PeerId peer, RegionId region) = 0;
+  // Whoever holds it lets go of the mapping that shm has of attached memory, on any thread and as
+  // late as it likes: that takes as long as the memory is large. Null: there is none.
+  [[nodiscard]] virtual std::shared_ptr<void> Attached(PeerId /*peer*/, RegionId /*region*/) const {
+    return nullptr;
+  }
 
   // Memory from which many writes will come, for a fabric that can then send it without a copy.
   // Nothing else depends on it. It must stay mapped until RemoveSource, and the caller sees to it

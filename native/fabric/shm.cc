@@ -40,6 +40,7 @@ class ShmFabric final : public Fabric {
   void Conceal(RegionId region) override;
   Status Attach(PeerId peer, RegionId region, std::string_view grant) override;
   void Detach(PeerId peer, RegionId region) override;
+  [[nodiscard]] std::shared_ptr<void> Attached(PeerId peer, RegionId region) const override;
   [[nodiscard]] uint64_t Posted(PeerId peer) const override { return At(peer).posted; }
   [[nodiscard]] uint64_t Completed(PeerId peer) const override { return At(peer).posted; }
   void Ring(PeerId peer) override;
@@ -52,7 +53,7 @@ class ShmFabric final : public Fabric {
  private:
   struct Attachment {
     uint64_t exposure = 0;  // 0: nothing is attached
-    ShmLentFile file;
+    std::shared_ptr<ShmLentFile> file;
   };
   struct Peer {
     std::array<ShmMapping, kMaxRegions> regions;
@@ -209,7 +210,8 @@ Status ShmFabric::Attach(PeerId id, RegionId region, std::string_view grant) {
     return {"FABRIC_GRANT", "the memory is not open any more"};
   Attachment made;
   made.exposure = taken.exposure;
-  status = ShmLentFile::Open(member_.directory + "/" + taken.file, taken.bytes, &made.file);
+  made.file = std::make_shared<ShmLentFile>();
+  status = ShmLentFile::Open(member_.directory + "/" + taken.file, taken.bytes, made.file.get());
   if (!status.ok()) return {"FABRIC_GRANT", status.detail()};
   peer.attached[region] = std::move(made);
   return status;
@@ -220,6 +222,11 @@ void ShmFabric::Detach(PeerId peer, RegionId region) {
   At(peer).attached[region] = {};
 }
 
+std::shared_ptr<void> ShmFabric::Attached(PeerId peer, RegionId region) const {
+  FALCON_CHECK(region < kMaxRegions);
+  return At(peer).attached[region].file;
+}
+
 // The look before each copy.
 Status ShmFabric::FindLent(Peer& peer, RegionId region, std::span<std::byte>* body) {
   const Attachment& attached = peer.attached[region];
@@ -228,7 +235,7 @@ Status ShmFabric::FindLent(Peer& peer, RegionId region, std::span<std::byte>* bo
     peer.state = PeerState::kBroken;
     return Refuse("FABRIC_DOWN", "the peer has concealed the region");
   }
-  *body = attached.file.bytes();
+  *body = attached.file->bytes();
   return Ok();
 }
 

@@ -39,6 +39,12 @@ class SimFabric final : public Fabric {
   Status Read(PeerId peer, RemoteAddress from, std::span<std::byte> into) override;
   Status Expose(RegionId region, PeerId peer, const ExposedMemory& memory,
                 std::string* grant) override;
+  Status LockMemory(ExposedMemory* memory) const override {
+    if (network_->options_.on_lock == nullptr) return Ok();
+    network_->options_.on_lock(true);
+    memory->locked = Held();
+    return Ok();
+  }
   void Conceal(RegionId region) override {
     FALCON_CHECK(region < kMaxRegions);
     memory_->exposed[region] = {};
@@ -47,6 +53,10 @@ class SimFabric final : public Fabric {
   void Detach(PeerId peer, RegionId region) override {
     FALCON_CHECK(region < kMaxRegions);
     if (memory_->alive) To(peer).attached[region] = {};
+  }
+  [[nodiscard]] std::shared_ptr<void> Attached(PeerId peer, RegionId region) const override {
+    FALCON_CHECK(region < kMaxRegions);
+    return memory_->alive ? To(peer).attached[region].held : nullptr;
   }
   [[nodiscard]] uint64_t Posted(PeerId peer) const override {
     return memory_->alive ? To(peer).posted : 0;
@@ -72,6 +82,12 @@ class SimFabric final : public Fabric {
     return network_->At(memory_->node, peer);
   }
   Status Post(PeerId peer, SimNetwork::Operation&& operation);
+  // Null unless somebody wants to be told of its end.
+  [[nodiscard]] std::shared_ptr<void> Held() const {
+    const auto& told = network_->options_.on_lock;
+    if (told == nullptr) return nullptr;
+    return {network_, [told](void*) { told(false); }};
+  }
 
   SimNetwork* network_;
   std::shared_ptr<SimNetwork::Memory> memory_;
@@ -140,7 +156,7 @@ Status SimFabric::Attach(PeerId peer, RegionId region, std::string_view grant) {
   if (!status.ok()) return status;
   if (!channel.target->regions[region].empty())
     return {"FABRIC_GRANT", "the peer has a region of its own there"};
-  channel.attached[region] = {taken.exposure, taken.bytes};
+  channel.attached[region] = {taken.exposure, taken.bytes, Held()};
   return status;
 }
 

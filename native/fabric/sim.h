@@ -13,6 +13,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -26,6 +27,9 @@ struct SimOptions {
   size_t queue_bound = 256;       // operations posted and not completed, per channel
   bool capture_at_post = false;   // true: the bytes of a write are those at the time of the post
   bool lazy_completions = false;  // Completed() moves only as far as RequestCompletion has asked
+  // Called where LockMemory is called (true), and where what it gave, or what holds an attachment,
+  // is let go (false): what takes long on other fabrics. On any thread.
+  std::function<void(bool)> on_lock{};
 };
 
 // Where a partly delivered write may be torn. kWords keeps the promise of fabric.h that aligned

@@ -37,6 +37,9 @@ class VerbsFabricImpl final : public VerbsFabric {
   Status Read(PeerId peer, RemoteAddress from, std::span<std::byte> into) override;
   Status Expose(RegionId region, PeerId peer, const ExposedMemory& memory,
                 std::string* grant) override;
+  Status LockMemory(ExposedMemory* memory) const override {
+    return VerbsExposures::Lock(device_, memory);
+  }
   void Conceal(RegionId region) override;
   Status Attach(PeerId peer, RegionId region, std::string_view grant) override;
   void Detach(PeerId peer, RegionId region) override;

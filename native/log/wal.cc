@@ -14,6 +14,7 @@
 #include "os/check.h"
 #include "os/futex.h"
 #include "os/realtime.h"
+#include "os/threads.h"
 #include "os/spsc_queue.h"
 #include "os/unique_fd.h"
 
@@ -185,6 +186,7 @@ void WalImpl::StopThread() {
 }
 
 void WalImpl::RunWriter() {
+  NameThread("falcon-log");
   if (realtime_) MakeRealtime(RealtimePriority::kDataPath);
   do {
     while (Step() > 0) continue;

@@ -1,18 +1,15 @@
 #include "pages/digester.h"
 
-#include <pthread.h>
-#include <sched.h>
-#include <signal.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <bit>
 #include <cerrno>
-#include <cstdio>
 #include <utility>
 
 #include "os/check.h"
+#include "os/threads.h"
 
 namespace falcon {
 namespace {
@@ -22,13 +19,6 @@ constexpr size_t kWordPages = 64;
 
 int DefaultThreads() {
   return std::clamp(static_cast<int>(std::thread::hardware_concurrency()) - 1, 1, 2);
-}
-
-// Whoever makes the threads may be a realtime thread.
-void BecomeOrdinary() {
-  const sched_param parameters{};
-  // Giving priority up needs no permission.
-  FALCON_CHECK(sched_setscheduler(0, SCHED_OTHER, &parameters) == 0);
 }
 
 }  // namespace
@@ -43,14 +33,9 @@ Status Digester::Make(const DigesterOptions& options, std::unique_ptr<Digester>*
   if (!made->event_.valid()) return {"START_FAILED", ErrnoText("digester: eventfd", errno)};
   const int threads =
       options.threads == DigesterOptions::kAuto ? DefaultThreads() : options.threads;
-  // Signals are for the threads that were there before.
-  sigset_t all;
-  sigset_t before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
   for (int i = 0; i < threads; ++i)
-    made->threads_.emplace_back([self = made.get(), i] { self->Run(static_cast<size_t>(i)); });
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    made->threads_.push_back(StartOrdinaryThread("falcon-digest" + std::to_string(i),
+                                                 [self = made.get()] { self->Run(); }));
   *digester = std::move(made);
   return Ok();
 }
@@ -134,11 +119,7 @@ void Digester::DrainEvent() {
   static_cast<void>(read(event_.get(), &count, sizeof count) == sizeof count);
 }
 
-void Digester::Run(size_t index) {
-  char name[16];
-  std::snprintf(name, sizeof name, "falcon-digest%zu", index);
-  pthread_setname_np(pthread_self(), name);
-  BecomeOrdinary();
+void Digester::Run() {
   uint64_t seen = 0;
   std::unique_lock lock(mutex_);
   while (true) {

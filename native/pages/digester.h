@@ -72,7 +72,7 @@ class Digester {
 
  private:
   Digester() = default;
-  void Run(size_t index);
+  void Run();
   void Work();
   void DigestChunk(size_t chunk);
   void PutDown();

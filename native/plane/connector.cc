@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "os/check.h"
+#include "os/threads.h"
 
 namespace falcon {
 namespace {
@@ -29,7 +30,8 @@ void Connector::Submit(Request request) {
   {
     const std::lock_guard lock(mutex_);
     worker.waiting.swap(replaced);
-    if (!worker.thread.joinable()) worker.thread = std::thread([this, &worker] { Run(worker); });
+    if (!worker.thread.joinable())
+      worker.thread = StartOrdinaryThread("falcon-connect", [this, &worker] { Run(worker); });
   }
   changed_.notify_all();
   if (replaced.has_value()) done_(*replaced, Replaced());

@@ -27,7 +27,8 @@ DataPlane::DataPlane(const PlaneOptions& options, Clock* clock, Fabric* fabric, 
       wal_(wal),
       rings_(rings),
       wire_(wire),
-      log_(options.log_bytes, options.log_entries) {
+      log_(options.log_bytes, options.log_entries),
+      aside_(options.digest_threads != 0) {
   FALCON_CHECK(options.members >= 1 && options.members <= kMaxMembers &&
                options.self < options.members);
   FALCON_CHECK(fabric->region(0).size() >= RegionBytes(options));
@@ -329,7 +330,7 @@ Nanoseconds DataPlane::NextDeadline(Nanoseconds now) const {
   if (role_ == PlaneRole::kLeading && guest_ == GuestMode::kRunning && !caught_up_told_)
     next = std::min(next, now + kMillisecond / 2);
   // The digests' threads ring no doorbell of this one.
-  if (transfer_ != nullptr && transfer_->busy()) next = std::min(next, now + 100 * kMicrosecond);
+  if (transfer_ != nullptr && (opening_ || transfer_->busy())) next = std::min(next, now + 100 * kMicrosecond);
   return std::max(next, now);
 }
 

@@ -59,7 +59,8 @@ struct PlaneOptions {
     std::vector<std::byte> from, to;
   };
   std::vector<Fault> faults;
-  int digest_threads = DigesterOptions::kAuto;  // of state transfers; 0: none
+  // Of state transfers; 0: none, and nothing else is done aside.
+  int digest_threads = DigesterOptions::kAuto;
   Nanoseconds release_interval = kSecond;       // how often the log on disk is looked at
   uint32_t vm_address =
       0;  // IPv4 of the guest in network order, for the announcement; 0: RARP only
@@ -320,6 +321,7 @@ class DataPlane final : private FlowSink {
 
   // sync.cc: delivery at rest behind a vm-sync, and the state that travels with a guest
   int PollTransfer(Nanoseconds now);
+  void OpenPrepared();
   void LetLeave();
   void HoldBehind(Op op, std::span<const std::byte> payload);
   void CaptureState(std::vector<std::byte>* state, Nanoseconds now);
@@ -328,7 +330,7 @@ class DataPlane final : private FlowSink {
   PlaneEvent& EmitTransfer(PlaneEvent::Kind kind, SessionId session);
   void TransferFailed(SessionId session, const std::string& why);
   [[nodiscard]] bool InSession(SessionId session) const {
-    return transfer_ != nullptr && transfer_->options().session == session;
+    return transfer_ != nullptr && !opening_ && transfer_->options().session == session;
   }
 
   PlaneEvent& Emit(PlaneEvent::Kind kind);
@@ -431,6 +433,10 @@ class DataPlane final : private FlowSink {
   bool arrived_ = false;  // target: the whole state, which may be ahead of the log
   std::vector<TransferNews> transfer_news_;
   Nanoseconds transfer_rests_until_ = 0;
+  bool opening_ = false;  // transfer_: is being prepared
+  AsideTicket prepared_;
+  Status prepare_status_;
+  Aside aside_;  // behind all that it works with: it is ended first
 
   mutable PlaneSnapshot count_;  // the counters; the rest is filled in on demand
 };

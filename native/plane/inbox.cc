@@ -25,13 +25,14 @@ uint32_t HeaderChecksum(const InboxHeader& header) {
 }  // namespace
 
 Inbox::~Inbox() {
-  if (memory_.data() == nullptr) return;
-  munmap(memory_.data(), memory_.size());
-  unlink(path_.c_str());
+  if (exposed_.memory.data() == nullptr) return;
+  exposed_.locked.reset();
+  munmap(exposed_.memory.data(), exposed_.memory.size());
+  unlink(exposed_.path.c_str());
 }
 
 Status Inbox::Make(const std::string& path, size_t payload_bytes) {
-  FALCON_CHECK(memory_.data() == nullptr);
+  FALCON_CHECK(exposed_.memory.data() == nullptr);
   unlink(path.c_str());
   const UniqueFd fd(open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
   if (!fd.valid()) return {"SYNC_MEMORY", ErrnoText("open " + path, errno)};
@@ -47,22 +48,32 @@ Status Inbox::Make(const std::string& path, size_t payload_bytes) {
     unlink(path.c_str());
     return {"SYNC_MEMORY", ErrnoText("make room for " + path, error)};
   }
-  memory_ = {static_cast<std::byte*>(at), bytes};
-  path_ = path;
+  exposed_.memory = {static_cast<std::byte*>(at), bytes};
+  exposed_.path = path;
   return Ok();
+}
+
+Status Inbox::Lock(const Fabric& fabric) { return fabric.LockMemory(&exposed_); }
+
+bool Inbox::Find(uint64_t session, InboxKind kind, uint32_t round, InboxHeader* header) const {
+  std::memcpy(header, exposed_.memory.data(), sizeof *header);
+  return header->session == session && header->kind == static_cast<uint32_t>(kind) &&
+         header->round == round && header->magic == kInboxMagic &&
+         header->header_checksum == HeaderChecksum(*header);
+}
+
+bool Inbox::Has(uint64_t session, InboxKind kind, uint32_t round) const {
+  InboxHeader header;
+  return Find(session, kind, round, &header);
 }
 
 Status Inbox::Take(uint64_t session, InboxKind kind, uint32_t round,
                    std::optional<std::span<const std::byte>>* payload) const {
   *payload = std::nullopt;
   InboxHeader header;
-  std::memcpy(&header, memory_.data(), sizeof header);
-  if (header.session != session || header.kind != static_cast<uint32_t>(kind) ||
-      header.round != round || header.magic != kInboxMagic ||
-      header.header_checksum != HeaderChecksum(header))
-    return Ok();
+  if (!Find(session, kind, round, &header)) return Ok();
   std::atomic_thread_fence(std::memory_order_acquire);
-  const auto room = memory_.subspan(kInboxPayloadAt);
+  const auto room = exposed_.memory.subspan(kInboxPayloadAt);
   if (header.bytes > room.size() || Crc32c(room.first(header.bytes)) != header.checksum)
     return {"SYNC_PEER", "a record in the inbox is broken"};
   *payload = room.first(header.bytes);

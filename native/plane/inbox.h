@@ -50,7 +50,11 @@ class Inbox {
 
   // Makes the file `path` anew; it goes with the inbox. Errors: SYNC_MEMORY.
   Status Make(const std::string& path, size_t payload_bytes);
-  [[nodiscard]] ExposedMemory exposed() const { return {memory_, path_}; }
+  // What of it takes long at the fabric. Errors: those of LockMemory.
+  Status Lock(const Fabric& fabric);
+  [[nodiscard]] const ExposedMemory& exposed() const { return exposed_; }
+  // A record of this kind and round is here; Take says whether it is whole.
+  [[nodiscard]] bool Has(uint64_t session, InboxKind kind, uint32_t round) const;
 
   // The payload of this record, if it is here. Errors: SYNC_PEER (a whole header over a broken
   // payload).
@@ -58,8 +62,9 @@ class Inbox {
               std::optional<std::span<const std::byte>>* payload) const;
 
  private:
-  std::span<std::byte> memory_;
-  std::string path_;
+  bool Find(uint64_t session, InboxKind kind, uint32_t round, InboxHeader* header) const;
+
+  ExposedMemory exposed_;
 };
 
 // Sends one record after the other into a peer's inbox, as the fabric takes it.

@@ -12,6 +12,7 @@
 #include "fabric/tcp.h"
 #include "os/check.h"
 #include "os/realtime.h"
+#include "os/threads.h"
 #include "os/tap.h"
 
 namespace falcon {
@@ -279,6 +280,7 @@ void Reactor::Publish(Nanoseconds now) {
 }
 
 void Reactor::Run() {
+  NameThread("falcon-reactor");
   if (options_.realtime) MakeRealtime(RealtimePriority::kDataPath);
   Nanoseconds idle_since = 0;
   Nanoseconds next_vm_look = 0;

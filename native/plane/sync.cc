@@ -53,11 +53,11 @@ void DataPlane::TransferOpen(TransferOptions options) {
     return TransferFailed(session, "SYNC_MEMORY the session before has not left yet");
   guest_pages_ = options.ram_bytes / kPageBytes;
   if (options.verify) {
-    auto verify = MakeVerifySession(std::move(options), fabric_);
+    auto verify = MakeVerifySession(std::move(options), fabric_, &aside_);
     verify_ = verify.get();
     transfer_ = std::move(verify);
   } else if (options.source) {
-    auto source = MakeTransferSource(std::move(options), fabric_);
+    auto source = MakeTransferSource(std::move(options), fabric_, &aside_);
     source_ = source.get();
     transfer_ = std::move(source);
   } else {
@@ -66,8 +66,19 @@ void DataPlane::TransferOpen(TransferOptions options) {
     target_ = target.get();
     transfer_ = std::move(target);
   }
+  // It is destroyed aside, too, so it is there for as long as this takes.
+  prepared_ = aside_.Do([this, made = transfer_.get()] { prepare_status_ = made->Prepare(); });
+  opening_ = true;
+}
+
+// What was prepared aside is opened to the peer.
+void DataPlane::OpenPrepared() {
+  opening_ = false;
+  const SessionId session = transfer_->options().session;
   std::string inbox, ram;
-  if (Status s = transfer_->Open(&inbox, &ram); !s.ok()) return TransferFailed(session, Coded(s));
+  Status status = prepare_status_;
+  if (status.ok()) status = transfer_->Open(&inbox, &ram);
+  if (!status.ok()) return TransferFailed(session, Coded(status));
   PlaneEvent& event = EmitTransfer(PlaneEvent::Kind::kTransferOpened, session);
   event.bytes = {static_cast<std::byte>(inbox.size() & 0xFF),
                  static_cast<std::byte>(inbox.size() >> 8)};
@@ -125,7 +136,7 @@ void DataPlane::TransferSend(SessionId session, const std::string& path) {
 // A verification begins with a look at a guest that runs.
 void DataPlane::TransferLook(SessionId session) {
   if (!InSession(session) || verify_ == nullptr) return;
-  if (Status s = verify_->Look(); !s.ok()) TransferFailed(session, Coded(s));
+  verify_->Look();
 }
 
 // A verification: the guest stands still, and the state of its devices is in the file.
@@ -170,7 +181,7 @@ void DataPlane::TransferInstall(SessionId session) {
 }
 
 void DataPlane::TransferClose(SessionId session) {
-  if (!InSession(session)) return;
+  if (transfer_ == nullptr || transfer_->options().session != session) return;
   const PeerId peer = transfer_->options().peer;
   transfer_->End();
   leaving_ = std::move(transfer_);
@@ -182,6 +193,7 @@ void DataPlane::TransferClose(SessionId session) {
   verify_ = nullptr;
   held_op_ = 0;
   arrived_ = false;
+  opening_ = false;
 }
 
 // The buffers of a session that is over, until nothing is sent from them any more.
@@ -190,7 +202,7 @@ void DataPlane::LetLeave() {
   const PeerLink& peer = *peers_[leaving_->options().peer];
   if (peer.up && peer.generation == leaving_generation_ && !HasLeft(peer.id, leaving_ticket_))
     return;
-  leaving_.reset();
+  aside_.Destroy(std::move(leaving_));
 }
 
 void DataPlane::TransferForget(size_t peer) {
@@ -202,6 +214,11 @@ void DataPlane::TransferForget(size_t peer) {
 }
 
 int DataPlane::PollTransfer(Nanoseconds now) {
+  if (opening_) {
+    if (!prepared_.done()) return 0;
+    OpenPrepared();
+    return 1;
+  }
   // This thread may be a realtime one, and a guest's the ordinary one beside it that gets what is
   // left.
   const bool patient = transfer_->patient();

@@ -8,7 +8,9 @@
 // follows it.
 //
 // What is decided (when to begin, to stop, to give up) is decided elsewhere; here is what has to be
-// quick. Everything runs on the thread that polls, but for the digests, and never waits.
+// quick. Everything runs on the thread that polls, and never waits; what takes as long as memory is
+// large (mapping and locking it, looking for its holes, comparing all digests) is done aside, and
+// so is the end of a session.
 #pragma once
 
 #include <array>
@@ -20,6 +22,7 @@
 
 #include "fabric/fabric.h"
 #include "log/entry.h"
+#include "os/aside.h"
 #include "os/clock.h"
 #include "os/status.h"
 #include "pages/digest.h"
@@ -95,13 +98,17 @@ class TransferSession {
   TransferSession& operator=(const TransferSession&) = delete;
 
   [[nodiscard]] const TransferOptions& options() const { return options_; }
-  // Maps the memory, opens it (target) and an inbox to the peer. What the peer is to be given goes
-  // into *inbox and *ram. Errors: SYNC_MEMORY and those of Expose.
+  // Maps the memory, and makes an inbox. Once, aside: of the fabric it uses LockMemory only. Errors:
+  // SYNC_MEMORY, GUEST_MEMORY, those of LockMemory.
+  virtual Status Prepare() = 0;
+  // Then: opens the memory (target) and an inbox to the peer. What the peer is to be given goes into
+  // *inbox and *ram. Errors: those of Expose and Attach.
   virtual Status Open(std::string* inbox, std::string* ram) = 0;
   // Does some work. Returns how much was done.
   virtual int Poll(Nanoseconds now, std::vector<TransferNews>* news) = 0;
-  // Nothing is begun any more, and the peer reaches nothing here. What was posted may still leave:
-  // the session is destroyed when all of it is Completed, or the connection has ended.
+  // Nothing is begun any more, and the peer reaches nothing here (with verbs: from when the session
+  // is destroyed). What was posted may still leave: the session is destroyed, aside, when all of it
+  // is Completed, or the connection has ended. May come before Prepare is done.
   virtual void End() = 0;
   // Something is expected that rings no doorbell.
   [[nodiscard]] virtual bool busy() const = 0;
@@ -136,7 +143,8 @@ class TransferTarget : public TransferSession {
   [[nodiscard]] virtual Op boot_op() const = 0;
 };
 
-std::unique_ptr<TransferSource> MakeTransferSource(TransferOptions options, Fabric* fabric);
+std::unique_ptr<TransferSource> MakeTransferSource(TransferOptions options, Fabric* fabric,
+                                                   Aside* aside);
 // `changed`: of this guest since the common point; null: look at everything.
 std::unique_ptr<TransferTarget> MakeTransferTarget(TransferOptions options, Fabric* fabric,
                                                    const PageSet* changed);

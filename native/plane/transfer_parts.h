@@ -51,7 +51,7 @@ struct PagesRecord {
 };
 
 // What an inbox must hold: a source is sent page sets with their digests, a target page sets and
-// the state. Over verbs all of it is locked, on the reactor: no more than that.
+// the state. Over verbs all of it is locked: no more than that.
 [[nodiscard]] size_t SourceInboxBytes(size_t pages);
 [[nodiscard]] size_t TargetInboxBytes(size_t pages);
 

@@ -20,12 +20,15 @@ constexpr size_t kPagesPerPoll = 128;
 // So many pages go packed; fewer are not worth the turn, and more are sooner sent as they are.
 constexpr size_t kPackedMin = 16;
 constexpr size_t kPackedMax = 4096;
+// So few pages are compared there and then: a guest may be standing still.
+constexpr size_t kComparedHere = 1024;
 
 class Source final : public TransferSource {
  public:
-  Source(TransferOptions options, Fabric* fabric)
+  Source(TransferOptions options, Fabric* fabric, Aside* aside)
       : TransferSource(std::move(options)),
         fabric_(fabric),
+        aside_(aside),
         pages_(options_.ram_bytes / kPageBytes),
         pending_(pages_),
         looked_at_(pages_),
@@ -33,28 +36,37 @@ class Source final : public TransferSource {
         hasher_(options_.key),
         writer_(fabric, options_.peer, kInboxRegion) {}
 
-  void End() override {
+  ~Source() override {
     if (digester_ != nullptr) digester_->Cancel();
+  }
+
+  void End() override {
     fabric_->Detach(options_.peer, kInboxRegion);
     fabric_->Detach(options_.peer, kRamRegion);
     fabric_->Conceal(kInboxRegion);
   }
 
-  Status Open(std::string* inbox, std::string* /*ram*/) override {
+  Status Prepare() override {
     if (pages_ > 0) {
       if (Status s = GuestMemory::Open(options_.ram_path, options_.ram_bytes, &memory_); !s.ok())
         return s;
       if (Status s = Digester::Make({options_.digest_threads}, &digester_); !s.ok()) return s;
-      if (Status s = memory_.ResidentPages(&resident_); !s.ok()) return s;
     }
     if (Status s = inbox_.Make(options_.inbox_path, SourceInboxBytes(pages_)); !s.ok()) return s;
+    return inbox_.Lock(*fabric_);
+  }
+
+  Status Open(std::string* inbox, std::string* /*ram*/) override {
     return fabric_->Expose(kInboxRegion, options_.peer, inbox_.exposed(), inbox);
   }
 
   Status Attach(std::string_view inbox, std::string_view ram) override {
     if (Status s = fabric_->Attach(options_.peer, kInboxRegion, inbox); !s.ok()) return s;
+    attached_[0] = fabric_->Attached(options_.peer, kInboxRegion);
     if (pages_ == 0) return Ok();
-    return fabric_->Attach(options_.peer, kRamRegion, ram);
+    if (Status s = fabric_->Attach(options_.peer, kRamRegion, ram); !s.ok()) return s;
+    attached_[1] = fabric_->Attached(options_.peer, kRamRegion);
+    return Ok();
   }
 
   void Changed(const PageSet& pages) override {
@@ -67,41 +79,29 @@ class Source final : public TransferSource {
     round_ = round;
     final_ = final;
     figures_ = {};
-    PageSet wanted(pages_);
-    // Changes may be noted only since a moment after Open: what was touched in between counts too.
-    if (rounds_ == 0) LookAgain();
-    PagesRecord record{rounds_ == 0 ? 1U : 0U, 0};
+    const bool first = rounds_ == 0;
     const PageSet* since = bases->Since(options_.peer);
-    if (which == RoundPages::kSinceBase && since != nullptr) {
-      wanted = *since;
-    } else if (which == RoundPages::kPending) {
-      wanted = pending_;
-    } else if (pages_ > 0) {
-      // A page that the guest has touched for the first time since the memory was opened, and
-      // before its changes began to be noted, is known from nowhere else.
-      PageSet resident;
-      failure_ = memory_.ResidentPages(&resident);
-      if (failure_.ok()) resident_.Unite(resident);
-      wanted = resident_;
-      record.resident = 1;
+    const bool all = which == RoundPages::kResident ||
+                     (which == RoundPages::kSinceBase && since == nullptr);
+    if (which == RoundPages::kPending) {
+      looked_at_ = pending_;
+    } else if (!all) {
+      looked_at_ = *since;
     }
     ++rounds_;
     pending_ = PageSet(pages_);
     if (final) bases->Begin(options_.peer, pages_);
+    began_ = 0;
     if (pages_ == 0) {
       step_ = Step::kTell;
       return;
     }
-    looked_at_ = wanted;
-    StartDigests();
-    std::vector<std::byte> payload(sizeof record);
-    std::memcpy(payload.data(), &record, sizeof record);
-    AppendSet(&payload, wanted);
-    outgoing_ = std::move(payload);
-    outgoing_kind_ = InboxKind::kPages;
-    figures_.overhead = outgoing_.size();
-    began_ = 0;
-    step_ = Step::kAsk;
+    record_ = {first ? 1U : 0U, all ? 1U : 0U};
+    if (!first && !all) return Begin();
+    // Only now are changes noted. A page that the guest has touched for the first time before is
+    // known from nowhere else.
+    step_ = Step::kScan;
+    scanned_ = aside_->Do([this] { failure_ = memory_.ResidentPages(&found_); });
   }
 
   Status Send(Op op, Op boot_op, const std::string& path,
@@ -138,8 +138,10 @@ class Source final : public TransferSource {
  private:
   enum class Step : uint8_t {
     kIdle,
+    kScan,     // for the pages that are not empty
     kAsk,      // the set goes out; both digest
     kCompare,  // the target's set and digests are here; what it adds is digested
+    kCompared,
     kPrepare,  // features of the pages to ask for
     kRefine,   // copies and the question for blocks go out
     kBlocks,   // the answer is here
@@ -151,12 +153,21 @@ class Source final : public TransferSource {
     kState,
   };
 
-  // The pages that are not empty by now.
-  void LookAgain() {
-    PageSet now(pages_);
-    if (pages_ == 0) return;
-    if (!memory_.ResidentPages(&now).ok()) now.SetRun({0, pages_});
-    resident_.Unite(now);
+  void TakeScan() {
+    resident_.Unite(found_);
+    if (record_.resident != 0) looked_at_ = resident_;
+    Begin();
+  }
+
+  void Begin() {
+    StartDigests();
+    std::vector<std::byte> payload(sizeof record_);
+    std::memcpy(payload.data(), &record_, sizeof record_);
+    AppendSet(&payload, looked_at_);
+    outgoing_ = std::move(payload);
+    outgoing_kind_ = InboxKind::kPages;
+    figures_.overhead = outgoing_.size();
+    step_ = Step::kAsk;
   }
 
   void StartDigests() {
@@ -181,10 +192,15 @@ class Source final : public TransferSource {
   }
 
   Status Advance(Nanoseconds now, std::vector<TransferNews>* news, int* done) {
-    if (!failure_.ok()) return std::exchange(failure_, Ok());
     const size_t most = final_ ? kStillBytes : kRunningBytes;
     if (step_ == Step::kIdle) return Ok();
     if (began_ == 0) began_ = now;
+    if (step_ == Step::kScan) {
+      if (!scanned_.done()) return Ok();
+      ++*done;
+      if (!failure_.ok()) return std::exchange(failure_, Ok());
+      TakeScan();
+    }
     if (!StartOutgoing()) return Ok();
     if (!writer_.posted()) {
       if (Status s = writer_.Step(most, done); !s.ok()) return s;
@@ -194,7 +210,12 @@ class Source final : public TransferSource {
     }
     if (step_ == Step::kCompare && Digested()) {
       ++*done;
-      if (Status s = Compare(now); !s.ok()) return s;
+      StartComparison(now);
+    }
+    if (step_ == Step::kCompared && (!compared_aside_ || compared_.done())) {
+      ++*done;
+      if (!failure_.ok()) return std::exchange(failure_, Ok());
+      TakeComparison();
     }
     if (step_ == Step::kPrepare) {
       ++*done;
@@ -269,19 +290,25 @@ class Source final : public TransferSource {
     return Ok();
   }
 
-  Status Compare(Nanoseconds now) {
-    PageSet differing(pages_);
-    if (Status s = DifferingPages(looked_at_, own_, looked_at_, theirs_, &differing); !s.ok())
-      return s;
+  void StartComparison(Nanoseconds now) {
     figures_.pages = looked_at_.Count();
-    figures_.equal = figures_.pages - differing.Count();
     figures_.digest = now - began_ - figures_.wait;
     refining_since_ = now;
-    refinement_ = Refinement({looked_at_, own_, theirs_}, differing);
-    step_ = Step::kBlocks;
-    if (!refinement_.asks()) return Ok();
-    step_ = Step::kPrepare;
-    return Ok();
+    step_ = Step::kCompared;
+    compared_aside_ = figures_.pages > kComparedHere;
+    if (!compared_aside_) return Compare();
+    compared_ = aside_->Do([this] { Compare(); });
+  }
+
+  void Compare() {
+    found_ = PageSet(pages_);
+    failure_ = DifferingPages(looked_at_, own_, looked_at_, theirs_, &found_);
+    if (failure_.ok()) refinement_ = Refinement({looked_at_, own_, theirs_}, found_);
+  }
+
+  void TakeComparison() {
+    figures_.equal = figures_.pages - found_.Count();
+    step_ = refinement_.asks() ? Step::kPrepare : Step::kBlocks;
   }
 
   void Ask() {
@@ -357,7 +384,9 @@ class Source final : public TransferSource {
   }
 
   Fabric* fabric_;
+  Aside* aside_;
   const size_t pages_;
+  std::array<std::shared_ptr<void>, 2> attached_;  // to let go of them with the session
   GuestMemory memory_;
   Inbox inbox_;
   std::unique_ptr<Digester> digester_;
@@ -369,6 +398,12 @@ class Source final : public TransferSource {
   PageSet pending_;
   PageSet looked_at_;
   PageSet resident_;  // everything else is zero, and must not be read
+  PagesRecord record_{};
+  // What is done aside: it has these until its ticket is done.
+  AsideTicket scanned_, compared_;
+  PageSet found_;   // not empty; that differ
+  Status failure_;  // of what cannot say so itself
+  bool compared_aside_ = false;
   std::vector<Digest> own_, theirs_;
   bool digested_ = false;
   const PageHasher hasher_;
@@ -380,7 +415,6 @@ class Source final : public TransferSource {
   InboxKind outgoing_kind_ = InboxKind::kPages;
   RoundMark mark_{};
   RoundFigures figures_;
-  Status failure_;  // of what cannot say so itself
   Nanoseconds began_ = 0;
   Nanoseconds refining_since_ = 0;
   Nanoseconds moving_since_ = 0;
@@ -389,8 +423,9 @@ class Source final : public TransferSource {
 
 }  // namespace
 
-std::unique_ptr<TransferSource> MakeTransferSource(TransferOptions options, Fabric* fabric) {
-  return std::make_unique<Source>(std::move(options), fabric);
+std::unique_ptr<TransferSource> MakeTransferSource(TransferOptions options, Fabric* fabric,
+                                                   Aside* aside) {
+  return std::make_unique<Source>(std::move(options), fabric, aside);
 }
 
 }  // namespace falcon

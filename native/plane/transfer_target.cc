@@ -26,20 +26,35 @@ class Target final : public TransferTarget {
     if (changed != nullptr) changed_ = std::make_unique<PageSet>(*changed);
   }
 
-  void End() override {
+  ~Target() override {
     if (digester_ != nullptr) digester_->Cancel();
+  }
+
+  void End() override {
     fabric_->Detach(options_.peer, kInboxRegion);
     fabric_->Conceal(kRamRegion);
     fabric_->Conceal(kInboxRegion);
   }
 
-  Status Open(std::string* inbox, std::string* ram) override {
+  Status Prepare() override {
     if (Status s = inbox_.Make(options_.inbox_path, TargetInboxBytes(pages_)); !s.ok()) return s;
+    if (Status s = inbox_.Lock(*fabric_); !s.ok() || pages_ == 0) return s;
+    if (Status s = GuestMemory::Open(options_.ram_path, options_.ram_bytes, &memory_); !s.ok())
+      return s;
+    if (Status s = Digester::Make({options_.digest_threads}, &digester_); !s.ok()) return s;
+    if (Status s = memory_.ResidentPages(&resident_); !s.ok()) return s;
+    if (Status s = memory_.HasRoom(); !s.ok()) return {"SYNC_MEMORY", s.detail()};
+    exposed_ = {memory_.all(), memory_.path(), nullptr};
+    return fabric_->LockMemory(&exposed_);
+  }
+
+  Status Open(std::string* inbox, std::string* ram) override {
     if (Status s = fabric_->Attach(options_.peer, kInboxRegion, options_.grant); !s.ok()) return s;
+    attached_ = fabric_->Attached(options_.peer, kInboxRegion);
     if (Status s = fabric_->Expose(kInboxRegion, options_.peer, inbox_.exposed(), inbox); !s.ok())
       return s;
     if (pages_ > 0) {
-      if (Status s = OpenMemory(ram); !s.ok()) return s;
+      if (Status s = fabric_->Expose(kRamRegion, options_.peer, exposed_, ram); !s.ok()) return s;
     }
     step_ = Step::kWait;
     return Ok();
@@ -61,15 +76,6 @@ class Target final : public TransferTarget {
 
  private:
   enum class Step : uint8_t { kWait, kDigest, kRefine, kUnpack, kAnswer, kDone };
-
-  Status OpenMemory(std::string* ram) {
-    if (Status s = GuestMemory::Open(options_.ram_path, options_.ram_bytes, &memory_); !s.ok())
-      return s;
-    if (Status s = Digester::Make({options_.digest_threads}, &digester_); !s.ok()) return s;
-    if (Status s = memory_.ResidentPages(&resident_); !s.ok()) return s;
-    if (Status s = memory_.HasRoom(); !s.ok()) return {"SYNC_MEMORY", s.detail()};
-    return fabric_->Expose(kRamRegion, options_.peer, {memory_.all(), memory_.path()}, ram);
-  }
 
   Status Advance(std::vector<TransferNews>* news, int* done) {
     if (step_ == Step::kWait) {
@@ -209,7 +215,9 @@ class Target final : public TransferTarget {
 
   Fabric* fabric_;
   const size_t pages_;
+  std::shared_ptr<void> attached_;  // to let go of it with the session
   GuestMemory memory_;
+  ExposedMemory exposed_;
   Inbox inbox_;
   std::unique_ptr<Digester> digester_;
   std::unique_ptr<PageSet> changed_;

@@ -99,41 +99,48 @@ Status Parse(std::span<const std::byte> payload, size_t pages, Findings* head, T
 
 class Session final : public VerifySession {
  public:
-  Session(TransferOptions options, Fabric* fabric)
+  Session(TransferOptions options, Fabric* fabric, Aside* aside)
       : VerifySession(std::move(options)),
         fabric_(fabric),
+        aside_(aside),
         page_count_(options_.ram_bytes / kPageBytes),
         looked_(page_count_),
         changed_(page_count_),
         stale_(page_count_),
         writer_(fabric, options_.peer, kInboxRegion) {}
 
-  void End() override {
+  ~Session() override {
     if (digester_ != nullptr) digester_->Cancel();
+  }
+
+  void End() override {
     fabric_->Detach(options_.peer, kInboxRegion);
     fabric_->Conceal(kInboxRegion);
   }
 
-  Status Open(std::string* inbox, std::string* /*ram*/) override {
+  Status Prepare() override {
     if (page_count_ > 0) {
       if (Status s = GuestMemory::Open(options_.ram_path, options_.ram_bytes, &memory_); !s.ok())
         return s;
       if (Status s = Digester::Make({options_.digest_threads}, &digester_); !s.ok()) return s;
     }
-    if (!options_.source) return fabric_->Attach(options_.peer, kInboxRegion, options_.grant);
+    if (!options_.source) return Ok();
     if (Status s = inbox_.Make(options_.inbox_path, RecordBytes(page_count_)); !s.ok()) return s;
-    return fabric_->Expose(kInboxRegion, options_.peer, inbox_.exposed(), inbox);
+    return inbox_.Lock(*fabric_);
   }
 
-  Status Look() override {
-    FALCON_CHECK(step_ == Step::kIdle);
-    step_ = Step::kLook;
-    if (page_count_ == 0) return Ok();
-    // Others are holes: zero, and not even to be read.
-    if (Status s = memory_.ResidentPages(&looked_); !s.ok()) return s;
-    looked_digests_.resize(looked_.Count());
-    digester_->Start({memory_.ram(), looked_, nullptr, options_.key, looked_digests_});
+  Status Open(std::string* inbox, std::string* /*ram*/) override {
+    if (options_.source)
+      return fabric_->Expose(kInboxRegion, options_.peer, inbox_.exposed(), inbox);
+    if (Status s = fabric_->Attach(options_.peer, kInboxRegion, options_.grant); !s.ok()) return s;
+    attached_ = fabric_->Attached(options_.peer, kInboxRegion);
     return Ok();
+  }
+
+  void Look() override {
+    FALCON_CHECK(step_ == Step::kIdle);
+    step_ = page_count_ > 0 ? Step::kScan : Step::kLook;
+    if (page_count_ > 0) Scan();
   }
 
   void Changed(const PageSet& pages) override {
@@ -152,16 +159,8 @@ class Session final : public VerifySession {
       return {"SYNC_MEMORY", "the state is larger than a session can carry"};
     std::ranges::sort(own_.flows, Before);
     own_.pages = PageSet(page_count_);
-    if (page_count_ > 0) {
-      if (Status s = memory_.ResidentPages(&own_.pages); !s.ok()) return s;
-      stale_ = own_.pages;
-      stale_.Subtract(looked_);
-      changed_.Intersect(own_.pages);
-      stale_.Unite(changed_);
-      stale_digests_.resize(stale_.Count());
-      digester_->Start({memory_.ram(), stale_, nullptr, options_.key, stale_digests_});
-    }
-    step_ = Step::kDigest;
+    step_ = page_count_ > 0 ? Step::kScanAgain : Step::kDigest;
+    if (page_count_ > 0) Scan();
     return Ok();
   }
 
@@ -181,25 +180,57 @@ class Session final : public VerifySession {
   }
 
   [[nodiscard]] bool busy() const override {
-    return step_ == Step::kLook || step_ == Step::kDigest || step_ == Step::kTell ||
-           step_ == Step::kSend || step_ == Step::kListen;
+    return step_ != Step::kIdle && step_ != Step::kLooked && step_ != Step::kTaken &&
+           step_ != Step::kOver;
   }
   [[nodiscard]] std::span<const std::byte> report() const override { return report_; }
 
  private:
   enum class Step : uint8_t {
     kIdle,
-    kLook,  // the guest runs
+    kScan,  // for pages that are not empty; the guest runs
+    kLook,
     kLooked,
-    kDigest,  // it stands still
+    kScanAgain,  // it stands still
+    kDigest,
     kTaken,   // and may go on
     kTell,    // target: makes its record
     kSend,    // and sends it
     kListen,  // source: for that record
+    kCompare,
     kOver,
   };
 
+  // Others are holes: zero, and not even to be read.
+  void Scan() {
+    aside_does_ = aside_->Do([this] { failure_ = memory_.ResidentPages(&found_); });
+  }
+
+  void TakeScan() {
+    if (step_ == Step::kScan) {
+      looked_ = std::move(found_);
+      looked_digests_.resize(looked_.Count());
+      digester_->Start({memory_.ram(), looked_, nullptr, options_.key, looked_digests_});
+      step_ = Step::kLook;
+      return;
+    }
+    own_.pages = std::move(found_);
+    stale_ = own_.pages;
+    stale_.Subtract(looked_);
+    changed_.Intersect(own_.pages);
+    stale_.Unite(changed_);
+    stale_digests_.resize(stale_.Count());
+    digester_->Start({memory_.ram(), stale_, nullptr, options_.key, stale_digests_});
+    step_ = Step::kDigest;
+  }
+
   Status Advance(std::vector<TransferNews>* news, int* done) {
+    if (step_ == Step::kScan || step_ == Step::kScanAgain) {
+      if (!aside_does_.done()) return Ok();
+      ++*done;
+      if (!failure_.ok()) return std::exchange(failure_, Ok());
+      TakeScan();
+    }
     if (step_ == Step::kLook && (page_count_ == 0 || digester_->Finished())) {
       step_ = Step::kLooked;
       ++*done;
@@ -224,12 +255,14 @@ class Session final : public VerifySession {
       }
     }
     if (step_ == Step::kListen) {
-      std::optional<std::span<const std::byte>> payload;
-      if (Status s = inbox_.Take(options_.session, InboxKind::kFindings, kOnlyRound, &payload);
-          !s.ok())
-        return s;
-      if (!payload.has_value()) return Ok();
-      if (Status s = Compare(*payload); !s.ok()) return s;
+      if (!inbox_.Has(options_.session, InboxKind::kFindings, kOnlyRound)) return Ok();
+      ++*done;
+      step_ = Step::kCompare;
+      aside_does_ = aside_->Do([this] { failure_ = TakeFindings(); });
+    }
+    if (step_ == Step::kCompare) {
+      if (!aside_does_.done()) return Ok();
+      if (!failure_.ok()) return std::exchange(failure_, Ok());
       step_ = Step::kOver;
       ++*done;
       news->push_back({TransferNews::Kind::kVerified, {}, {}});
@@ -272,6 +305,15 @@ class Session final : public VerifySession {
     return record;
   }
 
+  // It stays as it is: the target writes one record.
+  Status TakeFindings() {
+    std::optional<std::span<const std::byte>> payload;
+    const Status s = inbox_.Take(options_.session, InboxKind::kFindings, kOnlyRound, &payload);
+    if (!s.ok()) return s;
+    if (!payload.has_value()) return {"SYNC_PEER", "the record of the target has gone"};
+    return Compare(*payload);
+  }
+
   Status Compare(std::span<const std::byte> payload) {
     Findings head{};
     Taken theirs;
@@ -309,11 +351,17 @@ class Session final : public VerifySession {
   }
 
   Fabric* fabric_;
+  Aside* aside_;
   const size_t page_count_;
+  std::shared_ptr<void> attached_;  // to let go of it with the session
   GuestMemory memory_;
   Inbox inbox_;
   std::unique_ptr<Digester> digester_;
   Step step_ = Step::kIdle;
+  // What is done aside: it has these until its ticket is done.
+  AsideTicket aside_does_;
+  PageSet found_;  // not empty
+  Status failure_;
   Op op_ = 0;
   Nanoseconds stood_ = 0;
   PageSet looked_;  // while the guest ran
@@ -328,8 +376,9 @@ class Session final : public VerifySession {
 
 }  // namespace
 
-std::unique_ptr<VerifySession> MakeVerifySession(TransferOptions options, Fabric* fabric) {
-  return std::make_unique<Session>(std::move(options), fabric);
+std::unique_ptr<VerifySession> MakeVerifySession(TransferOptions options, Fabric* fabric,
+                                                 Aside* aside) {
+  return std::make_unique<Session>(std::move(options), fabric, aside);
 }
 
 }  // namespace falcon

@@ -45,8 +45,8 @@ class VerifySession : public TransferSession {
  public:
   using TransferSession::TransferSession;
   // Digests the memory of a guest that runs; what it writes from now on is told by Changed. kTaken
-  // follows. Errors: GUEST_MEMORY.
-  virtual Status Look() = 0;
+  // follows, or kFailed: GUEST_MEMORY.
+  virtual void Look() = 0;
   virtual void Changed(const PageSet& pages) = 0;
   // The guest stands still behind `op`, and all changes have been told. Reads the state of devices
   // from `path`; kTaken follows when the memory has been digested, too. Errors: SYNC_MEMORY.
@@ -57,6 +57,7 @@ class VerifySession : public TransferSession {
   [[nodiscard]] virtual std::span<const std::byte> report() const = 0;
 };
 
-std::unique_ptr<VerifySession> MakeVerifySession(TransferOptions options, Fabric* fabric);
+std::unique_ptr<VerifySession> MakeVerifySession(TransferOptions options, Fabric* fabric,
+                                                 Aside* aside);
 
 }  // namespace falcon

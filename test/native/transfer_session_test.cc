@@ -42,6 +42,8 @@ struct Session {
   ~Session() {
     if (source != nullptr) source->End();
     if (target != nullptr) target->End();
+    // What is done aside has the sessions until it is done.
+    aside.reset();
     source.reset();
     target.reset();
     for (const char* name : {"source.ram", "target.ram", "state", "loaded"})
@@ -63,9 +65,9 @@ struct Session {
     options.ram_path = Path("source.ram");
     options.inbox_path = Path("source.inbox");
     options.state_path = Path("state");
-    source = falcon::MakeTransferSource(options, fabrics[0].get());
+    source = falcon::MakeTransferSource(options, fabrics[0].get(), aside.get());
     std::string inbox, ram;
-    CHECK(source->Open(&inbox, &ram).ok());
+    CHECK(source->Prepare().ok() && source->Open(&inbox, &ram).ok());
     options.source = false;
     options.peer = 0;
     options.ram_path = Path("target.ram");
@@ -73,7 +75,7 @@ struct Session {
     options.state_path = Path("loaded");
     options.grant = inbox;
     target = falcon::MakeTransferTarget(options, fabrics[1].get(), nullptr);
-    CHECK(target->Open(&inbox, &ram).ok());
+    CHECK(target->Prepare().ok() && target->Open(&inbox, &ram).ok());
     CHECK(source->Attach(inbox, ram).ok());
   }
 
@@ -114,6 +116,7 @@ struct Session {
   std::unique_ptr<falcon::TransferSource> source;
   std::unique_ptr<falcon::TransferTarget> target;
   falcon::TransferBases bases;
+  std::unique_ptr<falcon::Aside> aside = std::make_unique<falcon::Aside>(true);
   News heard;
 };
 

@@ -91,9 +91,9 @@ struct Two {
     options.peer = 1;
     options.ram_path = Path("ram", 0);
     options.inbox_path = Path("inbox", 0);
-    side[0].session = MakeVerifySession(options, side[0].fabric.get());
+    side[0].session = MakeVerifySession(options, side[0].fabric.get(), &aside);
     std::string inbox, ram;
-    CHECK(side[0].session->Open(&inbox, &ram).ok());
+    CHECK(side[0].session->Prepare().ok() && side[0].session->Open(&inbox, &ram).ok());
     CHECK(ram.empty());
     options.source = false;
     options.peer = 0;
@@ -101,8 +101,8 @@ struct Two {
     options.inbox_path = Path("inbox", 1);
     options.grant = inbox;
     std::string nothing;
-    side[1].session = MakeVerifySession(options, side[1].fabric.get());
-    CHECK(side[1].session->Open(&nothing, &ram).ok());
+    side[1].session = MakeVerifySession(options, side[1].fabric.get(), &aside);
+    CHECK(side[1].session->Prepare().ok() && side[1].session->Open(&nothing, &ram).ok());
     // The target opens nothing of its own, its memory least of all.
     CHECK(nothing.empty() && ram.empty());
     CHECK(access(Path("inbox", 1).c_str(), F_OK) != 0);
@@ -121,7 +121,7 @@ struct Two {
   // Both are looked at while they run.
   void Look() {
     Open();
-    for (Side& s : side) CHECK(s.session->Look().ok());
+    for (Side& s : side) s.session->Look();
     Poll();
     for (Side& s : side) {
       CHECK(s.Told(TransferNews::Kind::kTaken));
@@ -150,6 +150,7 @@ struct Two {
 
   std::string directory;
   SimNetwork network{{.lazy_completions = true}};
+  Aside aside{false};
   Side side[2];
   VerifyReport report{};
 };

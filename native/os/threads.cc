@@ -1,0 +1,33 @@
+#include "os/threads.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+
+#include <utility>
+
+#include "os/check.h"
+
+namespace falcon {
+
+void NameThread(const std::string& name) {
+  FALCON_CHECK(pthread_setname_np(pthread_self(), name.c_str()) == 0);
+}
+
+std::thread StartOrdinaryThread(const std::string& name, std::function<void()> run) {
+  sigset_t all;
+  sigset_t before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  std::thread thread([name, run = std::move(run)] {
+    NameThread(name);
+    const sched_param parameters{};
+    // Giving priority up needs no permission.
+    FALCON_CHECK(sched_setscheduler(0, SCHED_OTHER, &parameters) == 0);
+    run();
+  });
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  return thread;
+}
+
+}  // namespace falcon
