@@ -6,7 +6,8 @@
  *   clone    all replicas become copies of the first guest when the cluster starts (firstBoot: clone)
  *
  * Figures are the source's own records (falcon sync --json, status). A client asks one thing after the other over
- * one connection meanwhile, and notes its longest gap. Beside it: what sending every dirty page would take, and how
+ * one connection meanwhile, and notes its longest gap while the session ran. Beside it: its longest gap in the second
+ * before anything was begun, which is what the machine does by itself; what sending every dirty page would take; and how
  * fast pages are digested and copied in the same run. JSON=1 prints one JSON object on the last line; ROUNDS= heals
  * per duration [3], SECONDS= durations of load ["1 10 60"].
  */
@@ -33,9 +34,21 @@ interface Row {
   readonly record: SyncRecord;
   /** All dirty pages, sent without looking. */
   readonly dirtyBytes: number;
-  /** The client's longest gap round the session, and its usual time for a reply before it. */
-  readonly gapMs: number | null;
-  readonly replyMs: number | null;
+  readonly client: Seen | null;
+}
+
+/** What a client saw, in milliseconds. */
+interface Seen {
+  /** The longest gap that touches the session. */
+  readonly gap: number;
+  /** The longest gap in the second before anything was begun, and the usual time for a reply in it. */
+  readonly quiet: number;
+  readonly reply: number;
+}
+
+interface Watched {
+  readonly record: SyncRecord | undefined;
+  readonly seen: Seen;
 }
 
 interface Digests {
@@ -60,6 +73,8 @@ const loadClients = 4;
 /** Between a load and a session, so that both guests have taken all of it. */
 const settleMs = 500;
 const probeMs = 1000;
+/** A client that begins or ends to ask has gaps of its own. */
+const settledMs = 50;
 const cloneWaitMs = 120_000;
 const limitMs = 40 * 60 * second;
 
@@ -68,7 +83,6 @@ const tenth = (value: number): number => Math.round(value * 10) / 10;
 class TransferBench {
   private readonly stage = new Stage({ name: 'bench-transfer', limitMs, logs: process.env['LOGS'] ?? null });
   private readonly rows: Row[] = [];
-  private client: RemoteClient | null = null;
   /** Heals per duration of load, and the durations in seconds. */
   private readonly rounds = numbers('ROUNDS', '3')[0] ?? 3;
   private readonly durations = numbers('SECONDS', '1 10 60');
@@ -78,7 +92,6 @@ class TransferBench {
     const clone = (directory: string): void => editConfig(directory, { firstBoot: 'clone' });
     const place = await stage.start(['--nodes', '3', '--name', 'bench'], clone);
     await this.clones(place);
-    this.client = await stage.connect(place, 1, 1);
     const primary = (await stage.primary(place, 0)).node;
     const target = place.config.nodes.find(({ name }) => name !== primary)?.name ?? '';
     for (const loadS of this.durations) {
@@ -89,7 +102,6 @@ class TransferBench {
   }
 
   async end(failed: boolean): Promise<void> {
-    this.client?.stop();
     await this.stage.end(failed);
   }
 
@@ -103,7 +115,7 @@ class TransferBench {
         await this.stage.pause(200, 'cloning');
         continue;
       }
-      for (const record of made) this.note('clone', 0, record, null, null);
+      for (const record of made) this.note('clone', 0, record, null);
       return;
     }
   }
@@ -118,8 +130,8 @@ class TransferBench {
         { node: target },
         { timeoutMs: bounds.adminSyncMs },
       )) as SyncRecord;
-    const { result, gapMs, replyMs } = await this.watched(request);
-    this.note('heal', loadS, result, gapMs, replyMs);
+    const { record, seen } = await this.watched(place, request);
+    if (record !== undefined) this.note('heal', loadS, record, seen);
   }
 
   private async rejoin(place: ClusterPlace, primary: string, target: string): Promise<void> {
@@ -127,34 +139,46 @@ class TransferBench {
     const victim = answered(await fetchAll(place)).find(({ node }) => node === target);
     if (victim !== undefined) stage.kill(victim);
     await this.load(place, 1);
-    const { result, gapMs, replyMs } = await this.watched(async () => {
+    const { record, seen } = await this.watched(place, async () => {
       await stage.bringBack(target);
       return (await this.records(place, primary)).findLast((one) => one.ok && one.target === target);
     });
-    if (result !== undefined) this.note('rejoin', 1, result, gapMs, replyMs);
+    if (record !== undefined) this.note('rejoin', 1, record, seen);
   }
 
   private async records(place: ClusterPlace, node: string): Promise<readonly SyncRecord[]> {
     return answered(await fetchAll(place)).find((one) => one.node === node)?.sync.last ?? [];
   }
 
-  /** Does something while the client asks one thing after the other. */
-  private async watched<T>(
-    work: () => Promise<T>,
-  ): Promise<{ readonly result: T; readonly gapMs: number; readonly replyMs: number }> {
-    const { stage, client } = this;
-    if (client === null) throw new Error('no client');
+  /** Does something while a client asks one thing after the other. It is a new one each time: one remembers few gaps. */
+  private async watched(place: ClusterPlace, work: () => Promise<SyncRecord | undefined>): Promise<Watched> {
+    const client = await this.stage.connect(place, 1, 1);
+    try {
+      return await this.watch(client, work);
+    } finally {
+      client.stop();
+    }
+  }
+
+  private async watch(client: RemoteClient, work: () => Promise<SyncRecord | undefined>): Promise<Watched> {
+    const { stage } = this;
     const before = await stage.ask(client, 'write', limits.clientMs);
     await stage.pause(probeMs, 'probing');
     const probed = await stage.ask(client, 'tally', limits.clientMs);
-    const replyMs = probeMs / Math.max(1, probed.acked - before.acked);
-    const startMs = sharedClockMs();
-    const result = await work();
-    const endMs = sharedClockMs();
+    const askedMs = sharedClockMs();
+    const record = await work();
     await stage.pause(settleMs, 'settling');
     const tally = await stage.ask(client, 'rest', limits.clientMs);
     if (!tally.alive || tally.wrong > 0) throw new Error(tally.trouble.join('; '));
-    return { result, gapMs: longest(tally.gaps, startMs, endMs), replyMs };
+    const startMs = record === undefined ? askedMs : onSharedClock(record.at);
+    const endMs = startMs + (record?.durationMs ?? 0);
+    const seen = {
+      gap: longest(tally.gaps, startMs, endMs),
+      // Both ends within: what touches the beginning is the client's own.
+      quiet: longest(probed.gaps, askedMs - probeMs + settledMs, askedMs - settledMs),
+      reply: probeMs / Math.max(1, probed.acked - before.acked),
+    };
+    return { record, seen };
   }
 
   /** redis-benchmark for about so long. */
@@ -174,18 +198,14 @@ class TransferBench {
     await this.stage.pause(settleMs, 'settling');
   }
 
-  private note(
-    what: string,
-    loadS: number,
-    record: SyncRecord,
-    gapMs: number | null,
-    replyMs: number | null,
-  ): void {
+  private note(what: string, loadS: number, record: SyncRecord, client: Seen | null): void {
     const dirtyBytes = record.pages * bounds.guestPageBytes;
-    this.rows.push({ what, loadS, record, dirtyBytes, gapMs, replyMs });
+    this.rows.push({ what, loadS, record, dirtyBytes, client });
     this.stage.say(
       `${what}, ${loadS} s of load: ${record.pages} pages, ${record.sent} sent, pause ${tenth(record.pauseMs)} ms` +
-        (gapMs === null ? '' : `, the client's longest gap ${tenth(gapMs)} ms`),
+        (client === null
+          ? ''
+          : `, the client's longest gap ${tenth(client.gap)} ms (${tenth(client.quiet)} before)`),
     );
   }
 }
@@ -214,9 +234,9 @@ function table(rows: readonly Row[]): string[] {
       'send',
       'resume',
     ],
-    ...['gap', 'reply', 'beyond ms'],
+    ...['gap', 'before', 'reply', 'beyond ms'],
   ];
-  const lines = rows.map(({ what, loadS, record: r, dirtyBytes, gapMs, replyMs }) => [
+  const lines = rows.map(({ what, loadS, record: r, dirtyBytes, client }) => [
     ...[what + (r.based ? '' : '*'), loadS, r.rounds, r.pages, percent(r.equal, r.pages)],
     ...[r.found, r.sent, r.partial],
     ...[Math.round(moved(r) / 1024), percent(moved(r), dirtyBytes)],
@@ -229,7 +249,9 @@ function table(rows: readonly Row[]): string[] {
       r.pauseMs,
       ...Object.values(r.pauseParts),
     ].map(tenth),
-    ...[gapMs, replyMs, beyond(gapMs, replyMs, r)].map((ms) => (ms === null ? '-' : tenth(ms))),
+    ...(client === null
+      ? ['-', '-', '-', '-']
+      : [client.gap, client.quiet, client.reply, beyond(client, r)].map(tenth)),
   ]);
   const cells = [head, ...lines].map((row) => row.map(String));
   const widths = head.map((_, i) => Math.max(...cells.map((row) => (row[i] ?? '').length)));
@@ -245,8 +267,13 @@ function moved(record: SyncRecord): number {
 }
 
 /** How much longer the client waited than the pause and one round trip. */
-function beyond(gapMs: number | null, replyMs: number | null, record: SyncRecord): number | null {
-  return gapMs === null || replyMs === null ? null : Math.max(0, gapMs - record.pauseMs - replyMs);
+function beyond({ gap, reply }: Seen, record: SyncRecord): number {
+  return Math.max(0, gap - record.pauseMs - reply);
+}
+
+/** A time that a daemon of this machine told, on the clock of the client's gaps; to a millisecond or two. */
+function onSharedClock(at: string): number {
+  return sharedClockMs() - (Date.now() - Date.parse(at));
 }
 
 function percent(part: number, whole: number): string {

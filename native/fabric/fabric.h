@@ -107,8 +107,9 @@ class Fabric {
   // Disconnect(peer) or Connect(peer, ...), whichever comes first; that the connection is kBroken
   // may end it, and need not. Until then the memory must stay mapped. `region` is a number that
   // AddRegion has not used, and region(region) stays empty. `grant` (at most kMaxGrantBytes,
-  // opaque) is what the peer needs for Attach; the caller brings it there. Errors: FABRIC_DOWN (the peer is not connected), FABRIC_REGION (a wrong or used number, no
-  // memory, a file that may not be lent, RLIMIT_MEMLOCK).
+  // opaque) is what the peer needs for Attach; the caller brings it there. Errors: FABRIC_DOWN (the
+  // peer is not connected), FABRIC_REGION (a wrong or used number, no memory, a file that may not
+  // be lent, RLIMIT_MEMLOCK).
   virtual Status Expose(RegionId region, PeerId peer, const ExposedMemory& memory,
                         std::string* grant) = 0;
   // What of Expose takes as long as the memory is large: with verbs all of it is locked, and what

@@ -14,8 +14,8 @@
 #include "os/check.h"
 #include "os/futex.h"
 #include "os/realtime.h"
-#include "os/threads.h"
 #include "os/spsc_queue.h"
+#include "os/threads.h"
 #include "os/unique_fd.h"
 
 namespace falcon {

@@ -18,7 +18,9 @@ class AsideTicket {
  public:
   AsideTicket() = default;
   // What the work has done is seen by whoever has seen this. False for a ticket of nothing.
-  [[nodiscard]] bool done() const { return done_ != nullptr && done_->load(std::memory_order_acquire); }
+  [[nodiscard]] bool done() const {
+    return done_ != nullptr && done_->load(std::memory_order_acquire);
+  }
 
  private:
   friend class Aside;

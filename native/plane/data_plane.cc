@@ -55,6 +55,9 @@ void DataPlane::AttachRings() {
 
 DataPlane::~DataPlane() {
   if (transfer_ != nullptr) transfer_->End();
+  // Behind what they may still be doing there.
+  aside_.Destroy(std::move(transfer_));
+  aside_.Destroy(std::move(leaving_));
 }
 
 size_t DataPlane::RegionBytes(const PlaneOptions& options) {
@@ -330,7 +333,8 @@ Nanoseconds DataPlane::NextDeadline(Nanoseconds now) const {
   if (role_ == PlaneRole::kLeading && guest_ == GuestMode::kRunning && !caught_up_told_)
     next = std::min(next, now + kMillisecond / 2);
   // The digests' threads ring no doorbell of this one.
-  if (transfer_ != nullptr && (opening_ || transfer_->busy())) next = std::min(next, now + 100 * kMicrosecond);
+  if (transfer_ != nullptr && (opening_ || transfer_->busy()))
+    next = std::min(next, now + 100 * kMicrosecond);
   return std::max(next, now);
 }
 

@@ -61,7 +61,7 @@ struct PlaneOptions {
   std::vector<Fault> faults;
   // Of state transfers; 0: none, and nothing else is done aside.
   int digest_threads = DigesterOptions::kAuto;
-  Nanoseconds release_interval = kSecond;       // how often the log on disk is looked at
+  Nanoseconds release_interval = kSecond;  // how often the log on disk is looked at
   uint32_t vm_address =
       0;  // IPv4 of the guest in network order, for the announcement; 0: RARP only
 };

@@ -12,8 +12,8 @@
 #include "fabric/tcp.h"
 #include "os/check.h"
 #include "os/realtime.h"
-#include "os/threads.h"
 #include "os/tap.h"
+#include "os/threads.h"
 
 namespace falcon {
 namespace {

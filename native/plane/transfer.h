@@ -98,11 +98,11 @@ class TransferSession {
   TransferSession& operator=(const TransferSession&) = delete;
 
   [[nodiscard]] const TransferOptions& options() const { return options_; }
-  // Maps the memory, and makes an inbox. Once, aside: of the fabric it uses LockMemory only. Errors:
-  // SYNC_MEMORY, GUEST_MEMORY, those of LockMemory.
+  // Maps the memory, and makes an inbox. Once, aside: of the fabric it uses LockMemory only.
+  // Errors: SYNC_MEMORY, GUEST_MEMORY, those of LockMemory.
   virtual Status Prepare() = 0;
-  // Then: opens the memory (target) and an inbox to the peer. What the peer is to be given goes into
-  // *inbox and *ram. Errors: those of Expose and Attach.
+  // Then: opens the memory (target) and an inbox to the peer. What the peer is to be given goes
+  // into *inbox and *ram. Errors: those of Expose and Attach.
   virtual Status Open(std::string* inbox, std::string* ram) = 0;
   // Does some work. Returns how much was done.
   virtual int Poll(Nanoseconds now, std::vector<TransferNews>* news) = 0;

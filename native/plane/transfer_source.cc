@@ -81,8 +81,8 @@ class Source final : public TransferSource {
     figures_ = {};
     const bool first = rounds_ == 0;
     const PageSet* since = bases->Since(options_.peer);
-    const bool all = which == RoundPages::kResident ||
-                     (which == RoundPages::kSinceBase && since == nullptr);
+    const bool all =
+        which == RoundPages::kResident || (which == RoundPages::kSinceBase && since == nullptr);
     if (which == RoundPages::kPending) {
       looked_at_ = pending_;
     } else if (!all) {

@@ -37,6 +37,8 @@ export interface TakeoverStatus {
 /** A session of state transfer that is over, as its source saw it. */
 export interface SyncRecord {
   readonly target: string;
+  /** When it began. */
+  readonly at: string;
   readonly reason: 'fill' | 'diverged' | 'asked';
   readonly ok: boolean;
   /** Why it was given up; empty if it was not. */

@@ -44,7 +44,7 @@ export function replicaStatus(sources: StatusSources): ReplicaStatus {
   const { cluster, node, self, engine, plane, guest } = sources;
   const { config } = cluster;
   const progress = plane.progress();
-  const now = Number(process.hrtime.bigint()) / 1e6;
+  const now = clockMs();
   const remainingMs =
     progress.leaseEndsAt === null ? null : Math.max(0, Math.round(progress.leaseEndsAt - now));
   const primary = engine.primary === null ? null : (config.nodes[engine.primary]?.name ?? null);
@@ -148,7 +148,8 @@ export function syncRecord(record: TransferRecord, name: (index: number) => stri
   } = record;
   const ms = (value: number): number => Math.round(value * 10) / 10;
   return {
-    ...{ target: name(record.peer), reason, ok, why, op, based, rounds, pages, equal, sent },
+    ...{ target: name(record.peer), at: wallTime(record.startedAt, clockMs()) },
+    ...{ reason, ok, why, op, based, rounds, pages, equal, sent },
     ...{ partial, found, bytes, overheadBytes, finalPages, finalSent, stateBytes },
     digestMs: ms(record.digestNs / 1e6),
     waitMs: ms(record.waitNs / 1e6),
@@ -223,6 +224,11 @@ function rdmaStatus(of: (name: string) => number, link: NativeLink): RdmaStatus 
     probes: of('probes'),
     retries: readRdmaRetries(link.device, link.port),
   };
+}
+
+/** The clock of the engine and of the records. */
+function clockMs(): number {
+  return Number(process.hrtime.bigint()) / 1e6;
 }
 
 /** A time on the monotonic clock as people read it. */

@@ -56,6 +56,8 @@ void AddConformanceCases() {
   AddConformanceCase<Bed, c::TheEndOfAConnectionConceals>("the_end_of_a_connection_conceals");
   AddConformanceCase<Bed, c::ExposedMemoryKeepsTheOrder>("exposed_memory_keeps_the_order");
   AddConformanceCase<Bed, c::AMoverMovesPages>("a_mover_moves_pages");
+  AddConformanceCase<Bed, c::MemoryIsLockedAndLetGoByOtherThreads>(
+      "memory_is_locked_and_let_go_by_other_threads");
   AddConformanceCase<Bed, c::ManySessionsLeakNothing>("many_sessions_leak_nothing");
 }
 

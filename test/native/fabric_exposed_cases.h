@@ -415,6 +415,44 @@ inline void AMoverMovesPages(FabricBed& bed) {
   }
 }
 
+// What takes as long as memory is large may be done by other threads, before and after.
+inline void MemoryIsLockedAndLetGoByOtherThreads(FabricBed& bed) {
+  bed.StartAll(2);
+  const LentMemory memory(bed);
+  const size_t mappings = SharedMappings();
+  const Bytes data = Pattern(102, 4096);
+  const Bytes late = Pattern(103, 4096);
+  for (int round = 0; round < 3; ++round) {
+    ExposedMemory exposed = memory.exposed();
+    Status locked;
+    std::thread([&] { locked = bed.at(1).LockMemory(&exposed); }).join();
+    REQUIRE(locked.ok());
+    std::string grant;
+    REQUIRE(bed.at(1).Expose(kLent, 0, exposed, &grant).ok());
+    REQUIRE(bed.at(0).Attach(1, kLent, grant).ok());
+    std::shared_ptr<void> attached = bed.at(0).Attached(1, kLent);
+    CHECK(WriteOne(bed.at(0), 1, {kLent, 0}, data).ok());
+    bed.Drive();
+    CHECK(memory.Holds(0, data));
+    if (round == 0) {
+      bed.at(0).Detach(1, kLent);
+      CHECK(bed.at(0).Attached(1, kLent) == nullptr);
+      CHECK(Is(WriteOne(bed.at(0), 1, {kLent, 0}, late), "FABRIC_BOUNDS"));
+    }
+    if (round == 2) bed.at(1).Disconnect(0);
+    bed.at(1).Conceal(kLent);
+    std::thread([&] { exposed.locked.reset(); }).join();
+    if (round > 0) CHECK(WritesUntilBroken(bed, late));
+    CHECK(memory.Holds(0, data));
+    CHECK(bed.Connect(0, 1).ok());
+    bed.Drive();
+    // The mapping is there for as long as somebody holds it, whatever became of the connection.
+    CHECK(SharedMappings() == mappings + (attached != nullptr ? 1 : 0));
+    std::thread([&] { attached.reset(); }).join();
+    CHECK(SharedMappings() == mappings);
+  }
+}
+
 inline void ManySessionsLeakNothing(FabricBed& bed) {
   bed.StartAll(2);
   const LentMemory memory(bed);

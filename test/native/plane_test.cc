@@ -5,12 +5,14 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "check.h"
@@ -209,8 +211,93 @@ TEST(APlaneWhoseDeliveryStandsSleeps) {
   CHECK(pair.Count(0, PlaneEvent::Kind::kTransferFailed) == 0);
   for (PeerId i : {0, 1}) pair.member[i].plane->TransferClose(5);
   pair.Settle();
-  unlink(state.c_str());
-  CHECK(rmdir(directory.c_str()) == 0);
+}
+
+// Locks and lets go of memory as slowly as it is told to, and knows who did it.
+struct SlowMemory {
+  SimOptions Options() {
+    return {.lazy_completions = true, .on_lock = [this](bool locks) {
+              if (std::this_thread::get_id() == poller) {
+                ++by_poller;
+              } else if (locks) {
+                held.wait(true);
+              }
+              locked += locks ? 1 : -1;
+            }};
+  }
+  void Go() {
+    held.store(false);
+    held.notify_all();
+  }
+  const std::thread::id poller = std::this_thread::get_id();
+  std::atomic<bool> held{false};
+  std::atomic<int> by_poller{0}, locked{0};
+};
+
+// It owes heartbeats, and a guest's memory takes seconds to lock, to unlock and to unmap.
+TEST(ThePollingThreadNeitherLocksNorUnmapsMemory) {
+  constexpr size_t kRam = 4 << 20;
+  SlowMemory memory;
+  const Folder folder;
+  const std::string& directory = folder.path();
+  REQUIRE(WriteFile(directory + "/ram0", std::vector<std::byte>(kRam, std::byte{1})).ok());
+  REQUIRE(WriteFile(directory + "/ram1", std::vector<std::byte>(kRam)).ok());
+  {
+    Pair pair(64 << 10, 3, true, true, memory.Options());
+    REQUIRE(pair.Lead());
+    TransferOptions options;
+    options.ram_bytes = kRam;
+    options.key = MakeDigestKey();
+    // The first is given up while it is being prepared, and the plane goes on meanwhile.
+    memory.held.store(true);
+    options.session = 4;
+    options.source = true;
+    options.peer = 1;
+    options.ram_path = directory + "/ram0";
+    options.inbox_path = directory + "/inbox0";
+    DataPlane& source = *pair.member[0].plane;
+    source.TransferOpen(options);
+    pair.Settle();
+    CHECK(pair.Count(0, PlaneEvent::Kind::kTransferOpened) == 0);
+    const Op before = source.last_op();
+    REQUIRE(source.Propose(EntryKind::kVmBoot, std::vector<std::byte>(8)));
+    pair.Settle();
+    CHECK(pair.member[1].plane->last_op() == before + 1);
+    // What comes for a session that is not open yet is not its own.
+    source.TransferRound(4, 1, RoundPages::kResident, false);
+    source.TransferAttach(4, "", "");
+    source.TransferClose(4);
+    pair.Settle();
+    memory.Go();
+
+    options.session = 5;
+    for (PeerId i : {0, 1}) {
+      options.source = i == 0;
+      options.peer = 1 - i;
+      options.ram_path = directory + "/ram" + std::to_string(i);
+      options.inbox_path = directory + "/inbox" + std::to_string(i);
+      if (i == 1) options.grant = Opened(pair.member[0], 0);
+      pair.member[i].plane->TransferOpen(options);
+      REQUIRE(pair.Until(i, PlaneEvent::Kind::kTransferOpened));
+    }
+    CHECK(pair.Count(0, PlaneEvent::Kind::kTransferOpened) == 1);
+    source.TransferAttach(5, Opened(pair.member[1], 0), Opened(pair.member[1], 1));
+    source.TransferRound(5, 1, RoundPages::kResident, false);
+    REQUIRE(pair.Until(0, PlaneEvent::Kind::kTransferRound));
+    for (PeerId i : {0, 1}) pair.member[i].plane->TransferClose(5);
+    pair.Settle();
+    // And one that is still open when everything ends.
+    options.session = 6;
+    pair.member[1].plane->TransferOpen(options);
+    pair.Settle();
+  }
+  // All that was locked was let go, and the three attachments.
+  CHECK(memory.by_poller == 0 && memory.locked == -3);
+  std::vector<std::byte> filled;
+  REQUIRE(ReadFile(directory + "/ram1", kRam + kPageBytes, &filled).ok());
+  REQUIRE(filled.size() > kRam);
+  filled.resize(kRam);
+  CHECK(std::ranges::count(filled, std::byte{1}) == static_cast<ptrdiff_t>(kRam));
 }
 
 // The source's thread may be a realtime one, on the processor that the guest would run on.
@@ -281,8 +368,6 @@ TEST(ASourceWhoseGuestRunsTakesHalfOfTheTime) {
   CHECK(resting(2, true) == 0);
   for (PeerId i : {0, 1}) pair.member[i].plane->TransferClose(5);
   pair.Settle();
-  for (const char* file : {"/ram0", "/ram1"}) unlink((directory + file).c_str());
-  CHECK(rmdir(directory.c_str()) == 0);
 }
 
 TEST(EntriesAreReplicatedAndCommitted) {
