@@ -20,11 +20,11 @@ Aside::~Aside() {
   thread_.join();
 }
 
-AsideTicket Aside::Do(std::function<void()> work) {
+AsideTicket Aside::Do(std::function<void()> work, bool here) {
   AsideTicket ticket;
   ticket.done_ = std::make_shared<std::atomic<bool>>(false);
   Piece piece{std::move(work), ticket.done_};
-  if (!thread_.joinable()) {
+  if (here || !thread_.joinable()) {
     Carry(std::move(piece));
     return ticket;
   }

@@ -37,8 +37,9 @@ class Aside {
   Aside(const Aside&) = delete;
   Aside& operator=(const Aside&) = delete;
 
-  // Does it soon, after what was given before, and destroys it there.
-  AsideTicket Do(std::function<void()> work);
+  // Does it soon, after what was given before, and destroys it there. `here`: there and then, since
+  // waking a thread would take longer.
+  AsideTicket Do(std::function<void()> work, bool here = false);
   // Destroys what is owned, after what was given before.
   template <typename T>
   void Destroy(std::unique_ptr<T> owned) {

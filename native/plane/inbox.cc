@@ -84,9 +84,7 @@ void InboxWriter::Start(uint64_t session, InboxKind kind, uint32_t round,
                         std::vector<std::byte> payload) {
   FALCON_CHECK(idle());
   payload_ = std::move(payload);
-  header_ = {kInboxMagic,      session, static_cast<uint32_t>(kind), round, payload_.size(),
-             Crc32c(payload_), 0};
-  header_.header_checksum = HeaderChecksum(header_);
+  header_ = {kInboxMagic, session, static_cast<uint32_t>(kind), round, payload_.size(), 0, 0};
   at_ = 0;
   header_posted_ = false;
 }
@@ -98,11 +96,13 @@ Status InboxWriter::Step(size_t max_bytes, int* done) {
         at_, std::min(kWriteBytes, payload_.size() - at_));
     const Status s = fabric_->Write(peer_, {region_, kInboxPayloadAt + at_}, std::span(&piece, 1));
     if (!s.ok()) return std::strcmp(s.code(), "FABRIC_BUSY") == 0 ? Ok() : s;
+    header_.checksum = Crc32c(piece, header_.checksum);
     at_ += piece.size();
     posted += piece.size();
     ++*done;
   }
   if (at_ < payload_.size() || header_posted_) return Ok();
+  header_.header_checksum = HeaderChecksum(header_);
   const std::span<const std::byte> piece = std::as_bytes(std::span(&header_, 1));
   const Status s = fabric_->Write(peer_, {region_, 0}, std::span(&piece, 1));
   if (!s.ok()) return std::strcmp(s.code(), "FABRIC_BUSY") == 0 ? Ok() : s;

@@ -88,7 +88,7 @@ class InboxWriter {
   RegionId region_;
   std::vector<std::byte> payload_;
   InboxHeader header_{};
-  size_t at_ = 0;
+  size_t at_ = 0;  // posted, and in the checksum
   bool header_posted_ = true;
   uint64_t ticket_ = 0;
 };

@@ -181,6 +181,7 @@ Status RefinementAnswer::Take(std::span<const std::byte> question, const PageSet
   looked_at_ = similar ? looked_at : PageSet(looked_at.pages());
   near_ = similar ? PageSet(looked_at.pages()) : refined_;
   featured_.clear();
+  staged_.clear();
   indexed_ = 0;
   answer_.clear();
   at_ = 0;
@@ -228,7 +229,7 @@ bool RefinementAnswer::Step(const PageHasher& hasher, std::span<std::byte> ram, 
       FindSimilar();
       answer_.resize(near_.SavedBytes());
       near_.Save(answer_);
-      staged_.assign(copies_.size() * kPageBytes, std::byte{0});
+      staged_.reserve(copies_.size() * kPageBytes);  // and filled as it is read, not all at once
       next_stage(Stage::kRead);
       break;
     }
@@ -242,8 +243,12 @@ bool RefinementAnswer::Step(const PageHasher& hasher, std::span<std::byte> ram, 
       break;
     }
     const uint64_t from = copies_[at_].from;
-    if (from != PageCopy::kZeroes)
-      std::memcpy(&staged_[at_ * kPageBytes], ram.data() + from * kPageBytes, kPageBytes);
+    if (from == PageCopy::kZeroes) {
+      staged_.resize(staged_.size() + kPageBytes);
+    } else {
+      const auto page = ram.subspan(from * kPageBytes, kPageBytes);
+      staged_.insert(staged_.end(), page.begin(), page.end());
+    }
     ++at_;
   }
   for (; stage_ == Stage::kWrite && most > 0; --most) {

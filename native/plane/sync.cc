@@ -62,7 +62,7 @@ void DataPlane::TransferOpen(TransferOptions options) {
     transfer_ = std::move(source);
   } else {
     const PageSet* changed = options.based ? bases_.Since(options.peer) : nullptr;
-    auto target = MakeTransferTarget(std::move(options), fabric_, changed);
+    auto target = MakeTransferTarget(std::move(options), fabric_, &aside_, changed);
     target_ = target.get();
     transfer_ = std::move(target);
   }

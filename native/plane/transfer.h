@@ -147,6 +147,6 @@ std::unique_ptr<TransferSource> MakeTransferSource(TransferOptions options, Fabr
                                                    Aside* aside);
 // `changed`: of this guest since the common point; null: look at everything.
 std::unique_ptr<TransferTarget> MakeTransferTarget(TransferOptions options, Fabric* fabric,
-                                                   const PageSet* changed);
+                                                   Aside* aside, const PageSet* changed);
 
 }  // namespace falcon

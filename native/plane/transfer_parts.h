@@ -21,6 +21,10 @@ inline constexpr RegionId kRamRegion = 2;
 // The largest state of flows, rings and devices.
 inline constexpr size_t kStateBytesMax = 72 << 20;
 
+// What is done with the digests of so few pages is done there and then: a guest may be standing
+// still. With more it is done aside.
+inline constexpr size_t kPagesHere = 1024;
+
 // Behind the last page of a round, in the trailer page of the target's memory: whoever sees it sees
 // the pages.
 struct RoundMark {

@@ -20,8 +20,6 @@ constexpr size_t kPagesPerPoll = 128;
 // So many pages go packed; fewer are not worth the turn, and more are sooner sent as they are.
 constexpr size_t kPackedMin = 16;
 constexpr size_t kPackedMax = 4096;
-// So few pages are compared there and then: a guest may be standing still.
-constexpr size_t kComparedHere = 1024;
 
 class Source final : public TransferSource {
  public:
@@ -101,7 +99,7 @@ class Source final : public TransferSource {
     // Only now are changes noted. A page that the guest has touched for the first time before is
     // known from nowhere else.
     step_ = Step::kScan;
-    scanned_ = aside_->Do([this] { failure_ = memory_.ResidentPages(&found_); });
+    aside_does_ = aside_->Do([this] { failure_ = Scan(); });
   }
 
   Status Send(Op op, Op boot_op, const std::string& path,
@@ -140,7 +138,8 @@ class Source final : public TransferSource {
     kIdle,
     kScan,     // for the pages that are not empty
     kAsk,      // the set goes out; both digest
-    kCompare,  // the target's set and digests are here; what it adds is digested
+    kAnswer,   // the target's set and digests are here, and are read
+    kCompare,  // what it adds is digested
     kCompared,
     kPrepare,  // features of the pages to ask for
     kRefine,   // copies and the question for blocks go out
@@ -153,10 +152,12 @@ class Source final : public TransferSource {
     kState,
   };
 
-  void TakeScan() {
-    resident_.Unite(found_);
-    if (record_.resident != 0) looked_at_ = resident_;
-    Begin();
+  // Aside. What the guest touches meanwhile is noted by then (Changed).
+  Status Scan() {
+    if (Status s = memory_.ResidentPages(&found_); !s.ok()) return s;
+    if (record_.resident != 0) looked_at_ = found_;
+    own_.resize(looked_at_.Count());
+    return Ok();
   }
 
   void Begin() {
@@ -195,27 +196,18 @@ class Source final : public TransferSource {
     const size_t most = final_ ? kStillBytes : kRunningBytes;
     if (step_ == Step::kIdle) return Ok();
     if (began_ == 0) began_ = now;
-    if (step_ == Step::kScan) {
-      if (!scanned_.done()) return Ok();
-      ++*done;
-      if (!failure_.ok()) return std::exchange(failure_, Ok());
-      TakeScan();
-    }
+    if (Status s = TakeWhatWasAside(done); !s.ok()) return s;
     if (!StartOutgoing()) return Ok();
     if (!writer_.posted()) {
       if (Status s = writer_.Step(most, done); !s.ok()) return s;
     }
     if (step_ == Step::kAsk) {
-      if (Status s = TakeAnswer(now); !s.ok()) return s;
+      ReadAnswer(now);
+      if (Status s = TakeWhatWasAside(done); !s.ok()) return s;
     }
     if (step_ == Step::kCompare && Digested()) {
-      ++*done;
       StartComparison(now);
-    }
-    if (step_ == Step::kCompared && (!compared_aside_ || compared_.done())) {
-      ++*done;
-      if (!failure_.ok()) return std::exchange(failure_, Ok());
-      TakeComparison();
+      if (Status s = TakeWhatWasAside(done); !s.ok()) return s;
     }
     if (step_ == Step::kPrepare) {
       ++*done;
@@ -260,34 +252,62 @@ class Source final : public TransferSource {
     return Ok();
   }
 
+  Status TakeWhatWasAside(int* done) {
+    const bool aside = step_ == Step::kScan || step_ == Step::kAnswer || step_ == Step::kCompared;
+    if (!aside || !aside_does_.done()) return Ok();
+    ++*done;
+    if (!failure_.ok()) return std::exchange(failure_, Ok());
+    if (step_ == Step::kScan) {
+      resident_.Unite(found_);
+      Begin();
+    } else if (step_ == Step::kAnswer) {
+      TakeDigests();
+    } else {
+      TakeComparison();
+    }
+    return Ok();
+  }
+
   // The digests of this side and the answer of the other: whichever comes last.
-  Status TakeAnswer(Nanoseconds now) {
-    if (!Digested()) return Ok();
+  void ReadAnswer(Nanoseconds now) {
+    if (!Digested()) return;
     if (figures_.digest == 0) figures_.digest = std::max<Nanoseconds>(now - began_, 1);
+    if (!inbox_.Has(options_.session, InboxKind::kDigests, round_)) return;
+    figures_.wait = now - began_ - figures_.digest;
+    step_ = Step::kAnswer;
+    aside_does_ =
+        aside_->Do([this] { failure_ = ParseAnswer(); }, looked_at_.Count() <= kPagesHere);
+  }
+
+  Status ParseAnswer() {
     std::optional<std::span<const std::byte>> answer;
     if (Status s = inbox_.Take(options_.session, InboxKind::kDigests, round_, &answer); !s.ok())
       return s;
-    if (!answer.has_value()) return Ok();
     PageSet theirs(pages_);
     const size_t set_bytes = theirs.SavedBytes();
-    if (answer->size() < set_bytes || !theirs.Load(answer->first(set_bytes)).ok())
+    if (!answer.has_value() || answer->size() < set_bytes ||
+        !theirs.Load(answer->first(set_bytes)).ok())
       return {"SYNC_PEER", "the answer holds no set of pages"};
     const auto digests = answer->subspan(set_bytes);
-    PageSet missing = looked_at_;
-    missing.Subtract(theirs);
-    if (digests.size() != theirs.Count() * sizeof(Digest) || !missing.Empty())
+    found_ = looked_at_;
+    found_.Subtract(theirs);
+    if (digests.size() != theirs.Count() * sizeof(Digest) || !found_.Empty())
       return {"SYNC_PEER", "the answer does not fit what was asked"};
     theirs_.resize(theirs.Count());
     std::memcpy(theirs_.data(), digests.data(), digests.size());
-    figures_.overhead += answer->size();
-    figures_.wait = now - began_ - figures_.digest;
-    if (theirs.Count() != looked_at_.Count()) {
-      // Changed over there only. All in one set again keeps the two lists in one order.
-      looked_at_ = theirs;
-      StartDigests();
-    }
-    step_ = Step::kCompare;
+    answer_bytes_ = answer->size();
+    added_ = theirs.Count() != looked_at_.Count();
+    // Changed over there only. All in one set again keeps the two lists in one order.
+    if (!added_) return Ok();
+    looked_at_ = std::move(theirs);
+    own_.resize(looked_at_.Count());
     return Ok();
+  }
+
+  void TakeDigests() {
+    figures_.overhead += answer_bytes_;
+    if (added_) StartDigests();
+    step_ = Step::kCompare;
   }
 
   void StartComparison(Nanoseconds now) {
@@ -295,15 +315,15 @@ class Source final : public TransferSource {
     figures_.digest = now - began_ - figures_.wait;
     refining_since_ = now;
     step_ = Step::kCompared;
-    compared_aside_ = figures_.pages > kComparedHere;
-    if (!compared_aside_) return Compare();
-    compared_ = aside_->Do([this] { Compare(); });
+    aside_does_ = aside_->Do([this] { failure_ = Compare(); }, figures_.pages <= kPagesHere);
   }
 
-  void Compare() {
+  Status Compare() {
     found_ = PageSet(pages_);
-    failure_ = DifferingPages(looked_at_, own_, looked_at_, theirs_, &found_);
-    if (failure_.ok()) refinement_ = Refinement({looked_at_, own_, theirs_}, found_);
+    if (Status s = DifferingPages(looked_at_, own_, looked_at_, theirs_, &found_); !s.ok())
+      return s;
+    refinement_ = Refinement({looked_at_, own_, theirs_}, found_);
+    return Ok();
   }
 
   void TakeComparison() {
@@ -400,10 +420,11 @@ class Source final : public TransferSource {
   PageSet resident_;  // everything else is zero, and must not be read
   PagesRecord record_{};
   // What is done aside: it has these until its ticket is done.
-  AsideTicket scanned_, compared_;
-  PageSet found_;   // not empty; that differ
-  Status failure_;  // of what cannot say so itself
-  bool compared_aside_ = false;
+  AsideTicket aside_does_;
+  PageSet found_;  // not empty; that differ
+  Status failure_;
+  size_t answer_bytes_ = 0;
+  bool added_ = false;  // the target has changed pages that are not among those asked for
   std::vector<Digest> own_, theirs_;
   bool digested_ = false;
   const PageHasher hasher_;

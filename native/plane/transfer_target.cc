@@ -10,14 +10,15 @@
 namespace falcon {
 namespace {
 
-constexpr size_t kBytesPerPoll = 2 << 20;
+constexpr size_t kBytesPerPoll = 256 << 10;
 constexpr size_t kPagesPerPoll = 128;
 
 class Target final : public TransferTarget {
  public:
-  Target(TransferOptions options, Fabric* fabric, const PageSet* changed)
+  Target(TransferOptions options, Fabric* fabric, Aside* aside, const PageSet* changed)
       : TransferTarget(std::move(options)),
         fabric_(fabric),
+        aside_(aside),
         pages_(options_.ram_bytes / kPageBytes),
         looked_at_(pages_),
         resident_(pages_),
@@ -75,18 +76,34 @@ class Target final : public TransferTarget {
   [[nodiscard]] Op boot_op() const override { return boot_op_; }
 
  private:
-  enum class Step : uint8_t { kWait, kDigest, kRefine, kUnpack, kAnswer, kDone };
+  enum class Step : uint8_t {
+    kWait,
+    kMakeRoom,
+    kDigest,
+    kMakeAnswer,
+    kRefine,
+    kUnpack,
+    kAnswer,
+    kDone
+  };
 
   Status Advance(std::vector<TransferNews>* news, int* done) {
     if (step_ == Step::kWait) {
       if (Status s = Wait(news, done); !s.ok()) return s;
     }
+    if (step_ == Step::kMakeRoom && aside_does_.done()) {
+      digester_->Start({memory_.ram(), looked_at_, &resident_, options_.key, digests_});
+      // Whatever of these is written to will be there afterwards.
+      resident_.Unite(looked_at_);
+      step_ = Step::kDigest;
+      ++*done;
+    }
     if (step_ == Step::kDigest && writer_.idle() && digester_->Finished()) {
-      std::vector<std::byte> payload;
-      AppendSet(&payload, looked_at_);
-      const auto digests = std::as_bytes(std::span(digests_));
-      payload.insert(payload.end(), digests.begin(), digests.end());
-      writer_.Start(options_.session, InboxKind::kDigests, round_, std::move(payload));
+      step_ = Step::kMakeAnswer;
+      aside_does_ = aside_->Do([this] { MakeAnswer(); }, digests_.size() <= kPagesHere);
+    }
+    if (step_ == Step::kMakeAnswer && aside_does_.done()) {
+      writer_.Start(options_.session, InboxKind::kDigests, round_, std::move(answer_));
       step_ = Step::kAnswer;
       ++*done;
     }
@@ -181,12 +198,17 @@ class Target final : public TransferTarget {
       }
     }
     ++round_;
-    digests_.resize(looked_at_.Count());
-    digester_->Start({memory_.ram(), looked_at_, &resident_, options_.key, digests_});
-    // Whatever of these is written to will be there afterwards.
-    resident_.Unite(looked_at_);
-    step_ = Step::kDigest;
+    step_ = Step::kMakeRoom;
+    const size_t count = looked_at_.Count();
+    aside_does_ = aside_->Do([this, count] { digests_.resize(count); }, count <= kPagesHere);
     return Ok();
+  }
+
+  void MakeAnswer() {
+    answer_.clear();
+    AppendSet(&answer_, looked_at_);
+    const auto digests = std::as_bytes(std::span(digests_));
+    answer_.insert(answer_.end(), digests.begin(), digests.end());
   }
 
   [[nodiscard]] bool RoundArrived() const {
@@ -214,6 +236,7 @@ class Target final : public TransferTarget {
   }
 
   Fabric* fabric_;
+  Aside* aside_;
   const size_t pages_;
   std::shared_ptr<void> attached_;  // to let go of it with the session
   GuestMemory memory_;
@@ -225,7 +248,9 @@ class Target final : public TransferTarget {
   uint32_t round_ = 0;       // the last that was answered
   PageSet looked_at_;
   std::vector<Digest> digests_;
-  PageSet resident_;  // everything else is zero, and must not be read
+  std::vector<std::byte> answer_;
+  AsideTicket aside_does_;  // it has these until it is done
+  PageSet resident_;        // everything else is zero, and must not be read
   const PageHasher hasher_;
   RefinementAnswer refinement_;
   uint32_t refined_round_ = 0;  // the last in which it was asked for blocks
@@ -240,8 +265,8 @@ class Target final : public TransferTarget {
 }  // namespace
 
 std::unique_ptr<TransferTarget> MakeTransferTarget(TransferOptions options, Fabric* fabric,
-                                                   const PageSet* changed) {
-  return std::make_unique<Target>(std::move(options), fabric, changed);
+                                                   Aside* aside, const PageSet* changed) {
+  return std::make_unique<Target>(std::move(options), fabric, aside, changed);
 }
 
 }  // namespace falcon

@@ -140,7 +140,7 @@ class Session final : public VerifySession {
   void Look() override {
     FALCON_CHECK(step_ == Step::kIdle);
     step_ = page_count_ > 0 ? Step::kScan : Step::kLook;
-    if (page_count_ > 0) Scan();
+    if (page_count_ > 0) aside_does_ = aside_->Do([this] { failure_ = Scan(); });
   }
 
   void Changed(const PageSet& pages) override {
@@ -160,7 +160,7 @@ class Session final : public VerifySession {
     std::ranges::sort(own_.flows, Before);
     own_.pages = PageSet(page_count_);
     step_ = page_count_ > 0 ? Step::kScanAgain : Step::kDigest;
-    if (page_count_ > 0) Scan();
+    if (page_count_ > 0) aside_does_ = aside_->Do([this] { failure_ = ScanAgain(); });
     return Ok();
   }
 
@@ -168,6 +168,7 @@ class Session final : public VerifySession {
     if (step_ != Step::kTaken) return;
     stood_ = stood;
     step_ = options_.source ? Step::kListen : Step::kTell;
+    if (!options_.source) aside_does_ = aside_->Do([this] { record_ = Record(); });
   }
 
   int Poll(Nanoseconds /*now*/, std::vector<TransferNews>* news) override {
@@ -193,6 +194,7 @@ class Session final : public VerifySession {
     kLooked,
     kScanAgain,  // it stands still
     kDigest,
+    kJoin,
     kTaken,   // and may go on
     kTell,    // target: makes its record
     kSend,    // and sends it
@@ -202,26 +204,20 @@ class Session final : public VerifySession {
   };
 
   // Others are holes: zero, and not even to be read.
-  void Scan() {
-    aside_does_ = aside_->Do([this] { failure_ = memory_.ResidentPages(&found_); });
+  Status Scan() {
+    if (Status s = memory_.ResidentPages(&looked_); !s.ok()) return s;
+    looked_digests_.resize(looked_.Count());
+    return Ok();
   }
 
-  void TakeScan() {
-    if (step_ == Step::kScan) {
-      looked_ = std::move(found_);
-      looked_digests_.resize(looked_.Count());
-      digester_->Start({memory_.ram(), looked_, nullptr, options_.key, looked_digests_});
-      step_ = Step::kLook;
-      return;
-    }
-    own_.pages = std::move(found_);
+  Status ScanAgain() {
+    if (Status s = memory_.ResidentPages(&own_.pages); !s.ok()) return s;
     stale_ = own_.pages;
     stale_.Subtract(looked_);
     changed_.Intersect(own_.pages);
     stale_.Unite(changed_);
     stale_digests_.resize(stale_.Count());
-    digester_->Start({memory_.ram(), stale_, nullptr, options_.key, stale_digests_});
-    step_ = Step::kDigest;
+    return Ok();
   }
 
   Status Advance(std::vector<TransferNews>* news, int* done) {
@@ -229,7 +225,10 @@ class Session final : public VerifySession {
       if (!aside_does_.done()) return Ok();
       ++*done;
       if (!failure_.ok()) return std::exchange(failure_, Ok());
-      TakeScan();
+      const bool again = step_ == Step::kScanAgain;
+      digester_->Start({memory_.ram(), again ? stale_ : looked_, nullptr, options_.key,
+                        again ? stale_digests_ : looked_digests_});
+      step_ = again ? Step::kDigest : Step::kLook;
     }
     if (step_ == Step::kLook && (page_count_ == 0 || digester_->Finished())) {
       step_ = Step::kLooked;
@@ -237,13 +236,16 @@ class Session final : public VerifySession {
       news->push_back({TransferNews::Kind::kTaken, {}, {}});
     }
     if (step_ == Step::kDigest && (page_count_ == 0 || digester_->Finished())) {
-      JoinDigests();
+      step_ = Step::kJoin;
+      aside_does_ = aside_->Do([this] { JoinDigests(); }, page_count_ <= kPagesHere);
+    }
+    if (step_ == Step::kJoin && aside_does_.done()) {
       step_ = Step::kTaken;
       ++*done;
       news->push_back({TransferNews::Kind::kTaken, {}, {}});
     }
-    if (step_ == Step::kTell) {
-      writer_.Start(options_.session, InboxKind::kFindings, kOnlyRound, Record());
+    if (step_ == Step::kTell && aside_does_.done()) {
+      writer_.Start(options_.session, InboxKind::kFindings, kOnlyRound, std::move(record_));
       step_ = Step::kSend;
     }
     if (step_ == Step::kSend) {
@@ -360,7 +362,6 @@ class Session final : public VerifySession {
   Step step_ = Step::kIdle;
   // What is done aside: it has these until its ticket is done.
   AsideTicket aside_does_;
-  PageSet found_;  // not empty
   Status failure_;
   Op op_ = 0;
   Nanoseconds stood_ = 0;
@@ -371,7 +372,7 @@ class Session final : public VerifySession {
   std::vector<Digest> stale_digests_;
   Taken own_;
   InboxWriter writer_;
-  std::vector<std::byte> report_;
+  std::vector<std::byte> record_, report_;
 };
 
 }  // namespace

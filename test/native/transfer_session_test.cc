@@ -74,7 +74,7 @@ struct Session {
     options.inbox_path = Path("target.inbox");
     options.state_path = Path("loaded");
     options.grant = inbox;
-    target = falcon::MakeTransferTarget(options, fabrics[1].get(), nullptr);
+    target = falcon::MakeTransferTarget(options, fabrics[1].get(), aside.get(), nullptr);
     CHECK(target->Prepare().ok() && target->Open(&inbox, &ram).ok());
     CHECK(source->Attach(inbox, ram).ok());
   }
