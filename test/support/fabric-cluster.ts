@@ -8,10 +8,12 @@ import { spawn } from 'node:child_process';
 import { closeSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 
+import { callDaemon } from '../../src/api/client.js';
 import { nodePaths, loadConfig } from '../../src/api/cluster.js';
 import type { ClusterConfig, TimingConfig } from '../../src/api/config.js';
 import { daemonArguments } from '../../src/api/lifecycle.js';
-import type { ReplicaStatus } from '../../src/api/status.js';
+import type { ReplicaStatus, SyncRecord, VerifyResult } from '../../src/api/status.js';
+import { bounds } from '../../src/lib/bounds.js';
 import { signal } from '../../src/lib/processes.js';
 import { repositoryRoot } from '../../src/lib/root.js';
 import { sleep, waitUntil } from '../../src/lib/time.js';
@@ -162,6 +164,22 @@ export async function fabricSteps(
     }
   });
   await bed.extra?.(step, cluster);
+
+  await step('a guest is compared, made a copy, and compared again', async () => {
+    const { node, index } = await cluster.primary();
+    const { adminSocket } = nodePaths(cluster.live.directory, node);
+    const backup = (await cluster.live.replicas()).find((one) => one.index !== index)!.node;
+    const ask = (command: 'sync' | 'verify'): Promise<unknown> =>
+      callDaemon(adminSocket, command, { node: backup }, { timeoutMs: bounds.adminSyncMs });
+    for (const command of ['verify', 'sync', 'verify'] as const) {
+      const done = (await ask(command)) as SyncRecord | VerifyResult;
+      assert.ok(done.ok);
+      if ('findings' in done)
+        assert.deepEqual([done.findings?.service, done.findings?.flowsDiffering], ['equal', 0]);
+      bed.comment(`${command}: ${done.durationMs} ms, ${done.pauseMs} of them of pause`);
+      await cluster.goesOn();
+    }
+  });
 
   const { cut } = bed;
   const cutName = 'the primary is cut off, and joined again';
