@@ -7,6 +7,15 @@ import type { GuestRunner } from '../ports/guest.js';
 import type { SessionId } from '../wire/transfer-messages.js';
 import type { StateTransferPorts } from './types.js';
 
+/** The answers of a guest that is made to stand still, in the order in which they come. */
+export interface Freeze {
+  readonly session: SessionId;
+  readonly paused: Promise<void>;
+  /** Pages that it had changed by then. */
+  readonly collected: Promise<number>;
+  readonly saved: Promise<unknown>;
+}
+
 export class GuestQueue {
   /** The dirty log is on. */
   tracking = false;
@@ -49,6 +58,19 @@ export class GuestQueue {
       this.ports.plane.transferForget(null);
       throw error;
     }
+  }
+
+  /**
+   * Stop, changes and state are asked for at once: a guest carries out what it is told in that order, and nobody waits for
+   * an answer before the next is asked. What comes of it counts even if its session is given up meanwhile.
+   */
+  freeze(guest: GuestRunner, session: SessionId, stateFile: string): Freeze {
+    const paused = guest.pause();
+    const collected = this.collect(guest, session);
+    const saved = guest.saveState(stateFile);
+    // Who has given up asks for none of them.
+    for (const answer of [paused, collected, saved]) answer.catch(() => undefined);
+    return { session, paused, collected, saved };
   }
 
   enqueue(work: (guest: GuestRunner) => Promise<void>): void {

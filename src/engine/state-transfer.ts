@@ -6,6 +6,7 @@
  * those of a session that has been given up meanwhile: a guest must not be resumed before the stop that is under way.
  */
 import type { NodeId } from '../consensus/types.js';
+import { assert } from '../lib/assert.js';
 import { messageOf } from '../lib/errors.js';
 import type { PlaneEvent } from '../ports/data-plane.js';
 import type { GuestRunner } from '../ports/guest.js';
@@ -27,6 +28,7 @@ import type { SessionId, TransferMessage } from '../wire/transfer-messages.js';
 import type { Op, View } from '../wire/viewstamp.js';
 import { mailTags } from '../wire/engine-mail.js';
 import { GuestQueue } from './guest-queue.js';
+import type { Freeze } from './guest-queue.js';
 import type { StateTransferOptions, StateTransferPorts } from './types.js';
 import { Verification } from './verification.js';
 
@@ -240,7 +242,8 @@ export class StateTransfer {
         return plane.transferAttach(effect.session, effect.inbox, effect.ram);
       case 'collect':
         return this.guestDo(effect.session, 'source', async (guest) => {
-          const pages = await this.told.collect(guest, effect.session);
+          const asked = this.freeze?.session === effect.session ? this.freeze.collected : null;
+          const pages = await (asked ?? this.told.collect(guest, effect.session));
           return { type: 'collected', pages };
         });
       case 'round':
@@ -249,12 +252,15 @@ export class StateTransfer {
         return plane.transferSync(effect.session);
       case 'pause':
         return this.guestDo(effect.session, 'source', async (guest) => {
-          await guest.pause();
+          this.freeze = this.told.freeze(guest, effect.session, this.options.files.state);
+          await this.freeze.paused;
           return { type: 'paused' };
         });
       case 'save':
-        return this.guestDo(effect.session, 'source', async (guest) => {
-          await guest.saveState(this.options.files.state);
+        return this.guestDo(effect.session, 'source', async () => {
+          // Asked for when the guest was made to stand still.
+          assert(this.freeze?.session === effect.session, 'a state is saved of a guest that stands still');
+          await this.freeze.saved;
           return { type: 'saved' };
         });
       case 'send-state':
@@ -276,6 +282,8 @@ export class StateTransfer {
     }
   }
 
+  /** Of the session that made the guest stand still last. */
+  private freeze: Freeze | null = null;
   /** Of the session whose state was sent last, until all of it has left. */
   private leaving: { readonly session: SessionId; readonly peer: NodeId } | null = null;
 

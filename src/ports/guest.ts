@@ -7,7 +7,8 @@ export interface GuestCallbacks {
 }
 
 /**
- * What state transfer needs of a guest. Every call fails with GUEST_WRONG_STATE if no guest runs, with QMP_TIMEOUT or
+ * What state transfer needs of a guest. Calls are carried out in the order in which they are made, and may be made before
+ * the one before has been answered. Every call fails with GUEST_WRONG_STATE if no guest runs, with QMP_TIMEOUT or
  * QMP_FAILED if QEMU does not answer or refuses for a reason of its own.
  */
 export interface GuestMemory {

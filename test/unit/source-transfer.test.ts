@@ -68,8 +68,8 @@ class Bench {
     for (let i = 0; i < 20; i++) await nextTurn();
   }
 
-  /** Up to where the state has been posted, and nobody knows whether it has left. */
-  async untilSent(): Promise<void> {
+  /** Up to where the vm-sync has been delivered. */
+  async untilHeld(): Promise<void> {
     const { transfer } = this;
     const peers = [{ node: peer, reachable: true, whole: false, booting: false, syncOp: 0 }];
     transfer.tick({ view, primary: 1, leads: true, peers });
@@ -78,9 +78,15 @@ class Bench {
     await this.settle();
     transfer.onPlaneEvent({ type: 'transfer-round', session, figures });
     await this.settle();
+    this.told.length = 0;
     transfer.onPlaneEvent({ type: 'transfer-held', session, op: 5 });
+  }
+
+  /** Up to where the state has been posted, and nobody knows whether it has left. */
+  async untilSent(): Promise<void> {
+    await this.untilHeld();
     await this.settle();
-    transfer.onPlaneEvent({ type: 'transfer-round', session, figures });
+    this.transfer.onPlaneEvent({ type: 'transfer-round', session, figures });
     await this.settle();
   }
 }
@@ -100,6 +106,27 @@ void t.test('the guest goes on only when nothing of a lost session is sent any m
   bench.transfer.onPlaneEvent({ type: 'transfer-settled', session });
   await bench.settle();
   t.ok(bench.told.includes('resume'));
+});
+
+void t.test('a guest that is to stand still is asked for everything at once', async (t) => {
+  const bench = new Bench();
+  await bench.untilHeld();
+  // No answer comes in this turn of the event loop.
+  for (let i = 0; i < 20; i++) await Promise.resolve();
+  t.same(bench.told, ['pause', 'dirtyCollect', 'saveState']);
+  await bench.settle();
+  t.match(bench.told, ['pause', 'dirtyCollect', 'saveState', 'transferCollected', 'transferRound']);
+});
+
+void t.test('what was asked for counts though the session is over', async (t) => {
+  const bench = new Bench();
+  await bench.untilHeld();
+  for (let i = 0; i < 20; i++) await Promise.resolve();
+  bench.transfer.onMail(peer, encodeTransfer({ type: 'abandon', session, reason: 'of the target' }));
+  await bench.settle();
+  t.ok(bench.told.includes('transferCollected'), 'the changes are not lost');
+  t.ok(bench.told.indexOf('resume') > bench.told.indexOf('saveState'), 'and the guest goes on behind all of it');
+  t.equal(bench.told.filter((what) => what === 'saveState').length, 1);
 });
 
 void t.test('a session that is lost before anything of its end was posted cuts nobody off', async (t) => {
