@@ -125,7 +125,10 @@ void t.test('what was asked for counts though the session is over', async (t) =>
   bench.transfer.onMail(peer, encodeTransfer({ type: 'abandon', session, reason: 'of the target' }));
   await bench.settle();
   t.ok(bench.told.includes('transferCollected'), 'the changes are not lost');
-  t.ok(bench.told.indexOf('resume') > bench.told.indexOf('saveState'), 'and the guest goes on behind all of it');
+  t.ok(
+    bench.told.indexOf('resume') > bench.told.indexOf('saveState'),
+    'and the guest goes on behind all of it',
+  );
   t.equal(bench.told.filter((what) => what === 'saveState').length, 1);
 });
 
