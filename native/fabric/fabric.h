@@ -114,7 +114,8 @@ class Fabric {
                         std::string* grant) = 0;
   // What of Expose takes as long as the memory is large: with verbs all of it is locked, and what
   // was not there is allocated. May be called on any thread while others use the fabric; so may the
-  // last holder of `locked` let it go. Errors: FABRIC_REGION.
+  // last holder of `locked` let it go, which must be before the fabric is destroyed. Errors:
+  // FABRIC_REGION.
   virtual Status LockMemory(ExposedMemory* /*memory*/) const { return Ok(); }
 
   // Ends it; idempotent. When this returns, no operation of that peer touches the memory any more,
@@ -123,7 +124,8 @@ class Fabric {
   // copies by itself and looks before each Write whether the region is still open, so one that is
   // inside a Write at this moment finishes it, and one that is stopped there (SIGSTOP) finishes it
   // when it goes on, however late. Whoever gives a session up with such a peer gives up the file,
-  // too. And who still holds what LockMemory gave holds the memory open with verbs.
+  // too. And with verbs the memory is open for as long as somebody holds what LockMemory gave, also
+  // when this, Disconnect or Connect has returned.
   virtual void Conceal(RegionId region) = 0;
 
   // The other side: makes what `peer` has exposed to this member reachable by Write and Read, as

@@ -28,7 +28,7 @@ DataPlane::DataPlane(const PlaneOptions& options, Clock* clock, Fabric* fabric, 
       rings_(rings),
       wire_(wire),
       log_(options.log_bytes, options.log_entries),
-      aside_(options.digest_threads != 0) {
+      aside_(std::make_unique<Aside>(options.digest_threads != 0)) {
   FALCON_CHECK(options.members >= 1 && options.members <= kMaxMembers &&
                options.self < options.members);
   FALCON_CHECK(fabric->region(0).size() >= RegionBytes(options));
@@ -53,12 +53,7 @@ void DataPlane::AttachRings() {
   egress_.Attach(rings_->shm(), FALCON_RING_EGRESS, rings_->to_guest_fd());
 }
 
-DataPlane::~DataPlane() {
-  if (transfer_ != nullptr) transfer_->End();
-  // Behind what they may still be doing there.
-  aside_.Destroy(std::move(transfer_));
-  aside_.Destroy(std::move(leaving_));
-}
+DataPlane::~DataPlane() { EndSessions(); }
 
 size_t DataPlane::RegionBytes(const PlaneOptions& options) {
   return RegionLayout{options.ring_bytes}.Bytes(options.members);

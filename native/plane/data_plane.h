@@ -226,6 +226,9 @@ class DataPlane final : private FlowSink {
   void TransferClose(SessionId session);
   // kMaxMembers or more: all.
   void TransferForget(size_t peer);
+  // The last that is asked of it: no session is there any more, nor what it held of the fabric,
+  // which may then go. Waits for what is done aside. Idempotent.
+  void EndSessions();
 
   // ---- the loop
   // One round. Returns how much was done (0: idle).
@@ -436,7 +439,7 @@ class DataPlane final : private FlowSink {
   bool opening_ = false;  // transfer_: is being prepared
   AsideTicket prepared_;
   Status prepare_status_;
-  Aside aside_;  // behind all that it works with: it is ended first
+  std::unique_ptr<Aside> aside_;
 
   mutable PlaneSnapshot count_;  // the counters; the rest is filled in on demand
 };

@@ -62,9 +62,10 @@ bool Inbox::Find(uint64_t session, InboxKind kind, uint32_t round, InboxHeader* 
          header->header_checksum == HeaderChecksum(*header);
 }
 
-bool Inbox::Has(uint64_t session, InboxKind kind, uint32_t round) const {
+std::optional<uint64_t> Inbox::Has(uint64_t session, InboxKind kind, uint32_t round) const {
   InboxHeader header;
-  return Find(session, kind, round, &header);
+  if (!Find(session, kind, round, &header)) return std::nullopt;
+  return header.bytes;
 }
 
 Status Inbox::Take(uint64_t session, InboxKind kind, uint32_t round,

@@ -53,8 +53,8 @@ class Inbox {
   // What of it takes long at the fabric. Errors: those of LockMemory.
   Status Lock(const Fabric& fabric);
   [[nodiscard]] const ExposedMemory& exposed() const { return exposed_; }
-  // A record of this kind and round is here; Take says whether it is whole.
-  [[nodiscard]] bool Has(uint64_t session, InboxKind kind, uint32_t round) const;
+  // How long a record of this kind and round is that is here; Take says whether it is whole.
+  [[nodiscard]] std::optional<uint64_t> Has(uint64_t session, InboxKind kind, uint32_t round) const;
 
   // The payload of this record, if it is here. Errors: SYNC_PEER (a whole header over a broken
   // payload).
@@ -75,6 +75,8 @@ class InboxWriter {
 
   // Only when idle().
   void Start(uint64_t session, InboxKind kind, uint32_t round, std::vector<std::byte> payload);
+  // Only when idle(): the buffer of the record before, for the next one.
+  [[nodiscard]] std::vector<std::byte> TakeBuffer() { return std::move(payload_); }
   // Posts at most about `max_bytes`; adds what it did to *done. Errors: what Write says.
   Status Step(size_t max_bytes, int* done);
   // Everything is posted: what is posted behind it becomes visible behind it.

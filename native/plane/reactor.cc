@@ -55,7 +55,9 @@ class Reactor::TapWire final : public WireSink {
 Reactor::Reactor() = default;
 Reactor::~Reactor() {
   Stop();
-  // A fabric may send from the log's memory, so it goes first; the plane does not miss it.
+  // A fabric may send from the log's memory, so it goes before the plane; and what sessions hold of
+  // the fabric before that.
+  if (plane_ != nullptr) plane_->EndSessions();
   fabric_.reset();
 }
 

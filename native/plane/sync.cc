@@ -53,21 +53,21 @@ void DataPlane::TransferOpen(TransferOptions options) {
     return TransferFailed(session, "SYNC_MEMORY the session before has not left yet");
   guest_pages_ = options.ram_bytes / kPageBytes;
   if (options.verify) {
-    auto verify = MakeVerifySession(std::move(options), fabric_, &aside_);
+    auto verify = MakeVerifySession(std::move(options), fabric_, aside_.get());
     verify_ = verify.get();
     transfer_ = std::move(verify);
   } else if (options.source) {
-    auto source = MakeTransferSource(std::move(options), fabric_, &aside_);
+    auto source = MakeTransferSource(std::move(options), fabric_, aside_.get());
     source_ = source.get();
     transfer_ = std::move(source);
   } else {
     const PageSet* changed = options.based ? bases_.Since(options.peer) : nullptr;
-    auto target = MakeTransferTarget(std::move(options), fabric_, &aside_, changed);
+    auto target = MakeTransferTarget(std::move(options), fabric_, aside_.get(), changed);
     target_ = target.get();
     transfer_ = std::move(target);
   }
   // It is destroyed aside, too, so it is there for as long as this takes.
-  prepared_ = aside_.Do([this, made = transfer_.get()] { prepare_status_ = made->Prepare(); });
+  prepared_ = aside_->Do([this, made = transfer_.get()] { prepare_status_ = made->Prepare(); });
   opening_ = true;
 }
 
@@ -202,7 +202,22 @@ void DataPlane::LetLeave() {
   const PeerLink& peer = *peers_[leaving_->options().peer];
   if (peer.up && peer.generation == leaving_generation_ && !HasLeft(peer.id, leaving_ticket_))
     return;
-  aside_.Destroy(std::move(leaving_));
+  aside_->Destroy(std::move(leaving_));
+}
+
+void DataPlane::EndSessions() {
+  for (std::unique_ptr<TransferSession>* session : {&transfer_, &leaving_}) {
+    if (*session == nullptr) continue;
+    // Nothing is sent from its buffers any more.
+    fabric_->Disconnect((*session)->options().peer);
+    (*session)->End();
+    aside_->Destroy(std::move(*session));
+  }
+  source_ = nullptr;
+  target_ = nullptr;
+  verify_ = nullptr;
+  opening_ = false;
+  aside_.reset();
 }
 
 void DataPlane::TransferForget(size_t peer) {

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -106,9 +107,9 @@ class TransferSession {
   virtual Status Open(std::string* inbox, std::string* ram) = 0;
   // Does some work. Returns how much was done.
   virtual int Poll(Nanoseconds now, std::vector<TransferNews>* news) = 0;
-  // Nothing is begun any more, and the peer reaches nothing here (with verbs: from when the session
-  // is destroyed). What was posted may still leave: the session is destroyed, aside, when all of it
-  // is Completed, or the connection has ended. May come before Prepare is done.
+  // The peer reaches nothing here (with verbs: from when the session is destroyed), and is sent
+  // nothing new. What was posted may still leave: the session is destroyed, aside, when all of it
+  // is Completed, or the connection has ended. May come before Prepare is done, which then fails.
   virtual void End() = 0;
   // Something is expected that rings no doorbell.
   [[nodiscard]] virtual bool busy() const = 0;
@@ -118,7 +119,13 @@ class TransferSession {
 
  protected:
   explicit TransferSession(TransferOptions options) : options_(std::move(options)) {}
+  // What is prepared for nobody any more is not locked.
+  [[nodiscard]] Status StillWanted() const {
+    if (!over_.load(std::memory_order_relaxed)) return Ok();
+    return {"SYNC_MEMORY", "the session is over"};
+  }
   TransferOptions options_;
+  std::atomic<bool> over_{false};
 };
 
 class TransferSource : public TransferSession {

@@ -39,12 +39,14 @@ class Source final : public TransferSource {
   }
 
   void End() override {
+    over_.store(true, std::memory_order_relaxed);
     fabric_->Detach(options_.peer, kInboxRegion);
     fabric_->Detach(options_.peer, kRamRegion);
     fabric_->Conceal(kInboxRegion);
   }
 
   Status Prepare() override {
+    if (Status s = StillWanted(); !s.ok()) return s;
     if (pages_ > 0) {
       if (Status s = GuestMemory::Open(options_.ram_path, options_.ram_bytes, &memory_); !s.ok())
         return s;
@@ -118,6 +120,9 @@ class Source final : public TransferSource {
     outgoing_ = std::move(payload);
     outgoing_kind_ = InboxKind::kState;
     step_ = Step::kState;
+    pages_ticket_ = fabric_->Posted(options_.peer);
+    pages_left_ = false;
+    fabric_->RequestCompletion(options_.peer);
     return Ok();
   }
 
@@ -197,6 +202,14 @@ class Source final : public TransferSource {
     if (step_ == Step::kIdle) return Ok();
     if (began_ == 0) began_ = now;
     if (Status s = TakeWhatWasAside(done); !s.ok()) return s;
+    // The guest goes on when this is told: by then whatever was posted from its pages has left. The
+    // state is a copy, and leaves meanwhile.
+    if (step_ == Step::kState && !pages_left_ &&
+        fabric_->Completed(options_.peer) >= pages_ticket_) {
+      pages_left_ = true;
+      ++*done;
+      news->push_back({TransferNews::Kind::kSent, {state_bytes_}, {}});
+    }
     if (!StartOutgoing()) return Ok();
     if (!writer_.posted()) {
       if (Status s = writer_.Step(most, done); !s.ok()) return s;
@@ -243,11 +256,9 @@ class Source final : public TransferSource {
       step_ = Step::kIdle;
       news->push_back({TransferNews::Kind::kRound, Numbers(), {}});
     }
-    // The guest goes on when this is told: by then whatever was posted from its pages has left.
-    if (step_ == Step::kState && writer_.idle()) {
+    if (step_ == Step::kState && pages_left_ && writer_.idle()) {
       ++*done;
       step_ = Step::kIdle;
-      news->push_back({TransferNews::Kind::kSent, {state_bytes_}, {}});
     }
     return Ok();
   }
@@ -272,11 +283,13 @@ class Source final : public TransferSource {
   void ReadAnswer(Nanoseconds now) {
     if (!Digested()) return;
     if (figures_.digest == 0) figures_.digest = std::max<Nanoseconds>(now - began_, 1);
-    if (!inbox_.Has(options_.session, InboxKind::kDigests, round_)) return;
+    const auto bytes = inbox_.Has(options_.session, InboxKind::kDigests, round_);
+    if (!bytes.has_value()) return;
+    // The target adds what it has changed itself.
+    const bool here = *bytes <= PageSet::SavedBytes(pages_) + kPagesHere * sizeof(Digest);
     figures_.wait = now - began_ - figures_.digest;
     step_ = Step::kAnswer;
-    aside_does_ =
-        aside_->Do([this] { failure_ = ParseAnswer(); }, looked_at_.Count() <= kPagesHere);
+    aside_does_ = aside_->Do([this] { failure_ = ParseAnswer(); }, here);
   }
 
   Status ParseAnswer() {
@@ -440,6 +453,8 @@ class Source final : public TransferSource {
   Nanoseconds refining_since_ = 0;
   Nanoseconds moving_since_ = 0;
   size_t state_bytes_ = 0;
+  uint64_t pages_ticket_ = 0;  // of the last write from the guest's pages
+  bool pages_left_ = false;
 };
 
 }  // namespace

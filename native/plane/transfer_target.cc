@@ -32,12 +32,14 @@ class Target final : public TransferTarget {
   }
 
   void End() override {
+    over_.store(true, std::memory_order_relaxed);
     fabric_->Detach(options_.peer, kInboxRegion);
     fabric_->Conceal(kRamRegion);
     fabric_->Conceal(kInboxRegion);
   }
 
   Status Prepare() override {
+    if (Status s = StillWanted(); !s.ok()) return s;
     if (Status s = inbox_.Make(options_.inbox_path, TargetInboxBytes(pages_)); !s.ok()) return s;
     if (Status s = inbox_.Lock(*fabric_); !s.ok() || pages_ == 0) return s;
     if (Status s = GuestMemory::Open(options_.ram_path, options_.ram_bytes, &memory_); !s.ok())
@@ -45,6 +47,7 @@ class Target final : public TransferTarget {
     if (Status s = Digester::Make({options_.digest_threads}, &digester_); !s.ok()) return s;
     if (Status s = memory_.ResidentPages(&resident_); !s.ok()) return s;
     if (Status s = memory_.HasRoom(); !s.ok()) return {"SYNC_MEMORY", s.detail()};
+    if (Status s = StillWanted(); !s.ok()) return s;
     exposed_ = {memory_.all(), memory_.path(), nullptr};
     return fabric_->LockMemory(&exposed_);
   }
@@ -103,16 +106,13 @@ class Target final : public TransferTarget {
       aside_does_ = aside_->Do([this] { MakeAnswer(); }, digests_.size() <= kPagesHere);
     }
     if (step_ == Step::kMakeAnswer && aside_does_.done()) {
-      writer_.Start(options_.session, InboxKind::kDigests, round_, std::move(answer_));
-      step_ = Step::kAnswer;
+      Answer(InboxKind::kDigests, std::move(answer_));
       ++*done;
     }
     if (step_ == Step::kRefine) {
       ++*done;
       if (refinement_.Step(hasher_, memory_.ram(), kPagesPerPoll) && writer_.idle()) {
-        writer_.Start(options_.session, InboxKind::kBlocks, round_,
-                      std::move(refinement_.answer()));
-        step_ = Step::kAnswer;
+        Answer(InboxKind::kBlocks, std::move(refinement_.answer()));
       }
     }
     if (step_ == Step::kUnpack) {
@@ -121,8 +121,7 @@ class Target final : public TransferTarget {
       if (Status s = unpacker_.Step(memory_.ram(), kPagesPerPoll, &unpacked); !s.ok())
         return {"SYNC_PEER", s.detail()};
       if (unpacked) {
-        writer_.Start(options_.session, InboxKind::kUnpacked, round_, {});
-        step_ = Step::kAnswer;
+        Answer(InboxKind::kUnpacked, {});
       }
     }
     if (step_ == Step::kAnswer) {
@@ -202,6 +201,14 @@ class Target final : public TransferTarget {
     const size_t count = looked_at_.Count();
     aside_does_ = aside_->Do([this, count] { digests_.resize(count); }, count <= kPagesHere);
     return Ok();
+  }
+
+  // The largest buffer is kept: giving it back takes as long as it is large.
+  void Answer(InboxKind kind, std::vector<std::byte> payload) {
+    std::vector<std::byte> before = writer_.TakeBuffer();
+    if (before.capacity() > answer_.capacity()) answer_.swap(before);
+    writer_.Start(options_.session, kind, round_, std::move(payload));
+    step_ = Step::kAnswer;
   }
 
   void MakeAnswer() {

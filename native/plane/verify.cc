@@ -114,11 +114,13 @@ class Session final : public VerifySession {
   }
 
   void End() override {
+    over_.store(true, std::memory_order_relaxed);
     fabric_->Detach(options_.peer, kInboxRegion);
     fabric_->Conceal(kInboxRegion);
   }
 
   Status Prepare() override {
+    if (Status s = StillWanted(); !s.ok()) return s;
     if (page_count_ > 0) {
       if (Status s = GuestMemory::Open(options_.ram_path, options_.ram_bytes, &memory_); !s.ok())
         return s;
@@ -257,7 +259,7 @@ class Session final : public VerifySession {
       }
     }
     if (step_ == Step::kListen) {
-      if (!inbox_.Has(options_.session, InboxKind::kFindings, kOnlyRound)) return Ok();
+      if (!inbox_.Has(options_.session, InboxKind::kFindings, kOnlyRound).has_value()) return Ok();
       ++*done;
       step_ = Step::kCompare;
       aside_does_ = aside_->Do([this] { failure_ = TakeFindings(); });

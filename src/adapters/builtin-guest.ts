@@ -60,8 +60,9 @@ export class BuiltinGuest implements GuestRunner {
     return nextTurn();
   }
 
-  private emptyFile<T>(path: string, result: T): Promise<T> {
+  private async emptyFile<T>(path: string, result: T): Promise<T> {
     writeFileSync(path, '', { mode: 0o600 });
-    return nextTurn(result);
+    await nextTurn();
+    return result;
   }
 }

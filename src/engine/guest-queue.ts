@@ -23,6 +23,7 @@ export class GuestQueue {
   private readonly dirtyFile: string;
   /** What has changed since any common point is not known any more. */
   private readonly lost: () => void;
+  private turn = 0;
   private last: Promise<void> = Promise.resolve();
   private queued = 0;
 
@@ -47,7 +48,10 @@ export class GuestQueue {
       this.tracking = true;
       return 0;
     }
-    const { dirtyFile } = this;
+    // The one before may not have been read yet. The one before that has: a session that asks has been opened since, or
+    // has had an answer to a round.
+    this.turn = 1 - this.turn;
+    const dirtyFile = `${this.dirtyFile}${this.turn}`;
     try {
       const { pages } = await guest.dirtyCollect(dirtyFile);
       this.ports.plane.transferCollected(session, dirtyFile);
@@ -65,12 +69,14 @@ export class GuestQueue {
    * an answer before the next is asked. What comes of it counts even if its session is given up meanwhile.
    */
   freeze(guest: GuestRunner, session: SessionId, stateFile: string): Freeze {
-    const paused = guest.pause();
-    const collected = this.collect(guest, session);
-    const saved = guest.saveState(stateFile);
     // Who has given up asks for none of them.
-    for (const answer of [paused, collected, saved]) answer.catch(() => undefined);
-    return { session, paused, collected, saved };
+    const asked = <T>(answer: Promise<T>): Promise<T> => {
+      answer.catch(() => undefined);
+      return answer;
+    };
+    const paused = asked(guest.pause());
+    const collected = asked(this.collect(guest, session));
+    return { session, paused, collected, saved: asked(guest.saveState(stateFile)) };
   }
 
   enqueue(work: (guest: GuestRunner) => Promise<void>): void {

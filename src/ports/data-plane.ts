@@ -59,7 +59,10 @@ export interface DataPlane {
   transferRound(session: SessionId, round: number, pages: RoundPages, final: boolean): void;
   /** Source: proposes vm-sync; delivery stops behind it. Answered by `transfer-held`. */
   transferSync(session: SessionId): void;
-  /** Source: sends flows, rings, and the state of devices in `file`. Answered by `transfer-sent`. */
+  /**
+   * Source: sends flows, rings, and the state of devices in `file`. Answered by `transfer-sent` when all pages have left: the
+   * guest may write to them again. The state itself is a copy, and may still be leaving.
+   */
   transferSend(session: SessionId, file: string): void;
   /** Verification: digests the memory of a guest that runs. Answered by `transfer-taken`. */
   transferLook(session: SessionId): void;

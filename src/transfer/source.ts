@@ -194,7 +194,7 @@ export class TransferSource {
       key: this.setting.key(),
       startedAt: now,
       phase: 'opening',
-      deadline: now + this.options.progressWaitMs,
+      deadline: memoryDeadline(this.options, now, this.setting.ramBytes()),
       offer: null,
       sendAt: now,
       based: false,

@@ -100,7 +100,7 @@ export class VerifySource {
       view: this.view,
       startedAt: now,
       phase: 'opening',
-      deadline: now + this.options.progressWaitMs,
+      deadline: memoryDeadline(this.options, now, this.setting.ramBytes()),
       offer: null,
       sendAt: now,
       looked: false,

@@ -99,7 +99,7 @@ export class VerifyTarget {
     }
     if (this.session !== null) this.lose(this.session, 'another session begins');
     this.newest = session;
-    const deadline = now + this.options.progressWaitMs;
+    const deadline = this.lookDeadline(now);
     const { view } = this;
     this.session = { id: session, peer, view, phase: 'opening', deadline, still: false, accept: null };
     this.out.push({ type: 'open', role: 'target', session, peer, key, grant: offer.inbox });

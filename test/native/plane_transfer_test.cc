@@ -180,6 +180,10 @@ TEST(ThePollingThreadNeitherLocksNorUnmapsMemory) {
     options.session = 6;
     pair.member[1].plane->TransferOpen(options);
     pair.Settle();
+    // As a reactor ends: the fabric before the plane.
+    for (auto& m : pair.member) m.plane->EndSessions();
+    CHECK(memory.locked == -3);
+    for (auto& m : pair.member) m.fabric.reset();
   }
   // All that was locked was let go, and the three attachments.
   CHECK(memory.by_poller == 0 && memory.locked == -3);

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <filesystem>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,7 @@
 #include "os/check.h"
 #include "os/clock.h"
 #include "os/unique_fd.h"
+#include "pages/guest_memory.h"
 #include "reactor_place.h"
 
 namespace {
@@ -166,6 +168,80 @@ TEST(busy_reactors_on_one_processor_let_each_other_run) {
 }
 
 // Append, force, commit, on both threads: the tables have their size from the start.
+std::vector<std::byte> EventOf(Reactor& reactor, PlaneEvent::Kind kind) {
+  for (int i = 0; i < 5000; ++i) {
+    std::vector<PlaneEvent> events;
+    std::vector<VmHappened> vm;
+    reactor.TakeEvents(&events, &vm);
+    for (const PlaneEvent& event : events)
+      if (event.kind == kind) return event.bytes;
+    usleep(1000);
+  }
+  return {};
+}
+
+// A daemon is told to stop at any moment of a session, which holds memory of the fabric's, maps a
+// guest's, and has something done aside. What it touches too late is seen by a sanitizer.
+TEST(a_reactor_ends_whatever_its_session_does) {
+  constexpr size_t kRam = 8 << 20;
+  for (const char* end : {"preparing", "open", "closed"}) {
+    const Place place;
+    std::filesystem::create_directory(place.root + "/shm");
+    std::filesystem::permissions(place.root + "/shm", std::filesystem::perms::owner_all);
+    std::vector<std::unique_ptr<Reactor>> reactors;
+    std::vector<TransferOptions> options(2);
+    for (PeerId i : {0, 1}) {
+      const std::string own = std::to_string(i);
+      ReactorOptions o = Alone(place);
+      o.plane.self = i;
+      o.plane.members = 2;
+      o.wal.directory += own;
+      o.wal.node = i;
+      o.shm_name = "member" + own;
+      std::filesystem::create_directory(o.wal.directory);
+      reactors.push_back(std::make_unique<Reactor>());
+      REQUIRE(reactors[i]->Open(o).ok());
+      REQUIRE(reactors[i]->Start([] {}).ok());
+      options[i].session = 9;
+      options[i].source = i == 0;
+      options[i].peer = 1 - i;
+      options[i].ram_bytes = kRam;
+      options[i].ram_path = place.root + "/shm/ram" + own;
+      options[i].inbox_path = place.root + "/shm/inbox" + own;
+      GuestMemory memory;
+      REQUIRE(GuestMemory::Create(options[i].ram_path, kRam, &memory).ok());
+    }
+    for (PeerId i : {0, 1}) reactors[i]->Connect(1 - i, 7, reactors[1 - i]->descriptor());
+    for (PeerId i : {0, 1}) {
+      reactors[i]->Post([o = options[i]](DataPlane& plane) { plane.TransferOpen(o); });
+      if (end == std::string("preparing")) continue;
+      const auto grants = EventOf(*reactors[i], PlaneEvent::Kind::kTransferOpened);
+      REQUIRE(grants.size() > 2);
+      const std::string text(reinterpret_cast<const char*>(grants.data()), grants.size());
+      const size_t inbox = static_cast<uint8_t>(text[0]) | static_cast<size_t>(text[1]) << 8;
+      if (i == 0) options[1].grant = text.substr(2, inbox);
+      if (i == 1) {
+        reactors[0]->Post(
+            [own = text.substr(2, inbox), ram = text.substr(2 + inbox)](DataPlane& plane) {
+              plane.TransferAttach(9, own, ram);
+              plane.TransferRound(9, 1, RoundPages::kResident, false);
+            });
+      }
+    }
+    if (end == std::string("closed")) {
+      for (auto& reactor : reactors)
+        reactor->Post([](DataPlane& plane) { plane.TransferClose(9); });
+      for (auto& reactor : reactors)
+        reactor->Post([](DataPlane& plane) { plane.TransferSettle(9); });
+      for (auto& reactor : reactors) (void)EventOf(*reactor, PlaneEvent::Kind::kTransferSettled);
+    }
+    reactors.clear();
+    // Its inboxes have gone with it.
+    CHECK(!std::filesystem::exists(options[0].inbox_path));
+    CHECK(!std::filesystem::exists(options[1].inbox_path));
+  }
+}
+
 TEST(entries_allocate_nothing) {
   const Place place;
   ReactorOptions options = Alone(place);
