@@ -181,13 +181,17 @@ t.test('sessions with troubles', skip, async (t) => {
       [primary.node, 'state', /QEMU refused|SYNC_MEMORY/],
       [target.node, 'state', /SYNC_MEMORY/],
     ] as const) {
-      const file = join(shared, `${node}.${kind}`);
-      rmSync(file, { force: true });
-      mkdirSync(join(file, 'in-the-way'), { recursive: true });
+      // Changes have two files in turn.
+      const names = kind === 'dirty' ? ['dirty0', 'dirty1'] : [kind];
+      const files = names.map((name) => join(shared, `${node}.${name}`));
+      for (const file of files) {
+        rmSync(file, { force: true });
+        mkdirSync(join(file, 'in-the-way'), { recursive: true });
+      }
       const outcome = await sync(cluster, primary, target.node);
       t.match(outcome, { ok: false, why }, `${kind} of ${node}`);
       await goesOn(t);
-      rmSync(file, { recursive: true });
+      for (const file of files) rmSync(file, { recursive: true });
       await madeUpFor(t);
     }
     t.match(await sync(cluster, primary, target.node), { ok: true });
