@@ -48,6 +48,20 @@ class Folder {
   std::string path_ = "/dev/shm/falcon-plane-XXXXXX";
 };
 
+// Both sides of a session over the files ram0 and ram1; *options become those of the target.
+bool OpenBoth(Pair& pair, const std::string& directory, TransferOptions* options) {
+  for (PeerId i : {0, 1}) {
+    options->source = i == 0;
+    options->peer = 1 - i;
+    options->ram_path = directory + "/ram" + std::to_string(i);
+    options->inbox_path = directory + "/inbox" + std::to_string(i);
+    if (i == 1) options->grant = Opened(pair.member[0], 0);
+    pair.member[i].plane->TransferOpen(*options);
+    if (!pair.Until(i, PlaneEvent::Kind::kTransferOpened)) return false;
+  }
+  return true;
+}
+
 // Delivery stands for as long as it takes to look at a guest; two of these threads that did not
 // sleep meanwhile would leave no processor to whoever is to end that.
 TEST(APlaneWhoseDeliveryStandsSleeps) {
@@ -161,15 +175,7 @@ TEST(ThePollingThreadNeitherLocksNorUnmapsMemory) {
     memory.Go();
 
     options.session = 5;
-    for (PeerId i : {0, 1}) {
-      options.source = i == 0;
-      options.peer = 1 - i;
-      options.ram_path = directory + "/ram" + std::to_string(i);
-      options.inbox_path = directory + "/inbox" + std::to_string(i);
-      if (i == 1) options.grant = Opened(pair.member[0], 0);
-      pair.member[i].plane->TransferOpen(options);
-      REQUIRE(pair.Until(i, PlaneEvent::Kind::kTransferOpened));
-    }
+    REQUIRE(OpenBoth(pair, directory, &options));
     CHECK(pair.Count(0, PlaneEvent::Kind::kTransferOpened) == 1);
     source.TransferAttach(5, Opened(pair.member[1], 0), Opened(pair.member[1], 1));
     source.TransferRound(5, 1, RoundPages::kResident, false);
@@ -217,15 +223,7 @@ TEST(ASourceWhoseGuestRunsTakesHalfOfTheTime) {
   options.session = 5;
   options.ram_bytes = kRam;
   options.key = MakeDigestKey();
-  for (PeerId i : {0, 1}) {
-    options.source = i == 0;
-    options.peer = 1 - i;
-    options.ram_path = directory + "/ram" + std::to_string(i);
-    options.inbox_path = directory + "/inbox" + std::to_string(i);
-    if (i == 1) options.grant = Opened(pair.member[0], 0);
-    pair.member[i].plane->TransferOpen(options);
-    REQUIRE(pair.Until(i, PlaneEvent::Kind::kTransferOpened));
-  }
+  REQUIRE(OpenBoth(pair, directory, &options));
   DataPlane& source = *pair.member[0].plane;
   source.TransferAttach(5, Opened(pair.member[1], 0), Opened(pair.member[1], 1));
 
