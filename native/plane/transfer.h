@@ -101,7 +101,10 @@ class TransferSession {
   [[nodiscard]] const TransferOptions& options() const { return options_; }
   // Maps the memory, and makes an inbox. Once, aside: of the fabric it uses LockMemory only.
   // Errors: SYNC_MEMORY, GUEST_MEMORY, those of LockMemory.
-  virtual Status Prepare() = 0;
+  Status Prepare() {
+    if (Status s = StillWanted(); !s.ok()) return s;
+    return MakeReady();
+  }
   // Then: opens the memory (target) and an inbox to the peer. What the peer is to be given goes
   // into *inbox and *ram. Errors: those of Expose and Attach.
   virtual Status Open(std::string* inbox, std::string* ram) = 0;
@@ -110,7 +113,10 @@ class TransferSession {
   // The peer reaches nothing here (with verbs: from when the session is destroyed), and is sent
   // nothing new. What was posted may still leave: the session is destroyed, aside, when all of it
   // is Completed, or the connection has ended. May come before Prepare is done, which then fails.
-  virtual void End() = 0;
+  void End() {
+    over_.store(true, std::memory_order_relaxed);
+    Leave();
+  }
   // Something is expected that rings no doorbell.
   [[nodiscard]] virtual bool busy() const = 0;
   // A guest that runs here is slowed down by this session's work, and none waits for the end of it:
@@ -125,6 +131,11 @@ class TransferSession {
     return {"SYNC_MEMORY", "the session is over"};
   }
   TransferOptions options_;
+
+ private:
+  virtual Status MakeReady() = 0;
+  virtual void Leave() = 0;
+
   std::atomic<bool> over_{false};
 };
 

@@ -38,15 +38,13 @@ class Source final : public TransferSource {
     if (digester_ != nullptr) digester_->Cancel();
   }
 
-  void End() override {
-    over_.store(true, std::memory_order_relaxed);
+  void Leave() override {
     fabric_->Detach(options_.peer, kInboxRegion);
     fabric_->Detach(options_.peer, kRamRegion);
     fabric_->Conceal(kInboxRegion);
   }
 
-  Status Prepare() override {
-    if (Status s = StillWanted(); !s.ok()) return s;
+  Status MakeReady() override {
     if (pages_ > 0) {
       if (Status s = GuestMemory::Open(options_.ram_path, options_.ram_bytes, &memory_); !s.ok())
         return s;

@@ -31,15 +31,13 @@ class Target final : public TransferTarget {
     if (digester_ != nullptr) digester_->Cancel();
   }
 
-  void End() override {
-    over_.store(true, std::memory_order_relaxed);
+  void Leave() override {
     fabric_->Detach(options_.peer, kInboxRegion);
     fabric_->Conceal(kRamRegion);
     fabric_->Conceal(kInboxRegion);
   }
 
-  Status Prepare() override {
-    if (Status s = StillWanted(); !s.ok()) return s;
+  Status MakeReady() override {
     if (Status s = inbox_.Make(options_.inbox_path, TargetInboxBytes(pages_)); !s.ok()) return s;
     if (Status s = inbox_.Lock(*fabric_); !s.ok() || pages_ == 0) return s;
     if (Status s = GuestMemory::Open(options_.ram_path, options_.ram_bytes, &memory_); !s.ok())

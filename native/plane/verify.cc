@@ -113,14 +113,12 @@ class Session final : public VerifySession {
     if (digester_ != nullptr) digester_->Cancel();
   }
 
-  void End() override {
-    over_.store(true, std::memory_order_relaxed);
+  void Leave() override {
     fabric_->Detach(options_.peer, kInboxRegion);
     fabric_->Conceal(kInboxRegion);
   }
 
-  Status Prepare() override {
-    if (Status s = StillWanted(); !s.ok()) return s;
+  Status MakeReady() override {
     if (page_count_ > 0) {
       if (Status s = GuestMemory::Open(options_.ram_path, options_.ram_bytes, &memory_); !s.ok())
         return s;
