@@ -76,6 +76,12 @@ class Fabric {
   // bootstrap.
   [[nodiscard]] virtual std::string Descriptor() const = 0;
 
+  // What of Connect(peer, ..., descriptor) may take long: with verbs the kernel finds the peer's
+  // Ethernet address (a second if nobody answers), with shm the peer's memory is mapped. May be
+  // called on any thread while others use the fabric, and need not be called at all. Errors:
+  // FABRIC_CONNECT.
+  virtual Status Prepare(PeerId /*peer*/, std::string_view /*descriptor*/) { return Ok(); }
+
   // Connects to a peer. `connection` identifies this incarnation on both sides. An earlier
   // connection to the same peer is dropped first. Does not wait: State() may be kDown until the
   // peer has answered, and operations posted meanwhile wait in the queue; both sides must Connect
@@ -137,11 +143,6 @@ class Fabric {
   virtual Status Attach(PeerId peer, RegionId region, std::string_view grant) = 0;
   // Forgets it; idempotent. Later writes are FABRIC_BOUNDS; those posted before go on.
   virtual void Detach(PeerId peer, RegionId region) = 0;
-  // Whoever holds it lets go of the mapping that shm has of attached memory, on any thread and as
-  // late as it likes: that takes as long as the memory is large. Null: there is none.
-  [[nodiscard]] virtual std::shared_ptr<void> Attached(PeerId /*peer*/, RegionId /*region*/) const {
-    return nullptr;
-  }
 
   // Memory from which many writes will come, for a fabric that can then send it without a copy.
   // Nothing else depends on it. It must stay mapped until RemoveSource, and the caller sees to it

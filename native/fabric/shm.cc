@@ -5,11 +5,14 @@
 
 #include <array>
 #include <cerrno>
+#include <memory>
+#include <mutex>
 #include <utility>
 
 #include "fabric/grant.h"
 #include "fabric/shared_copy.h"
 #include "fabric/shm_files.h"
+#include "os/aside.h"
 #include "os/check.h"
 
 namespace falcon {
@@ -29,6 +32,7 @@ class ShmFabric final : public Fabric {
   Status AddRegion(RegionId region, size_t bytes) override;
   [[nodiscard]] std::span<std::byte> region(RegionId region) override;
   [[nodiscard]] std::string Descriptor() const override { return member_.Descriptor(); }
+  Status Prepare(PeerId peer, std::string_view descriptor) override;
   Status Connect(PeerId peer, uint64_t connection, std::string_view descriptor) override;
   void Disconnect(PeerId peer) override;
   [[nodiscard]] PeerState State(PeerId peer) const override;
@@ -40,7 +44,6 @@ class ShmFabric final : public Fabric {
   void Conceal(RegionId region) override;
   Status Attach(PeerId peer, RegionId region, std::string_view grant) override;
   void Detach(PeerId peer, RegionId region) override;
-  [[nodiscard]] std::shared_ptr<void> Attached(PeerId peer, RegionId region) const override;
   [[nodiscard]] uint64_t Posted(PeerId peer) const override { return At(peer).posted; }
   [[nodiscard]] uint64_t Completed(PeerId peer) const override { return At(peer).posted; }
   void Ring(PeerId peer) override;
@@ -53,15 +56,19 @@ class ShmFabric final : public Fabric {
  private:
   struct Attachment {
     uint64_t exposure = 0;  // 0: nothing is attached
-    std::shared_ptr<ShmLentFile> file;
+    std::unique_ptr<ShmLentFile> file;
+  };
+  // A peer's files.
+  struct Files {
+    std::array<ShmMapping, kMaxRegions> regions;
+    ShmMapping page;
+    UniqueFd bell;
   };
   struct Peer {
-    std::array<ShmMapping, kMaxRegions> regions;
+    std::unique_ptr<Files> files;  // null: not connected
     std::array<Attachment, kMaxRegions> attached;
     std::array<uint64_t, kMaxRegions> exposed{};  // ours to this peer; 0: none
     uint64_t connection = 0;
-    ShmMapping page;
-    UniqueFd bell;
     uint64_t posted = 0;
     PeerState state = PeerState::kDown;
     bool written = false;  // since the last Ring
@@ -81,7 +88,13 @@ class ShmFabric final : public Fabric {
     ++counters_.errors;
     return {code, why};
   }
-  static Status MapPeer(const ShmMember& member, Peer* peer);
+  Status Map(PeerId peer, std::string_view descriptor, std::unique_ptr<Files>* files) const;
+  std::unique_ptr<Files> TakePrepared(PeerId peer, std::string_view descriptor);
+
+  struct Prepared {
+    std::string descriptor;
+    std::unique_ptr<Files> files;
+  };
 
   ShmMember member_;
   UniqueFd lock_;
@@ -93,6 +106,9 @@ class ShmFabric final : public Fabric {
   uint64_t sleeps_ = 0;
   uint64_t exposures_ = 0;
   FabricCounters counters_;
+  std::mutex prepared_mutex_;
+  std::array<Prepared, kMaxMembers> prepared_;  // for the next Connect
+  Aside aside_{true};  // unmaps: that takes as long as what was mapped is large
 };
 
 // The lock goes last: as long as it is held, nobody else takes these files for leftovers.
@@ -132,28 +148,58 @@ std::span<std::byte> ShmFabric::region(RegionId region) {
   return regions_[region].ok() ? regions_[region].body() : std::span<std::byte>{};
 }
 
-Status ShmFabric::MapPeer(const ShmMember& member, Peer* peer) {
-  Status status = ShmMapping::Open(member.PagePath(), member.PageHeader(), &peer->page);
-  for (RegionId region = 0; status.ok() && region < kMaxRegions; ++region) {
-    if (member.region_bytes[region] == 0) continue;
-    status = ShmMapping::Open(member.RegionPath(region), member.RegionHeader(region),
-                              &peer->regions[region]);
-  }
-  return status.ok() ? OpenShmBell(member.BellPath(), &peer->bell) : status;
-}
-
-Status ShmFabric::Connect(PeerId peer, uint64_t connection, std::string_view descriptor) {
-  Disconnect(peer);
+// Any thread.
+Status ShmFabric::Map(PeerId peer, std::string_view descriptor,
+                      std::unique_ptr<Files>* files) const {
   ShmMember member;
   Status status = ShmMember::Parse(descriptor, member_.directory, &member);
   if (!status.ok()) return status;
   if (member.self != peer) return {"FABRIC_CONNECT", "the descriptor is of another member"};
-  Peer fresh;
-  status = MapPeer(member, &fresh);
+  auto made = std::make_unique<Files>();
+  status = ShmMapping::Open(member.PagePath(), member.PageHeader(), &made->page);
+  for (RegionId region = 0; status.ok() && region < kMaxRegions; ++region) {
+    if (member.region_bytes[region] == 0) continue;
+    status = ShmMapping::Open(member.RegionPath(region), member.RegionHeader(region),
+                              &made->regions[region]);
+  }
+  if (status.ok()) status = OpenShmBell(member.BellPath(), &made->bell);
   if (!status.ok()) return {"FABRIC_CONNECT", status.detail()};
-  fresh.state = PeerState::kUp;
-  fresh.connection = connection;
-  At(peer) = std::move(fresh);
+  *files = std::move(made);
+  return Ok();
+}
+
+Status ShmFabric::Prepare(PeerId peer, std::string_view descriptor) {
+  FALCON_CHECK(peer < kMaxMembers);
+  Prepared made{std::string(descriptor), nullptr};
+  if (Status status = Map(peer, descriptor, &made.files); !status.ok()) return status;
+  const std::lock_guard lock(prepared_mutex_);
+  std::swap(prepared_[peer], made);
+  return Ok();
+}
+
+// Null: nothing, or not that.
+std::unique_ptr<ShmFabric::Files> ShmFabric::TakePrepared(PeerId peer,
+                                                          std::string_view descriptor) {
+  Prepared taken;
+  {
+    const std::lock_guard lock(prepared_mutex_);
+    std::swap(prepared_[peer], taken);
+  }
+  if (taken.descriptor == descriptor) return std::move(taken.files);
+  aside_.Destroy(std::move(taken.files));
+  return nullptr;
+}
+
+Status ShmFabric::Connect(PeerId id, uint64_t connection, std::string_view descriptor) {
+  Disconnect(id);
+  std::unique_ptr<Files> files = TakePrepared(id, descriptor);
+  if (files == nullptr) {
+    if (Status status = Map(id, descriptor, &files); !status.ok()) return status;
+  }
+  Peer& peer = At(id);
+  peer.files = std::move(files);
+  peer.state = PeerState::kUp;
+  peer.connection = connection;
   connected_once_ = true;
   return Ok();
 }
@@ -161,7 +207,9 @@ Status ShmFabric::Connect(PeerId peer, uint64_t connection, std::string_view des
 void ShmFabric::Disconnect(PeerId peer) {
   for (RegionId region = 0; region < kMaxRegions; ++region) {
     if (At(peer).exposed[region] != 0) Conceal(region);
+    Detach(peer, region);
   }
+  aside_.Destroy(std::move(At(peer).files));
   At(peer) = Peer{};
 }
 
@@ -204,34 +252,32 @@ Status ShmFabric::Attach(PeerId id, RegionId region, std::string_view grant) {
   Grant taken;
   Status status = ParseGrant(grant, {name(), id, member_.self, region, peer.connection}, &taken);
   if (!status.ok()) return status;
-  if (peer.regions[region].ok()) return {"FABRIC_GRANT", "the peer has a region of its own there"};
+  if (peer.files->regions[region].ok())
+    return {"FABRIC_GRANT", "the peer has a region of its own there"};
   if (taken.file.empty() ||
-      peer.page.opened(region).load(std::memory_order_acquire) != taken.exposure)
+      peer.files->page.opened(region).load(std::memory_order_acquire) != taken.exposure)
     return {"FABRIC_GRANT", "the memory is not open any more"};
   Attachment made;
   made.exposure = taken.exposure;
-  made.file = std::make_shared<ShmLentFile>();
+  made.file = std::make_unique<ShmLentFile>();
   status = ShmLentFile::Open(member_.directory + "/" + taken.file, taken.bytes, made.file.get());
   if (!status.ok()) return {"FABRIC_GRANT", status.detail()};
+  Detach(id, region);
   peer.attached[region] = std::move(made);
   return status;
 }
 
 void ShmFabric::Detach(PeerId peer, RegionId region) {
   FALCON_CHECK(region < kMaxRegions);
-  At(peer).attached[region] = {};
-}
-
-std::shared_ptr<void> ShmFabric::Attached(PeerId peer, RegionId region) const {
-  FALCON_CHECK(region < kMaxRegions);
-  return At(peer).attached[region].file;
+  Attachment ended = std::exchange(At(peer).attached[region], {});
+  aside_.Destroy(std::move(ended.file));
 }
 
 // The look before each copy.
 Status ShmFabric::FindLent(Peer& peer, RegionId region, std::span<std::byte>* body) {
   const Attachment& attached = peer.attached[region];
   if (attached.exposure == 0) return Refuse("FABRIC_BOUNDS", "the peer has no such region");
-  if (peer.page.opened(region).load(std::memory_order_acquire) != attached.exposure) {
+  if (peer.files->page.opened(region).load(std::memory_order_acquire) != attached.exposure) {
     peer.state = PeerState::kBroken;
     return Refuse("FABRIC_DOWN", "the peer has concealed the region");
   }
@@ -244,8 +290,8 @@ Status ShmFabric::Find(Peer& peer, RemoteAddress address, size_t bytes, std::byt
   if (peer.state != PeerState::kUp) return Refuse("FABRIC_DOWN", "not connected");
   if (address.region >= kMaxRegions) return Refuse("FABRIC_BOUNDS", "the peer has no such region");
   std::span<std::byte> body;
-  if (peer.regions[address.region].ok()) {
-    body = peer.regions[address.region].body();
+  if (const ShmMapping& own = peer.files->regions[address.region]; own.ok()) {
+    body = own.body();
   } else if (Status status = FindLent(peer, address.region, &body); !status.ok()) {
     return status;
   }
@@ -290,12 +336,12 @@ void ShmFabric::Ring(PeerId to_peer) {
   if (peer.state != PeerState::kUp || !peer.written) return;
   peer.written = false;
   FullFence();
-  std::atomic<uint64_t>& sleeping = peer.page.sleeping();
+  std::atomic<uint64_t>& sleeping = peer.files->page.sleeping();
   uint64_t sleep = sleeping.load(std::memory_order_relaxed);
   if (sleep == 0) return;  // awake, or another peer has rung
   const char byte = 1;
   // A full FIFO is as good as another byte in it, and nothing can be done about other errors.
-  if (write(peer.bell.get(), &byte, 1) == 1) ++counters_.wakes_sent;
+  if (write(peer.files->bell.get(), &byte, 1) == 1) ++counters_.wakes_sent;
   // Only now: a process that dies before its ring must not keep others from ringing. By now the
   // peer may sleep again, and that sleep is not ours to end.
   sleeping.compare_exchange_strong(sleep, 0, std::memory_order_seq_cst);

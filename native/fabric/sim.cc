@@ -54,10 +54,6 @@ class SimFabric final : public Fabric {
     FALCON_CHECK(region < kMaxRegions);
     if (memory_->alive) To(peer).attached[region] = {};
   }
-  [[nodiscard]] std::shared_ptr<void> Attached(PeerId peer, RegionId region) const override {
-    FALCON_CHECK(region < kMaxRegions);
-    return memory_->alive ? To(peer).attached[region].held : nullptr;
-  }
   [[nodiscard]] uint64_t Posted(PeerId peer) const override {
     return memory_->alive ? To(peer).posted : 0;
   }
@@ -156,7 +152,7 @@ Status SimFabric::Attach(PeerId peer, RegionId region, std::string_view grant) {
   if (!status.ok()) return status;
   if (!channel.target->regions[region].empty())
     return {"FABRIC_GRANT", "the peer has a region of its own there"};
-  channel.attached[region] = {taken.exposure, taken.bytes, Held()};
+  channel.attached[region] = {taken.exposure, taken.bytes};
   return status;
 }
 

@@ -90,7 +90,6 @@ struct SimNetwork::Channel {
   struct Attachment {
     uint64_t exposure = 0;  // 0: nothing is attached
     size_t bytes = 0;
-    std::shared_ptr<void> held;
   };
   std::array<Attachment, kMaxRegions> attached;
   bool cut = false;

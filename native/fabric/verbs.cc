@@ -128,7 +128,7 @@ std::string VerbsFabricImpl::Descriptor() const {
 
 // An address handle costs the same look-up as a queue pair that is about to receive. What it found
 // stays in the kernel's table.
-Status VerbsFabricImpl::Resolve(std::string_view descriptor) const {
+Status VerbsFabricImpl::Prepare(PeerId /*peer*/, std::string_view descriptor) {
   VerbsMember member;
   if (Status status = ParseVerbsMember(descriptor, &member); !status.ok()) return status;
   if (!device_.ethernet()) return Ok();

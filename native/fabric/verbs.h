@@ -86,10 +86,6 @@ class VerbsFabric : public Fabric {
  public:
   [[nodiscard]] virtual VerbsCounters verbs_counters() const = 0;
   [[nodiscard]] virtual VerbsLink link() const = 0;
-  // Makes the kernel find the Ethernet address behind a peer's descriptor, so that Connect need not
-  // wait for it. Takes a second if nobody answers; of all functions here, the one that any thread
-  // may call. Errors: FABRIC_CONNECT.
-  [[nodiscard]] virtual Status Resolve(std::string_view descriptor) const = 0;
   // For tests: the queue pair's number and both packet sequence numbers, and a way to kill it.
   [[nodiscard]] virtual uint32_t QueuePair(PeerId peer) const = 0;
   virtual Status KillQueuePair(PeerId peer) = 0;

@@ -29,6 +29,7 @@ class VerbsFabricImpl final : public VerbsFabric {
   Status AddRegion(RegionId region, size_t bytes) override;
   [[nodiscard]] std::span<std::byte> region(RegionId region) override;
   [[nodiscard]] std::string Descriptor() const override;
+  Status Prepare(PeerId peer, std::string_view descriptor) override;
   Status Connect(PeerId peer, uint64_t connection, std::string_view descriptor) override;
   void Disconnect(PeerId peer) override;
   [[nodiscard]] PeerState State(PeerId peer) const override { return At(peer).state(); }
@@ -55,7 +56,6 @@ class VerbsFabricImpl final : public VerbsFabric {
 
   Status AddSource(std::span<std::byte> memory) override;
   void RemoveSource(std::span<std::byte> memory) override;
-  [[nodiscard]] Status Resolve(std::string_view descriptor) const override;
   [[nodiscard]] VerbsCounters verbs_counters() const override { return verbs_counters_; }
   [[nodiscard]] VerbsLink link() const override;
   [[nodiscard]] std::string BrokenBecause(PeerId peer) const override { return At(peer).because(); }

@@ -44,7 +44,7 @@ void Connector::Run(Worker& worker) {
     if (stop_) return;
     const Request request = *std::exchange(worker.waiting, std::nullopt);
     lock.unlock();
-    Status status = resolve_(request.descriptor);
+    Status status = prepare_(request.peer, request.descriptor);
     lock.lock();
     if (stop_) return;
     // Under the lock, so that a request that comes now is told of after this one.

@@ -1,9 +1,9 @@
-// Looks peers up before the reactor connects to them.
+// Prepares connections before the reactor makes them.
 //
 // On RoCE a queue pair can be brought up only when the kernel knows the peer's Ethernet address,
-// and the kernel waits a second for a peer that does not answer. The reactor must not: it owes
-// heartbeats. So each peer has a thread here that waits in its place, and a peer that is gone
-// delays nobody else.
+// and the kernel waits a second for a peer that does not answer; with shm the peer's memory is
+// mapped, which takes 5 to 10 ms. The reactor must not wait: it owes heartbeats. So each peer has a
+// thread here that waits in its place, and a peer that is gone delays nobody else.
 #pragma once
 
 #include <array>
@@ -28,12 +28,12 @@ class Connector {
     std::string descriptor;
   };
   // May take its time. Called by several threads at once.
-  using Resolve = std::function<Status(std::string_view descriptor)>;
+  using Prepare = std::function<Status(PeerId peer, std::string_view descriptor)>;
   // Called once for each request, in the order of the requests of a peer but for those that a later
   // one has replaced; may run on any thread.
   using Done = std::function<void(const Request& request, const Status& status)>;
 
-  Connector(Resolve resolve, Done done) : resolve_(std::move(resolve)), done_(std::move(done)) {}
+  Connector(Prepare prepare, Done done) : prepare_(std::move(prepare)), done_(std::move(done)) {}
   ~Connector();  // waits for what is under way; the rest is forgotten
   Connector(const Connector&) = delete;
   Connector& operator=(const Connector&) = delete;
@@ -48,7 +48,7 @@ class Connector {
   };
   void Run(Worker& worker);
 
-  const Resolve resolve_;
+  const Prepare prepare_;
   const Done done_;
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -93,6 +93,18 @@ Status Reactor::Open(const ReactorOptions& options) {
   epoll_.Reset(epoll_create1(EPOLL_CLOEXEC));
   command_bell_.Reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!epoll_.valid() || !command_bell_.valid()) return {"INTERNAL", ErrnoText("epoll", errno)};
+  connector_ = std::make_unique<Connector>(
+      [this](PeerId peer, std::string_view descriptor) {
+        return fabric_->Prepare(peer, descriptor);
+      },
+      [this](const Connector::Request& request, const Status& status) {
+        Post([this, request, status](DataPlane& plane) {
+          if (!status.ok()) return plane.NotConnected(request.peer, status);
+          // Before the failure is told: a new attempt has to bring what peers need then.
+          if (!plane.Connect(request.peer, request.connection, request.descriptor).ok())
+            PublishDescriptor();
+        });
+      });
   for (int fd : {command_bell_.get(), fabric_->wake_fd()}) {
     if (Status s = Watch(fd); !s.ok()) return s;
   }
@@ -123,27 +135,10 @@ Status Reactor::OpenVerbs() {
   }
   verbs_ = static_cast<VerbsFabric*>(fabric_.get());
   rdma_link_ = verbs_->link();
-  connector_ = std::make_unique<Connector>(
-      [verbs = verbs_](std::string_view descriptor) { return verbs->Resolve(descriptor); },
-      [this](const Connector::Request& request, const Status& status) {
-        Post([this, request, status](DataPlane& plane) {
-          if (!status.ok()) return plane.NotConnected(request.peer, status);
-          // Before the failure is told: a new attempt has to bring what peers need then.
-          if (!plane.Connect(request.peer, request.connection, request.descriptor).ok())
-            PublishDescriptor();
-        });
-      });
   return Ok();
 }
 
 void Reactor::Connect(PeerId peer, uint64_t connection, std::string descriptor) {
-  if (connector_ == nullptr) {
-    Post([peer, connection, descriptor = std::move(descriptor)](DataPlane& plane) {
-      // A failure comes back as an event.
-      (void)plane.Connect(peer, connection, descriptor);
-    });
-    return;
-  }
   // What the earlier connection would still say is nobody's word any more.
   Post([peer](DataPlane& plane) { plane.Disconnect(peer); });
   connector_->Submit({peer, connection, std::move(descriptor)});

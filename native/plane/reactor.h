@@ -69,7 +69,7 @@ class Reactor {
 
   // Which RDMA port carries the log; nothing on another fabric.
   [[nodiscard]] const std::optional<VerbsLink>& link() const { return rdma_link_; }
-  // DataPlane::Connect, on the reactor thread, once the peer's address is known.
+  // DataPlane::Connect, on the reactor thread, once that is prepared. A failure is an event.
   void Connect(PeerId peer, uint64_t connection, std::string descriptor);
   // Runs `command` on the reactor thread soon, in the order of the calls.
   void Post(std::function<void(DataPlane&)> command);

@@ -60,11 +60,8 @@ class Source final : public TransferSource {
 
   Status Attach(std::string_view inbox, std::string_view ram) override {
     if (Status s = fabric_->Attach(options_.peer, kInboxRegion, inbox); !s.ok()) return s;
-    attached_[0] = fabric_->Attached(options_.peer, kInboxRegion);
     if (pages_ == 0) return Ok();
-    if (Status s = fabric_->Attach(options_.peer, kRamRegion, ram); !s.ok()) return s;
-    attached_[1] = fabric_->Attached(options_.peer, kRamRegion);
-    return Ok();
+    return fabric_->Attach(options_.peer, kRamRegion, ram);
   }
 
   void Changed(const PageSet& pages) override {
@@ -417,7 +414,6 @@ class Source final : public TransferSource {
   Fabric* fabric_;
   Aside* aside_;
   const size_t pages_;
-  std::array<std::shared_ptr<void>, 2> attached_;  // to let go of them with the session
   GuestMemory memory_;
   Inbox inbox_;
   std::unique_ptr<Digester> digester_;

@@ -52,7 +52,6 @@ class Target final : public TransferTarget {
 
   Status Open(std::string* inbox, std::string* ram) override {
     if (Status s = fabric_->Attach(options_.peer, kInboxRegion, options_.grant); !s.ok()) return s;
-    attached_ = fabric_->Attached(options_.peer, kInboxRegion);
     if (Status s = fabric_->Expose(kInboxRegion, options_.peer, inbox_.exposed(), inbox); !s.ok())
       return s;
     if (pages_ > 0) {
@@ -243,7 +242,6 @@ class Target final : public TransferTarget {
   Fabric* fabric_;
   Aside* aside_;
   const size_t pages_;
-  std::shared_ptr<void> attached_;  // to let go of it with the session
   GuestMemory memory_;
   ExposedMemory exposed_;
   Inbox inbox_;

@@ -132,9 +132,7 @@ class Session final : public VerifySession {
   Status Open(std::string* inbox, std::string* /*ram*/) override {
     if (options_.source)
       return fabric_->Expose(kInboxRegion, options_.peer, inbox_.exposed(), inbox);
-    if (Status s = fabric_->Attach(options_.peer, kInboxRegion, options_.grant); !s.ok()) return s;
-    attached_ = fabric_->Attached(options_.peer, kInboxRegion);
-    return Ok();
+    return fabric_->Attach(options_.peer, kInboxRegion, options_.grant);
   }
 
   void Look() override {
@@ -355,7 +353,6 @@ class Session final : public VerifySession {
   Fabric* fabric_;
   Aside* aside_;
   const size_t page_count_;
-  std::shared_ptr<void> attached_;  // to let go of it with the session
   GuestMemory memory_;
   Inbox inbox_;
   std::unique_ptr<Digester> digester_;

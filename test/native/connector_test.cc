@@ -22,7 +22,7 @@ using namespace falcon;
 // Descriptors that begin with "hang" are not found before Release.
 class Lab {
  public:
-  Status Resolve(std::string_view descriptor) {
+  Status Prepare(std::string_view descriptor) {
     ++begun;
     while (descriptor.starts_with("hang") && !released_) usleep(1000);
     if (descriptor.ends_with("nobody")) return {"FABRIC_CONNECT", "nobody answers"};
@@ -49,7 +49,7 @@ class Lab {
 
   std::atomic<int> begun{0};
   std::unique_ptr<Connector> connector = std::make_unique<Connector>(
-      [this](std::string_view descriptor) { return Resolve(descriptor); },
+      [this](PeerId /*peer*/, std::string_view descriptor) { return Prepare(descriptor); },
       [this](const Connector::Request& request, const Status& status) { Note(request, status); });
 
  private:

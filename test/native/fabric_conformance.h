@@ -41,6 +41,8 @@ void AddConformanceCases() {
   AddConformanceCase<Bed, c::MembersCloseInEveryState>("members_close_in_every_state");
   AddConformanceCase<Bed, c::NothingLeaksOverManyConnections>(
       "nothing_leaks_over_many_connections");
+  AddConformanceCase<Bed, c::ConnectionsMayBePreparedByOtherThreads>(
+      "connections_may_be_prepared_by_other_threads");
   AddConformanceCase<Bed, c::BadDescriptorsAreRefused>("bad_descriptors_are_refused");
   AddConformanceCase<Bed, c::RegionsAreMadeOnceAndEarly>("regions_are_made_once_and_early");
   AddConformanceCase<Bed, c::ExposedMemoryIsWrittenAndRead>("exposed_memory_is_written_and_read");

@@ -415,7 +415,7 @@ inline void AMoverMovesPages(FabricBed& bed) {
   }
 }
 
-// What takes as long as memory is large may be done by other threads, before and after.
+// What takes as long as memory is large may be done by other threads.
 inline void MemoryIsLockedAndLetGoByOtherThreads(FabricBed& bed) {
   bed.StartAll(2);
   const LentMemory memory(bed);
@@ -430,13 +430,11 @@ inline void MemoryIsLockedAndLetGoByOtherThreads(FabricBed& bed) {
     std::string grant;
     REQUIRE(bed.at(1).Expose(kLent, 0, exposed, &grant).ok());
     REQUIRE(bed.at(0).Attach(1, kLent, grant).ok());
-    std::shared_ptr<void> attached = bed.at(0).Attached(1, kLent);
     CHECK(WriteOne(bed.at(0), 1, {kLent, 0}, data).ok());
     bed.Drive();
     CHECK(memory.Holds(0, data));
     if (round == 0) {
       bed.at(0).Detach(1, kLent);
-      CHECK(bed.at(0).Attached(1, kLent) == nullptr);
       CHECK(Is(WriteOne(bed.at(0), 1, {kLent, 0}, late), "FABRIC_BOUNDS"));
     }
     if (round == 2) bed.at(1).Disconnect(0);
@@ -446,10 +444,7 @@ inline void MemoryIsLockedAndLetGoByOtherThreads(FabricBed& bed) {
     CHECK(memory.Holds(0, data));
     CHECK(bed.Connect(0, 1).ok());
     bed.Drive();
-    // The mapping is there for as long as somebody holds it, whatever became of the connection.
-    CHECK(SharedMappings() == mappings + (attached != nullptr ? 1 : 0));
-    std::thread([&] { attached.reset(); }).join();
-    CHECK(SharedMappings() == mappings);
+    CHECK(SoonIs(SharedMappings, mappings));
   }
 }
 
@@ -477,8 +472,8 @@ inline void ManySessionsLeakNothing(FabricBed& bed) {
     }
   }
   bed.at(0).Detach(1, kLent);
-  CHECK(OpenDescriptors() == descriptors);
-  CHECK(SharedMappings() == mappings);
+  CHECK(SoonIs(OpenDescriptors, descriptors));
+  CHECK(SoonIs(SharedMappings, mappings));
   CHECK(bed.Leftovers() == leftovers);
 }
 

@@ -40,6 +40,8 @@ using falcon::test::conformance::IsZero;
 using falcon::test::conformance::kLent;
 using falcon::test::conformance::LentMemory;
 using falcon::test::conformance::Pattern;
+using falcon::test::conformance::SharedMappings;
+using falcon::test::conformance::SoonIs;
 using falcon::test::conformance::Span;
 using falcon::test::conformance::Word;
 using falcon::test::conformance::WordBytes;
@@ -362,6 +364,20 @@ TEST(a_peer_that_dies_while_it_rings_silences_nobody_else) {
   CHECK(WakeReadable(*sleeper));
   sleeper->DisarmWake();
   CHECK(!WakeReadable(*sleeper));
+}
+
+TEST(a_prepared_connection_maps_nothing_more) {
+  ShmBed bed;
+  bed.Start(0);
+  bed.Start(1);
+  const size_t before = SharedMappings();
+  std::thread([&] { CHECK(bed.at(0).Prepare(1, bed.at(1).Descriptor()).ok()); }).join();
+  const size_t prepared = SharedMappings();
+  CHECK(prepared > before);
+  CHECK(bed.at(0).Connect(1, 1, bed.at(1).Descriptor()).ok());
+  CHECK(SharedMappings() == prepared);
+  bed.at(0).Disconnect(1);
+  CHECK(SoonIs(SharedMappings, before));
 }
 
 TEST(a_region_is_made_while_signals_come) {

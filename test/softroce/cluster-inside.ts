@@ -5,12 +5,24 @@
  */
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
-import { mkdirSync, rmSync, symlinkSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
 import { readRdmaRetries } from '../../src/adapters/rdma-retries.js';
+import { nodePaths } from '../../src/api/cluster.js';
 import type { TimingConfig } from '../../src/api/config.js';
+import type { PeerStatus, ReplicaStatus } from '../../src/api/status.js';
 import { messageOf } from '../../src/lib/errors.js';
+import { repositoryRoot } from '../../src/lib/root.js';
 import { fabricSteps } from '../support/fabric-cluster.js';
 import type { FabricBed, FabricCluster, Step } from '../support/fabric-cluster.js';
 
@@ -55,7 +67,11 @@ function run(...command: string[]): void {
 const rdmaPort = (node: number, state: 'on' | 'off'): void =>
   run('bridge', 'link', 'set', 'dev', `p${node + 1}`, 'state', state === 'on' ? '3' : '0');
 
-const running: { cluster: FabricCluster | null } = { cluster: null };
+/** A file here makes test/native/lost_pair.cc lose a queue pair of the node it is named after. */
+const orders = mkdtempSync(join(tmpdir(), 'falcon-lost-'));
+const native = process.env['FALCON_NATIVE'] ?? join(repositoryRoot, 'build/native');
+
+const running: { directory: string; cluster: FabricCluster | null } = { directory: '', cluster: null };
 const bed: FabricBed = {
   fabric: 'verbs',
   timing,
@@ -70,7 +86,9 @@ const bed: FabricBed = {
       assert.equal(running.cluster?.live.net('heal', `h${node + 1}`).status, 0);
     },
   },
+  environment: (node) => ({ LD_PRELOAD: join(native, 'lost_pair.so'), FALCON_LOSE_PAIR: join(orders, node) }),
   configure(config, directory) {
+    running.directory = directory;
     config['verbs'] = { timeout: 16, retry: 3 };
     // Where the emulated processors are few, a thread with realtime priority keeps the device's own work waiting.
     config['poll'] = { realtime: false };
@@ -83,6 +101,7 @@ const bed: FabricBed = {
     running.cluster = made;
     await step('status names the port', () => namesThePort(made));
     await step('a backup whose RDMA link is cut holds nobody up', () => cutOneLink(made));
+    await step('a queue pair that its device has lost is replaced', () => loseOnePair(made));
   },
   comment,
   skip: (name, why) => point(true, name, ` # SKIP ${why}`),
@@ -119,22 +138,40 @@ async function namesThePort({ live }: FabricCluster): Promise<void> {
  * The bootstrap still reaches it, so its connection is made again and again, and each time the kernel looks for it
  * in vain for a second. The primary serves on meanwhile, in its view.
  */
-async function cutOneLink(made: FabricCluster): Promise<void> {
+async function cutOneLink(made: FabricCluster, whileCut = (_victim: ReplicaStatus) => {}): Promise<void> {
   const primary = await made.primary();
   const victim = (await made.live.replicas()).find(({ role }) => role === 'backup');
   assert.ok(victim !== undefined);
+  const of = ({ peers }: ReplicaStatus): PeerStatus => peers.find(({ name }) => name === victim.node)!;
+  const { breaks } = of(primary);
   rdmaPort(victim.index, 'off');
-  const troubleAt = ({ peers }: typeof primary): (typeof peers)[number] | undefined =>
-    peers.find(({ name }) => name === victim.node);
-  await made.becomes(primary.node, 'aware of it', (one) => (troubleAt(one)?.breaks ?? 0) >= 2);
-  const seen = troubleAt(await made.live.replica(primary.node))?.trouble;
+  await made.becomes(primary.node, 'aware of it', (one) => of(one).breaks >= breaks + 2);
+  const seen = of(await made.live.replica(primary.node)).trouble;
   assert.match(seen?.code ?? 'none', /^FABRIC_(DOWN|CONNECT)$/);
   comment(`${primary.node} of ${victim.node}: ${seen?.code} ${seen?.detail}`);
   await made.goesOn(20);
   assert.equal((await made.primary()).view, primary.view, 'nobody was elected');
+  whileCut(victim);
   rdmaPort(victim.index, 'on');
   await made.becomes(victim.node, 'a backup that follows', (one) => one.commitOp > primary.commitOp + 20);
-  await made.becomes(primary.node, 'whole again', (one) => troubleAt(one)?.ackedOp !== null);
+  await made.becomes(primary.node, 'whole again', (one) => of(one).ackedOp !== null);
+}
+
+/** Its connection cannot be made with what peers were told of it, so they are told anew. */
+async function loseOnePair(made: FabricCluster): Promise<void> {
+  let log = '';
+  let order = '';
+  await cutOneLink(made, ({ node }) => {
+    log = nodePaths(made.live.directory, node).log;
+    order = join(orders, node);
+    writeFileSync(order, '');
+  });
+  assert.ok(!existsSync(order), 'a queue pair was lost');
+  const told = readFileSync(log, 'utf8')
+    .split('\n')
+    .filter((line) => line.includes('it was replaced'));
+  assert.equal(told.length, 1, 'one was replaced, and the log says so');
+  comment(told[0]!);
 }
 
 const teardowns: (() => void)[] = [];
@@ -143,19 +180,17 @@ try {
   await fabricSteps(step, { teardown: (handler) => teardowns.unshift(handler) }, bed);
 } catch (error) {
   failed = true;
-  const { cluster } = running;
+  const { cluster, directory } = running;
   comment(error instanceof Error ? (error.stack ?? error.message) : String(error));
   for (const one of (await cluster?.live.replicas()) ?? []) {
     const { node, role, view, gate, lastOp, commitOp, guest, peers } = one;
     comment(JSON.stringify({ node, role, view, gate, lastOp, commitOp, guest, peers }));
   }
   for (const name of ['h1', 'h2', 'h3']) {
-    if (cluster === null) break;
-    comment(
-      spawnSync('tail', ['-n', '15', join(cluster.live.directory, name, 'falcond.log')]).stdout.toString(),
-    );
+    comment(spawnSync('tail', ['-n', '15', join(directory, name, 'falcond.log')]).stdout.toString());
   }
 }
 process.stdout.write(`1..${points}\n`);
+rmSync(orders, { recursive: true });
 for (const handler of teardowns) handler();
 process.exit(failed ? 1 : 0);

@@ -27,7 +27,7 @@ await t.test('a cluster over verbs', { timeout: (limitSeconds + 60) * 1000 }, as
       });
     },
   });
-  t.equal(reader.points.length, 8, 'as many steps as there are');
+  t.equal(reader.points.length, 9, 'as many steps as there are');
   t.equal(reader.planned, reader.points.length, 'as planned');
   t.equal(run.ended, 0, 'its exit code');
   if (run.ended !== 0) t.comment(`${run.stdout.slice(-6000)}\n${run.stderr.slice(-2000)}`);

@@ -28,6 +28,8 @@ export interface FabricBed {
   readonly patienceMs: number;
   /** Takes a host off all networks and puts it back; a text: why this bed cannot. */
   readonly cut: string | { readonly off: (node: number) => void; readonly on: (node: number) => void };
+  /** What a node's daemon finds in its environment besides the test's own. */
+  readonly environment?: (node: string) => Record<string, string>;
   /** Changes the configuration before the first start. */
   readonly configure?: (config: Record<string, unknown>, directory: string) => void;
   /** Called with the cluster while it serves, before anything is broken. */
@@ -43,13 +45,15 @@ export class FabricCluster {
   readonly live: LiveCluster;
   readonly lan: FrameLan;
   readonly patienceMs: number;
+  private readonly environment: NonNullable<FabricBed['environment']>;
   private asking: Promise<void> | null = null;
   private stopAsking = false;
 
-  private constructor(live: LiveCluster, lan: FrameLan, patienceMs: number) {
+  private constructor(live: LiveCluster, lan: FrameLan, bed: FabricBed) {
     this.live = live;
     this.lan = lan;
-    this.patienceMs = patienceMs;
+    this.patienceMs = bed.patienceMs;
+    this.environment = bed.environment ?? (() => ({}));
   }
 
   static async start(t: { teardown(handler: () => void): void }, bed: FabricBed): Promise<FabricCluster> {
@@ -68,10 +72,10 @@ export class FabricCluster {
     const { cluster, vm } = loadConfig(live.directory);
     const made = live.net('up');
     assert.equal(made.status, 0, made.err);
-    for (const { name } of live.place.config.nodes) startDaemon(live, name);
+    for (const { name } of live.place.config.nodes) startDaemon(live, name, bed.environment?.(name));
     const lan = await FrameLan.start(cluster.slice(-8), 3, vm.mac);
     t.teardown(() => lan.stop());
-    return new FabricCluster(live, lan, bed.patienceMs);
+    return new FabricCluster(live, lan, bed);
   }
 
   index(node: string): number {
@@ -79,7 +83,7 @@ export class FabricCluster {
   }
 
   launch(node: string): void {
-    startDaemon(this.live, node);
+    startDaemon(this.live, node, this.environment(node));
   }
 
   primary(aboveView = 0): Promise<ReplicaStatus> {
@@ -125,7 +129,11 @@ export class FabricCluster {
 }
 
 /** As an init system does; `falcon up` waits for its own bounds, which an emulated machine does not keep. */
-function startDaemon({ directory, place }: LiveCluster, name: string): void {
+function startDaemon(
+  { directory, place }: LiveCluster,
+  name: string,
+  environment: Record<string, string> = {},
+): void {
   const node = place.config.nodes.find((one) => one.name === name);
   assert.ok(node?.netns != null, `${name} has a namespace`);
   const { log, directory: own } = nodePaths(directory, name);
@@ -137,6 +145,7 @@ function startDaemon({ directory, place }: LiveCluster, name: string): void {
     stdio: ['ignore', out, out],
     detached: true,
     cwd: directory,
+    env: { ...process.env, ...environment },
   }).unref();
   closeSync(out);
 }

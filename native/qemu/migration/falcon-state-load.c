@@ -15,7 +15,6 @@
 #include "io/channel-buffer.h"
 #include "qapi/error.h"
 #include "qemu/bswap.h"
-#include "qemu/crc32c.h"
 #include "qemu/rcu.h"
 #include "sysemu/cpus.h"
 #include "sysemu/runstate.h"
@@ -101,8 +100,8 @@ static bool check_header(const uint8_t *buf, size_t size, Error **errp)
         return false;
     }
     if (ldl_le_p(buf + STATE_CHECKSUM_AT) !=
-        crc32c(0xffffffff, buf + STATE_CHECKED_FROM,
-               size - STATE_CHECKED_FROM)) {
+        falcon_state_checksum(buf + STATE_CHECKED_FROM,
+                              size - STATE_CHECKED_FROM)) {
         error_setg(errp, FALCON_STATE_INVALID "the checksum is wrong");
         return false;
     }

@@ -17,4 +17,7 @@
 #define STRING_MAX 255
 #define PAGE_BYTES 4096
 
+/* CRC32C */
+uint32_t falcon_state_checksum(const uint8_t *data, size_t len);
+
 #endif /* MIGRATION_FALCON_STATE_H */
