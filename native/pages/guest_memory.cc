@@ -144,6 +144,16 @@ Status GuestMemory::HasRoom() const {
                               std::to_string(free) + " are free"};
 }
 
+void GuestMemory::FillHoles(const PageSet& holes) const {
+  FALCON_CHECK(ok() && holes.pages() == pages());
+  const auto after = [&](size_t page) { return holes.NextRun(page, pages()); };
+  for (PageRun run = after(0); run.count > 0; run = after(run.first + run.count)) {
+    // Before Linux 5.14 there is no such advice.
+    if (madvise(base_ + run.first * kPageBytes, run.count * kPageBytes, MADV_POPULATE_WRITE) != 0)
+      return;
+  }
+}
+
 void GuestMemory::DropZeroPages(PageSet* resident) const {
   FALCON_CHECK(ok() && resident->pages() == pages());
   for (size_t page = resident->Next(0); page < pages(); page = resident->Next(page + 1)) {

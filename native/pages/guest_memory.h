@@ -47,6 +47,9 @@ class GuestMemory {
   // Whether the file system has room for what the file has not taken yet: where a write finds none,
   // it ends the process that writes. Errors: GUEST_MEMORY.
   Status HasRoom() const;
+  // Makes holes pages of zeros, so that whoever writes there need not: to find a page and to clear
+  // it takes longer than to write it. Those that cannot be had stay holes.
+  void FillHoles(const PageSet& holes) const;
   // Takes the pages that are all zero out of a set of resident ones.
   void DropZeroPages(PageSet* resident) const;
 

@@ -196,8 +196,17 @@ class Target final : public TransferTarget {
     ++round_;
     step_ = Step::kMakeRoom;
     const size_t count = looked_at_.Count();
-    aside_does_ = aside_->Do([this, count] { digests_.resize(count); }, count <= kPagesHere);
+    aside_does_ = aside_->Do([this, count] { MakeRoom(count); }, count <= kPagesHere);
     return Ok();
+  }
+
+  // For what is about to come. A few pages are not worth the look.
+  void MakeRoom(size_t count) {
+    digests_.resize(count);
+    if (count <= kPagesHere) return;
+    PageSet holes = looked_at_;
+    holes.Subtract(resident_);
+    memory_.FillHoles(holes);
   }
 
   // The largest buffer is kept: giving it back takes as long as it is large.

@@ -207,6 +207,21 @@ TEST(reserved_room_is_no_data) {
   close(fd);
 }
 
+TEST(holes_are_filled_where_it_was_asked) {
+  const TestFile file;
+  GuestMemory memory;
+  REQUIRE(GuestMemory::Create(file.path(), 512 * kPageBytes, &memory).ok());
+  memory.ram()[78 * kPageBytes] = std::byte{1};
+  PageSet wanted(512);
+  for (const falcon::PageRun run : {falcon::PageRun{0, 3}, {77, 2}, {300, 100}, {511, 1}})
+    wanted.SetRun(run);
+  memory.FillHoles(wanted);
+  PageSet resident;
+  CHECK(memory.ResidentPages(&resident).ok() && resident == wanted);
+  memory.DropZeroPages(&resident);
+  CHECK(resident.Count() == 1 && memory.ram()[78 * kPageBytes] == std::byte{1});
+}
+
 TEST(a_zero_page_is_told_from_any_other) {
   std::vector<std::byte> page(kPageBytes);
   CHECK(falcon::IsZeroPage(page.data()));
