@@ -6,6 +6,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -307,7 +308,7 @@ TEST(without_threads_a_job_is_done_when_it_is_started) {
   CHECK(digests == inline_digests);
 }
 
-TEST(the_workers_are_named_and_ordinary) {
+TEST(the_workers_are_named_and_nicer) {
   const auto digester = Make(falcon::DigesterOptions::kAuto);
   CHECK(digester->threads() >= 1 && digester->threads() <= 2);
   usleep(50000);
@@ -322,6 +323,8 @@ TEST(the_workers_are_named_and_ordinary) {
     if (!name.starts_with("falcon-digest")) continue;
     ++found;
     CHECK(sched_getscheduler(std::stoi(task)) == SCHED_OTHER);
+    CHECK(getpriority(PRIO_PROCESS, static_cast<id_t>(std::stoi(task))) ==
+          std::min(19, getpriority(PRIO_PROCESS, 0) + 10));
   }
   closedir(tasks);
   CHECK(found == digester->threads());
