@@ -7,7 +7,7 @@
 namespace falcon {
 
 Aside::Aside(bool thread) {
-  if (thread) thread_ = StartBackgroundThread("falcon-aside", [this] { Run(); });
+  if (thread) thread_ = StartOrdinaryThread("falcon-aside", [this] { Run(); });
 }
 
 Aside::~Aside() {

@@ -3,7 +3,6 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
-#include <unistd.h>
 
 #include <utility>
 
@@ -29,13 +28,6 @@ std::thread StartOrdinaryThread(const std::string& name, std::function<void()> r
   });
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   return thread;
-}
-
-std::thread StartBackgroundThread(const std::string& name, std::function<void()> run) {
-  return StartOrdinaryThread(name, [run = std::move(run)] {
-    static_cast<void>(nice(10));  // of this thread only, in Linux
-    run();
-  });
 }
 
 }  // namespace falcon

@@ -14,8 +14,4 @@ void NameThread(const std::string& name);
 // that calls is, and not interrupted by signals, which are for the threads that were there before.
 [[nodiscard]] std::thread StartOrdinaryThread(const std::string& name, std::function<void()> run);
 
-// The same for work that is not urgent: who competes with it, a guest above all, gets nine tenths
-// of the processor (10 nicer).
-[[nodiscard]] std::thread StartBackgroundThread(const std::string& name, std::function<void()> run);
-
 }  // namespace falcon

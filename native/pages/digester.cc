@@ -34,8 +34,8 @@ Status Digester::Make(const DigesterOptions& options, std::unique_ptr<Digester>*
   const int threads =
       options.threads == DigesterOptions::kAuto ? DefaultThreads() : options.threads;
   for (int i = 0; i < threads; ++i)
-    made->threads_.push_back(StartBackgroundThread("falcon-digest" + std::to_string(i),
-                                                   [self = made.get()] { self->Run(); }));
+    made->threads_.push_back(StartOrdinaryThread("falcon-digest" + std::to_string(i),
+                                                 [self = made.get()] { self->Run(); }));
   *digester = std::move(made);
   return Ok();
 }
