@@ -14,7 +14,7 @@ import { fetchStatus } from '../src/api/client.js';
 import { loadCluster, nodeNamed, nodePaths } from '../src/api/cluster.js';
 import type { ClusterConfig, NodeConfig } from '../src/api/config.js';
 import {
-  daemonArguments,
+  daemonCommand,
   lastLogLine,
   refuseSecondStart,
   runHostScript,
@@ -114,7 +114,7 @@ function startDaemon(directory: string, node: NodeConfig): Started {
   mkdirSync(paths.directory, { recursive: true, mode: 0o700 });
   rotate(paths.log);
   const program = resolve(process.env['FALCON_DAEMON'] ?? join(repositoryRoot, 'dist/src/daemon/main.js'));
-  const daemon = [process.execPath, program, ...daemonArguments(directory, node.name)];
+  const daemon = daemonCommand(program, directory, node.name);
   const [file = '', ...args] = node.netns === null ? daemon : ['ip', 'netns', 'exec', node.netns, ...daemon];
   const log = openSync(paths.log, 'a', 0o600);
   const logStart = fstatSync(log).size;

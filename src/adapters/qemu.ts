@@ -21,7 +21,7 @@ import type { GuestCallbacks, GuestRunner } from '../ports/guest.js';
 import { qemuArguments } from './qemu-arguments.js';
 import type { QemuMachine } from './qemu-arguments.js';
 import { QmpClient } from './qmp.js';
-import { clearRamFile, makeRamFile, removeRamFile, reserveRamFile } from './ram-file.js';
+import { clearRamFile, makeRamFile, removeRamFile, removeRamFiles, reserveRamFile } from './ram-file.js';
 
 export interface QemuOptions extends Omit<QemuMachine, 'netdev' | 'ramPath' | 'console'> {
   readonly tapFd: number;
@@ -103,7 +103,7 @@ export class QemuGuest implements GuestRunner {
             `it is ${String(info.status)}, attached: ${String(info.attached)}`,
           );
         // QEMU has put the kernel there for a guest that boots. No processor and no device has been started.
-        clearRamFile(machine.ramPath);
+        await clearRamFile(machine.ramPath);
         await reserveRamFile(machine.ramPath);
         if (this.machine !== machine) throw new FalconError('QEMU_FAILED', 'it was stopped');
       } catch (error) {
@@ -178,6 +178,7 @@ export class QemuGuest implements GuestRunner {
     for (const until = monotonicMs() + bounds.guestMemoryWaitMs; ; await sleep(bounds.guestMemoryRetryMs)) {
       let ramPath: string | null = null;
       try {
+        await removeRamFiles(ramDirectory, ramName);
         ramPath = makeRamFile({ directory: ramDirectory, name: ramName, bytes: this.ramBytes });
         await reserve?.(ramPath);
         return ramPath;

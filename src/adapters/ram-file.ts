@@ -4,18 +4,8 @@
  */
 import { spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import {
-  closeSync,
-  ftruncateSync,
-  mkdirSync,
-  openSync,
-  readdirSync,
-  rmSync,
-  statSync,
-  statfsSync,
-  truncateSync,
-} from 'node:fs';
-import { open, rm } from 'node:fs/promises';
+import { closeSync, ftruncateSync, mkdirSync, openSync, readdirSync, statfsSync } from 'node:fs';
+import { open, rm, stat, truncate } from 'node:fs/promises';
 import { join } from 'node:path';
 
 import { bounds } from '../lib/bounds.js';
@@ -31,11 +21,10 @@ export interface RamFileOptions {
 
 const suffix = /^-[0-9a-f]{16}\.ram$/;
 
-/** Makes a new sparse file of `bytes` and a trailer, and takes away those of earlier guests. Errors: QEMU_FAILED. */
+/** Makes a new sparse file of `bytes` and a trailer. Errors: QEMU_FAILED. */
 export function makeRamFile({ directory, name, bytes }: RamFileOptions): string {
   try {
     mkdirSync(directory, { recursive: true, mode: 0o700 });
-    removeRamFiles(directory, name);
     const size = bytes + bounds.ramTrailerBytes;
     const { bavail, bsize } = statfsSync(directory);
     if (bavail * bsize < size)
@@ -95,8 +84,8 @@ function allocate(fd: number, bytes: number): Promise<void> {
 }
 
 /**
- * Whoever maps the memory keeps it. Not on the event loop, since the kernel gives back as much as it took. A file that cannot be
- * removed is left to makeRamFile.
+ * Whoever maps the memory keeps it. This and all that gives memory back is done off the event loop, since it takes the
+ * kernel 70 ms for each GiB. A file that cannot be removed is left to removeRamFiles.
  */
 export async function removeRamFile(path: string): Promise<void> {
   await rm(path, { force: true }).catch(() => undefined);
@@ -106,16 +95,21 @@ export async function removeRamFile(path: string): Promise<void> {
  * Makes all of it zero again and sparse. Nobody may touch the memory meanwhile: for a moment the file is
  * empty.
  */
-export function clearRamFile(path: string): void {
-  const { size } = statSync(path);
-  truncateSync(path, 0);
-  truncateSync(path, size);
+export async function clearRamFile(path: string): Promise<void> {
+  const { size } = await stat(path);
+  await truncate(path, 0);
+  await truncate(path, size);
 }
 
-export function removeRamFiles(directory: string, name: string): void {
-  for (const entry of list(directory)) {
-    if (entry.startsWith(name) && suffix.test(entry.slice(name.length)))
-      rmSync(join(directory, entry), { force: true });
+/** What earlier guests of that name have left. Errors: QEMU_FAILED. */
+export async function removeRamFiles(directory: string, name: string): Promise<void> {
+  try {
+    for (const entry of list(directory)) {
+      if (entry.startsWith(name) && suffix.test(entry.slice(name.length)))
+        await rm(join(directory, entry), { force: true });
+    }
+  } catch (error) {
+    throw new FalconError('QEMU_FAILED', messageOf(error), { cause: error });
   }
 }
 

@@ -18,6 +18,7 @@ import { QemuGuest } from '../adapters/qemu.js';
 import { loadConfig, nodePaths, replacedConfig, shmDirectory, writeConfig } from '../api/cluster.js';
 import type { Cluster } from '../api/cluster.js';
 import type { ClusterConfig, NodeConfig } from '../api/config.js';
+import { ownGarbage } from '../api/lifecycle.js';
 import { startAdminServer } from '../api/server.js';
 import type { AdminServer } from '../api/server.js';
 import type { NodeId } from '../consensus/types.js';
@@ -61,6 +62,10 @@ export async function startDaemon(cluster: Cluster, node: NodeConfig, logger: Lo
   const native = loadNative();
   if (realtime(config) && !native.makeRealtime())
     logger.warn('no realtime scheduling: not permitted; a busy host can cost this replica its leadership');
+  else if (realtime(config) && !process.execArgv.includes(ownGarbage))
+    logger.warn(
+      `node was started without ${ownGarbage}: the event loop can hold a processor for 0.1 s at a time`,
+    );
   const replica = openReplica(native, nativeOptions(cluster, node, self, store.state.view));
   const recovered = replica.recovered();
   logger.info({ ...recovered, table: undefined }, 'log recovered');

@@ -18,6 +18,9 @@ t.test('up, status, transfer-leader, down', async (t) => {
   t.match(await cluster.up(), { status: 0, out: /serves: h\d is primary of view \d/ });
   t.match(await cluster.up(), { status: 5, err: /^falcon: ALREADY_RUNNING: / });
   const first = await cluster.primary();
+  t.match(readFileSync(`/proc/${first.pid}/cmdline`, 'utf8'), '--single-threaded-gc');
+  const { log } = nodePaths(cluster.directory, first.node);
+  t.notMatch(readFileSync(log, 'utf8'), /started without/);
 
   const status = await falcon('status', cluster.directory, '--json');
   t.equal(status.status, 0);

@@ -3,10 +3,11 @@
 // Here the next one that becomes INIT is filled to the brim, once, when the file exists that
 // FALCON_LOSE_PAIR names; it is removed.
 #include <dlfcn.h>
-#include <infiniband/verbs.h>
 #include <unistd.h>
 
 #include <cstdlib>
+
+#include "fabric/verbs_objects.h"
 
 extern "C" __attribute__((visibility("default"))) int ibv_modify_qp(ibv_qp* pair,
                                                                     ibv_qp_attr* attributes,

@@ -1,14 +1,14 @@
 // The project's guest with Redis in a patched QEMU of its own network: its memory is a file, its monitor is ours.
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { readFileSync, writeFileSync } from 'node:fs';
+import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { Duplex } from 'node:stream';
 
 import { qemuArguments } from '../../src/adapters/qemu-arguments.js';
 import { QmpClient } from '../../src/adapters/qmp.js';
-import { makeRamFile, removeRamFiles } from '../../src/adapters/ram-file.js';
+import { makeRamFile } from '../../src/adapters/ram-file.js';
 import { repositoryRoot } from '../../src/lib/root.js';
 import { testLan, type TestLan } from '../support/network.js';
 import { qemuBinary } from './lab.js';
@@ -89,7 +89,7 @@ export class RedisGuest {
       remember(() => {
         this.process.kill('SIGKILL');
         this.qmp.close();
-        removeRamFiles(RAM_DIRECTORY, name);
+        rmSync(this.ramPath, { force: true });
       }),
     );
   }

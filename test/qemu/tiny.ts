@@ -1,11 +1,11 @@
 // A patched QEMU whose guest is tiny-guest.S: it writes into exactly the pages that the test asks for.
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
-import { closeSync, openSync, readFileSync, readSync, writeSync } from 'node:fs';
+import { closeSync, openSync, readFileSync, readSync, rmSync, writeSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { Duplex } from 'node:stream';
 
 import { QmpClient } from '../../src/adapters/qmp.js';
-import { makeRamFile, removeRamFiles } from '../../src/adapters/ram-file.js';
+import { makeRamFile } from '../../src/adapters/ram-file.js';
 import { repositoryRoot } from '../../src/lib/root.js';
 import { qemuBinary } from './lab.js';
 import { until } from './lines.js';
@@ -69,7 +69,7 @@ export class Tiny {
         this.process.kill('SIGKILL');
         this.qmp.close();
         closeSync(this.ram);
-        removeRamFiles(RAM_DIRECTORY, name);
+        rmSync(this.ramPath, { force: true });
       }),
     );
   }

@@ -138,7 +138,7 @@ async function namesThePort({ live }: FabricCluster): Promise<void> {
  * The bootstrap still reaches it, so its connection is made again and again, and each time the kernel looks for it
  * in vain for a second. The primary serves on meanwhile, in its view.
  */
-async function cutOneLink(made: FabricCluster, whileCut = (_victim: ReplicaStatus) => {}): Promise<void> {
+async function cutOneLink(made: FabricCluster, whileCut?: (victim: ReplicaStatus) => void): Promise<void> {
   const primary = await made.primary();
   const victim = (await made.live.replicas()).find(({ role }) => role === 'backup');
   assert.ok(victim !== undefined);
@@ -151,7 +151,7 @@ async function cutOneLink(made: FabricCluster, whileCut = (_victim: ReplicaStatu
   comment(`${primary.node} of ${victim.node}: ${seen?.code} ${seen?.detail}`);
   await made.goesOn(20);
   assert.equal((await made.primary()).view, primary.view, 'nobody was elected');
-  whileCut(victim);
+  whileCut?.(victim);
   rdmaPort(victim.index, 'on');
   await made.becomes(victim.node, 'a backup that follows', (one) => one.commitOp > primary.commitOp + 20);
   await made.becomes(primary.node, 'whole again', (one) => of(one).ackedOp !== null);

@@ -11,7 +11,7 @@ import { join } from 'node:path';
 import { callDaemon } from '../../src/api/client.js';
 import { nodePaths, loadConfig } from '../../src/api/cluster.js';
 import type { ClusterConfig, TimingConfig } from '../../src/api/config.js';
-import { daemonArguments } from '../../src/api/lifecycle.js';
+import { daemonCommand } from '../../src/api/lifecycle.js';
 import type { ReplicaStatus, SyncRecord, VerifyResult } from '../../src/api/status.js';
 import { bounds } from '../../src/lib/bounds.js';
 import { signal } from '../../src/lib/processes.js';
@@ -140,8 +140,7 @@ function startDaemon(
   mkdirSync(own, { recursive: true });
   const out = openSync(log, 'a', 0o600);
   const daemon = join(repositoryRoot, 'dist/src/daemon/main.js');
-  const command = [process.execPath, daemon, ...daemonArguments(directory, name)];
-  spawn('ip', ['netns', 'exec', node.netns, ...command], {
+  spawn('ip', ['netns', 'exec', node.netns, ...daemonCommand(daemon, directory, name)], {
     stdio: ['ignore', out, out],
     detached: true,
     cwd: directory,

@@ -1,5 +1,5 @@
 /** The file of a guest's memory, on the machine's memory file system. */
-import { mkdtempSync, rmSync, statSync, truncateSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, rmSync, statSync, truncateSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 
@@ -26,7 +26,7 @@ t.test('a RAM file', async (t) => {
     t.equal(taken(path), 0, 'sparse');
     await reserveRamFile(path);
     t.ok(taken(path) >= size, 'reserved');
-    clearRamFile(path);
+    await clearRamFile(path);
     t.match([statSync(path).size, taken(path)], [size, 0], 'sparse again');
     await removeRamFile(path);
     t.throws(() => statSync(path), { code: 'ENOENT' });
@@ -45,14 +45,26 @@ t.test('a RAM file', async (t) => {
     await t.rejects(reserveRamFile(join(directory, 'nobody')), { code: 'QEMU_FAILED' });
   });
 
-  await t.test('of an earlier guest goes, and no other', (t) => {
+  await t.test('of an earlier guest goes, and no other', async (t) => {
     const other = makeRamFile({ directory, name: 'other', bytes });
-    const first = makeRamFile({ directory, name: 'd', bytes });
-    const second = makeRamFile({ directory, name: 'd', bytes });
-    t.throws(() => statSync(first), { code: 'ENOENT' });
-    removeRamFiles(directory, 'd');
-    t.throws(() => statSync(second), { code: 'ENOENT' });
+    const earlier = [1, 2].map(() => makeRamFile({ directory, name: 'd', bytes }));
+    await removeRamFiles(directory, 'd');
+    for (const path of earlier) t.throws(() => statSync(path), { code: 'ENOENT' });
     t.ok(statSync(other).isFile());
-    t.end();
+    await removeRamFiles(join(directory, 'nowhere'), 'd');
+    mkdirSync(join(directory, `e-${'0'.repeat(16)}.ram`));
+    await t.rejects(removeRamFiles(directory, 'e'), { code: 'QEMU_FAILED' });
+  });
+
+  await t.test('the event loop goes on while memory is given back', async (t) => {
+    const path = makeRamFile({ directory, name: 'f', bytes: 256 * 2 ** 20 });
+    for (const giveBack of [() => clearRamFile(path), () => removeRamFiles(directory, 'f')]) {
+      await reserveRamFile(path);
+      let done = false;
+      const given = giveBack().then(() => (done = true));
+      await new Promise((resolve) => setImmediate(resolve));
+      t.notOk(done, 'it is still at it');
+      await given;
+    }
   });
 });
