@@ -8,9 +8,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <ctime>
 #include <utility>
 
 #include "os/check.h"
+#include "os/clock.h"
 
 namespace falcon {
 namespace {
@@ -146,11 +148,21 @@ Status GuestMemory::HasRoom() const {
 
 void GuestMemory::FillHoles(const PageSet& holes) const {
   FALCON_CHECK(ok() && holes.pages() == pages());
-  const auto after = [&](size_t page) { return holes.NextRun(page, pages()); };
-  for (PageRun run = after(0); run.count > 0; run = after(run.first + run.count)) {
+  constexpr size_t kPagesAtOnce = 256;
+  size_t filled = 0;
+  Nanoseconds began = MonotonicNow();
+  for (PageRun run = holes.NextRun(0, kPagesAtOnce); run.count > 0;
+       run = holes.NextRun(run.first + run.count, kPagesAtOnce)) {
     // Before Linux 5.14 there is no such advice.
     if (madvise(base_ + run.first * kPageBytes, run.count * kPageBytes, MADV_POPULATE_WRITE) != 0)
       return;
+    filled += run.count;
+    if (filled < kPagesAtOnce) continue;
+    filled = 0;
+    const Nanoseconds took = MonotonicNow() - began;
+    const timespec rest{took / kSecond, took % kSecond};
+    nanosleep(&rest, nullptr);
+    began = MonotonicNow();
   }
 }
 

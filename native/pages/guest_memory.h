@@ -48,7 +48,8 @@ class GuestMemory {
   // it ends the process that writes. Errors: GUEST_MEMORY.
   Status HasRoom() const;
   // Makes holes pages of zeros, so that whoever writes there need not: to find a page and to clear
-  // it takes longer than to write it. Those that cannot be had stay holes.
+  // it takes longer than to write it. Those that cannot be had stay holes. Rests as long as it
+  // works: guests may need the processor.
   void FillHoles(const PageSet& holes) const;
   // Takes the pages that are all zero out of a set of resident ones.
   void DropZeroPages(PageSet* resident) const;
