@@ -9,7 +9,8 @@
  * one connection meanwhile, and notes its longest gap while the session ran. Beside it: its longest gap in the second
  * before anything was begun, which is what the machine does by itself; what sending every dirty page would take; and how
  * fast pages are digested and copied in the same run. JSON=1 prints one JSON object on the last line; ROUNDS= heals
- * per duration [3], SECONDS= durations of load ["1 10 60"].
+ * per duration [3], SECONDS= durations of load ["1 10 60"], THINK= how many ms the client waits after each reply, so that
+ * it does not keep the processors busy by itself [0].
  */
 import { execFile, execFileSync, spawn } from 'node:child_process';
 import { join } from 'node:path';
@@ -59,14 +60,14 @@ interface Digests {
 
 const second = 1000;
 /** Whole numbers from the environment. Errors: USAGE. */
-function numbers(name: string, otherwise: string): number[] {
+function numbers(name: string, otherwise: string, least = 1): number[] {
   const text = process.env[name] ?? otherwise;
   const found = text
     .trim()
     .split(/[\s,]+/)
     .map(Number);
-  if (found.every((one) => Number.isInteger(one) && one > 0)) return found;
-  throw new FalconError('USAGE', `${name} is made of whole numbers above 0, not "${text}"`);
+  if (found.every((one) => Number.isInteger(one) && one >= least)) return found;
+  throw new FalconError('USAGE', `${name} is made of whole numbers from ${least} on, not "${text}"`);
 }
 
 const loadClients = 4;
@@ -86,6 +87,7 @@ class TransferBench {
   /** Heals per duration of load, and the durations in seconds. */
   private readonly rounds = numbers('ROUNDS', '3')[0] ?? 3;
   private readonly durations = numbers('SECONDS', '1 10 60');
+  private readonly thinkMs = numbers('THINK', '0', 0)[0] ?? 0;
 
   async run(): Promise<Row[]> {
     const { stage } = this;
@@ -152,7 +154,7 @@ class TransferBench {
 
   /** Does something while a client asks one thing after the other. It is a new one each time: one remembers few gaps. */
   private async watched(place: ClusterPlace, work: () => Promise<SyncRecord | undefined>): Promise<Watched> {
-    const client = await this.stage.connect(place, 1, 1);
+    const client = await this.stage.connect(place, 1, 1, this.thinkMs);
     try {
       return await this.watch(client, work);
     } finally {
@@ -176,7 +178,7 @@ class TransferBench {
       gap: longest(tally.gaps, startMs, endMs),
       // Both ends within: what touches the beginning is the client's own.
       quiet: longest(probed.gaps, askedMs - probeMs + settledMs, askedMs - settledMs),
-      reply: probeMs / Math.max(1, probed.acked - before.acked),
+      reply: Math.max(0, probeMs / Math.max(1, probed.acked - before.acked) - this.thinkMs),
     };
     return { record, seen };
   }

@@ -1,7 +1,7 @@
 /**
  * The client as a process of its own, so that it can live in another network namespace than its driver.
  *
- *   node client.js HOST PORT SEED [DEPTH]
+ *   node client.js HOST PORT SEED [DEPTH [THINK_MS]]
  *
  * Reads one word a line from stdin (write, rest, verify, tally, read:N, quit) and answers each with one line of JSON:
  * the tally. Ends when stdin does, so that it never outlives its driver.
@@ -29,11 +29,17 @@ async function connected(options: KeyClientOptions): Promise<KeyClient> {
   }
 }
 
-async function main([host, port, seed, depth]: readonly string[]): Promise<void> {
+async function main([host, port, seed, depth, think]: readonly string[]): Promise<void> {
   if (host === undefined || port === undefined || seed === undefined) {
-    throw new Error('usage: client.js HOST PORT SEED [DEPTH]');
+    throw new Error('usage: client.js HOST PORT SEED [DEPTH [THINK_MS]]');
   }
-  const options = { host, port: Number(port), seed: Number(seed), depth: Number(depth ?? 1) };
+  const options = {
+    host,
+    port: Number(port),
+    seed: Number(seed),
+    depth: Number(depth ?? 1),
+    thinkMs: Number(think ?? 0),
+  };
   const client = await connected(options);
   const answer = (): void => void process.stdout.write(`${JSON.stringify(client.tally())}\n`);
   answer();

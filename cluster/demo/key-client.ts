@@ -20,6 +20,8 @@ export interface KeyClientOptions {
   readonly seed: number;
   /** Requests in flight while writing. */
   readonly depth?: number;
+  /** Between a reply and the next request; 0: it asks back to back. */
+  readonly thinkMs?: number;
   /** A silence of this long while requests are in flight counts as the end of the connection. */
   readonly silenceMs?: number;
 }
@@ -72,6 +74,7 @@ export class KeyClient {
   private readonly socket: Socket;
   private readonly seed: number;
   private readonly depth: number;
+  private readonly thinkMs: number;
   private readonly random: Random;
   private readonly parser = new ReplyParser();
   private readonly pending: Pending[] = [];
@@ -96,6 +99,7 @@ export class KeyClient {
     this.socket = socket;
     this.seed = options.seed;
     this.depth = options.depth ?? 1;
+    this.thinkMs = options.thinkMs ?? 0;
     this.random = new Random(options.seed);
     this.ended = new Promise((resolve) => (this.onEnded = resolve));
     socket.setNoDelay(true);
@@ -228,8 +232,14 @@ export class KeyClient {
   }
 
   private goOn(): void {
-    if (this.writing) this.write();
+    if (this.writing && this.thinkMs > 0) setTimeout(() => this.thought(), this.thinkMs);
+    else if (this.writing) this.write();
     else if (this.pending.length === 0) for (const wake of this.wakeIdle.splice(0)) wake();
+  }
+
+  private thought(): void {
+    if (this.writing) this.write();
+    else this.goOn();
   }
 
   private noteGap(gap: Gap): void {

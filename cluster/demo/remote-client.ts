@@ -13,6 +13,7 @@ export interface RemoteClientOptions {
   readonly port: number;
   readonly seed: number;
   readonly depth: number;
+  readonly thinkMs?: number;
 }
 
 export type ClientWord = 'write' | 'rest' | 'verify' | 'tally' | `read:${number}`;
@@ -31,8 +32,8 @@ export class RemoteClient {
 
   private constructor(options: RemoteClientOptions) {
     const program = fileURLToPath(new URL('client.js', import.meta.url));
-    const { host, port, seed, depth } = options;
-    const node = [process.execPath, program, host, String(port), String(seed), String(depth)];
+    const { host, port, seed, depth, thinkMs = 0 } = options;
+    const node = [process.execPath, program, host, ...[port, seed, depth, thinkMs].map(String)];
     const [file = '', ...args] =
       options.netns === null ? node : ['ip', 'netns', 'exec', options.netns, ...node];
     // A session of its own: ctrl-C is the driver's affair.

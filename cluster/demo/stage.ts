@@ -98,11 +98,11 @@ export class Stage {
     return { directory: this.cluster, config: loadConfig(this.cluster) };
   }
 
-  connect(place: ClusterPlace, seed: number, depth: number): Promise<RemoteClient> {
+  connect(place: ClusterPlace, seed: number, depth: number, thinkMs = 0): Promise<RemoteClient> {
     const { vm, cluster } = place.config;
     if (vm.kind !== 'qemu') throw new FalconError('INTERNAL', 'a guest is needed');
     const netns = `falcon-${cluster.slice(-8)}-client`;
-    return RemoteClient.start({ netns, host: vm.address, port: vm.port, seed, depth });
+    return RemoteClient.start({ netns, host: vm.address, port: vm.port, seed, depth, thinkMs });
   }
 
   /** Both at once, as a host dies: neither may tell the other, or the network, anything. */

@@ -146,7 +146,7 @@ Status GuestMemory::HasRoom() const {
                               std::to_string(free) + " are free"};
 }
 
-void GuestMemory::FillHoles(const PageSet& holes) const {
+void GuestMemory::FillHoles(const PageSet& holes, const std::function<bool()>& wanted) const {
   FALCON_CHECK(ok() && holes.pages() == pages());
   constexpr size_t kPagesAtOnce = 256;
   size_t filled = 0;
@@ -158,6 +158,7 @@ void GuestMemory::FillHoles(const PageSet& holes) const {
       return;
     filled += run.count;
     if (filled < kPagesAtOnce) continue;
+    if (!wanted()) return;
     filled = 0;
     const Nanoseconds took = MonotonicNow() - began;
     const timespec rest{took / kSecond, took % kSecond};

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 
@@ -50,7 +51,8 @@ class GuestMemory {
   // Makes holes pages of zeros, so that whoever writes there need not: to find a page and to clear
   // it takes longer than to write it. Those that cannot be had stay holes. Rests as long as it
   // works: guests may need the processor.
-  void FillHoles(const PageSet& holes) const;
+  // `wanted` is asked now and then.
+  void FillHoles(const PageSet& holes, const std::function<bool()>& wanted) const;
   // Takes the pages that are all zero out of a set of resident ones.
   void DropZeroPages(PageSet* resident) const;
 

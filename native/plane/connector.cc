@@ -26,15 +26,15 @@ Connector::~Connector() {
 void Connector::Submit(Request request) {
   FALCON_CHECK(request.peer < kMaxMembers);
   Worker& worker = workers_[request.peer];
-  std::optional<Request> replaced = std::move(request);
   {
     const std::lock_guard lock(mutex_);
-    worker.waiting.swap(replaced);
+    // Under the lock, so that the one that takes its place is told of after it.
+    if (worker.waiting.has_value()) done_(*worker.waiting, Replaced());
+    worker.waiting = std::move(request);
     if (!worker.thread.joinable())
       worker.thread = StartOrdinaryThread("falcon-connect", [this, &worker] { Run(worker); });
   }
   changed_.notify_all();
-  if (replaced.has_value()) done_(*replaced, Replaced());
 }
 
 void Connector::Run(Worker& worker) {

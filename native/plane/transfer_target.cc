@@ -206,7 +206,7 @@ class Target final : public TransferTarget {
     if (count <= kPagesHere) return;
     PageSet holes = looked_at_;
     holes.Subtract(resident_);
-    memory_.FillHoles(holes);
+    memory_.FillHoles(holes, [this] { return StillWanted().ok(); });
   }
 
   // The largest buffer is kept: giving it back takes as long as it is large.

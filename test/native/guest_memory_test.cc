@@ -210,16 +210,21 @@ TEST(reserved_room_is_no_data) {
 TEST(holes_are_filled_where_it_was_asked) {
   const TestFile file;
   GuestMemory memory;
-  REQUIRE(GuestMemory::Create(file.path(), 512 * kPageBytes, &memory).ok());
+  REQUIRE(GuestMemory::Create(file.path(), 1024 * kPageBytes, &memory).ok());
   memory.ram()[78 * kPageBytes] = std::byte{1};
-  PageSet wanted(512);
+  PageSet wanted(1024);
   for (const falcon::PageRun run : {falcon::PageRun{0, 3}, {77, 2}, {300, 100}, {511, 1}})
     wanted.SetRun(run);
-  memory.FillHoles(wanted);
+  memory.FillHoles(wanted, [] { return true; });
   PageSet resident;
   CHECK(memory.ResidentPages(&resident).ok() && resident == wanted);
   memory.DropZeroPages(&resident);
   CHECK(resident.Count() == 1 && memory.ram()[78 * kPageBytes] == std::byte{1});
+  // Nobody waits for the end of what is not wanted any more.
+  PageSet many(1024);
+  many.SetRun({600, 300});
+  memory.FillHoles(many, [] { return false; });
+  CHECK(memory.ResidentPages(&resident).ok() && resident.Test(600) && !resident.Test(899));
 }
 
 TEST(a_zero_page_is_told_from_any_other) {
