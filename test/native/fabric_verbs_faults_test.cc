@@ -144,6 +144,8 @@ TEST(some_packets_overtake_others) { DeliversOrSaysSo("delay 1ms reorder 99%", O
 // Two processes that are up, and one of them behind a cable that is pulled.
 TEST(a_cable_is_pulled) {
   VerbsBed bed;
+  // Those whose cable is whole must stay, and an emulated machine can stand still for 0.3 s.
+  for (falcon::VerbsOptions& options : bed.options) options.timeout = 15;
   bed.StartAll(3);
   const Bytes data = Pattern(1, 600);
   {
