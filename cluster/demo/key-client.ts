@@ -232,14 +232,12 @@ export class KeyClient {
   }
 
   private goOn(): void {
-    if (this.writing && this.thinkMs > 0) setTimeout(() => this.thought(), this.thinkMs);
+    const next = (): void => {
+      if (this.writing) this.write();
+    };
+    if (this.writing && this.thinkMs > 0) setTimeout(next, this.thinkMs);
     else if (this.writing) this.write();
     else if (this.pending.length === 0) for (const wake of this.wakeIdle.splice(0)) wake();
-  }
-
-  private thought(): void {
-    if (this.writing) this.write();
-    else this.goOn();
   }
 
   private noteGap(gap: Gap): void {

@@ -40,9 +40,10 @@ class SimFabric final : public Fabric {
   Status Expose(RegionId region, PeerId peer, const ExposedMemory& memory,
                 std::string* grant) override;
   Status LockMemory(ExposedMemory* memory) const override {
-    if (network_->options_.on_lock == nullptr) return Ok();
-    network_->options_.on_lock(true);
-    memory->locked = Held();
+    const auto& told = network_->options_.on_lock;
+    if (told == nullptr) return Ok();
+    told(true);
+    memory->locked = {network_, [told](void*) { told(false); }};
     return Ok();
   }
   void Conceal(RegionId region) override {
@@ -78,12 +79,6 @@ class SimFabric final : public Fabric {
     return network_->At(memory_->node, peer);
   }
   Status Post(PeerId peer, SimNetwork::Operation&& operation);
-  // Null unless somebody wants to be told of its end.
-  [[nodiscard]] std::shared_ptr<void> Held() const {
-    const auto& told = network_->options_.on_lock;
-    if (told == nullptr) return nullptr;
-    return {network_, [told](void*) { told(false); }};
-  }
 
   SimNetwork* network_;
   std::shared_ptr<SimNetwork::Memory> memory_;

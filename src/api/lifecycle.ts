@@ -38,6 +38,9 @@ function daemonArguments(directory: string, node: string): readonly string[] {
   return ['--dir', directory, '--node', node];
 }
 
+/** An option of node. */
+export const ownGarbage = '--single-threaded-gc';
+
 /**
  * What starts it. V8 collects garbage on the event loop's thread alone: that is a realtime one, and while it waits for V8's
  * own threads, which are not, it asks in a loop and takes their processor away.
@@ -45,9 +48,6 @@ function daemonArguments(directory: string, node: string): readonly string[] {
 export function daemonCommand(program: string, directory: string, node: string): readonly string[] {
   return [process.execPath, ownGarbage, program, ...daemonArguments(directory, node)];
 }
-
-/** Of node. */
-export const ownGarbage = '--single-threaded-gc';
 
 /** The pid of the live daemon of a node, or null. */
 export function findDaemon(directory: string, node: string): number | null {

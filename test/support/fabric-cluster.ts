@@ -45,7 +45,7 @@ export class FabricCluster {
   readonly live: LiveCluster;
   readonly lan: FrameLan;
   readonly patienceMs: number;
-  private readonly environment: NonNullable<FabricBed['environment']>;
+  private readonly bed: FabricBed;
   private asking: Promise<void> | null = null;
   private stopAsking = false;
 
@@ -53,7 +53,7 @@ export class FabricCluster {
     this.live = live;
     this.lan = lan;
     this.patienceMs = bed.patienceMs;
-    this.environment = bed.environment ?? (() => ({}));
+    this.bed = bed;
   }
 
   static async start(t: { teardown(handler: () => void): void }, bed: FabricBed): Promise<FabricCluster> {
@@ -72,7 +72,7 @@ export class FabricCluster {
     const { cluster, vm } = loadConfig(live.directory);
     const made = live.net('up');
     assert.equal(made.status, 0, made.err);
-    for (const { name } of live.place.config.nodes) startDaemon(live, name, bed.environment?.(name));
+    for (const { name } of live.place.config.nodes) startDaemon(live, name, bed);
     const lan = await FrameLan.start(cluster.slice(-8), 3, vm.mac);
     t.teardown(() => lan.stop());
     return new FabricCluster(live, lan, bed);
@@ -83,7 +83,7 @@ export class FabricCluster {
   }
 
   launch(node: string): void {
-    startDaemon(this.live, node, this.environment(node));
+    startDaemon(this.live, node, this.bed);
   }
 
   primary(aboveView = 0): Promise<ReplicaStatus> {
@@ -129,11 +129,7 @@ export class FabricCluster {
 }
 
 /** As an init system does; `falcon up` waits for its own bounds, which an emulated machine does not keep. */
-function startDaemon(
-  { directory, place }: LiveCluster,
-  name: string,
-  environment: Record<string, string> = {},
-): void {
+function startDaemon({ directory, place }: LiveCluster, name: string, { environment }: FabricBed): void {
   const node = place.config.nodes.find((one) => one.name === name);
   assert.ok(node?.netns != null, `${name} has a namespace`);
   const { log, directory: own } = nodePaths(directory, name);
@@ -144,7 +140,7 @@ function startDaemon(
     stdio: ['ignore', out, out],
     detached: true,
     cwd: directory,
-    env: { ...process.env, ...environment },
+    env: { ...process.env, ...environment?.(name) },
   }).unref();
   closeSync(out);
 }
