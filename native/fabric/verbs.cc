@@ -30,6 +30,7 @@ constexpr size_t kConnectionWord = 8;
 // What was read there.
 constexpr size_t kProbedWord = 16;
 constexpr int kPollsBetweenEvents = 1024;
+constexpr int kPollsBetweenTends = 16;
 
 uint64_t Mix(uint64_t x) {  // the finisher of SplitMix64
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9;
@@ -255,15 +256,19 @@ Status VerbsFabricImpl::Read(PeerId id, RemoteAddress from, std::span<std::byte>
 
 // ---- polling
 
-// `now` is read by the first peer that has something on its way; 0: not yet.
-int VerbsFabricImpl::PollPeer(PeerId id, Nanoseconds* now) {
+// The sleep word is looked at in each round, and so are completions that are due. `tend`: also what
+// nobody waits for: wakes, which only who goes to sleep needs (and polls for), errors of writes
+// that ask for no completion, and their probes. `now` is read by the first peer that has something
+// on its way; 0: not yet.
+int VerbsFabricImpl::PollPeer(PeerId id, bool tend, Nanoseconds* now) {
   VerbsPeer& peer = peers_[id];
   if (peer.state() != PeerState::kUp) return 0;
+  ObserveSleep(id);
+  if (!tend && !peer.awaits()) return 0;
   int happened = peer.PollSends();
   const int wakes = peer.PollReceives();
   counters_.wakes_received += static_cast<uint64_t>(wakes);
   happened += wakes;
-  ObserveSleep(id);
   if (peer.busy()) {
     if (*now == 0) *now = MonotonicNow();
     peer.Tend(*now);
@@ -278,7 +283,8 @@ int VerbsFabricImpl::PollPeer(PeerId id, Nanoseconds* now) {
 int VerbsFabricImpl::Poll() {
   int happened = 0;
   Nanoseconds now = 0;
-  for (PeerId peer = 0; peer < kMaxMembers; ++peer) happened += PollPeer(peer, &now);
+  const bool tend = polls_awake_++ % kPollsBetweenTends == 0;
+  for (PeerId peer = 0; peer < kMaxMembers; ++peer) happened += PollPeer(peer, tend, &now);
   if (++polls_ >= kPollsBetweenEvents) TakeDeviceEvents();
   return happened;
 }
@@ -373,6 +379,7 @@ void VerbsFabricImpl::ArmWake() {
 
 void VerbsFabricImpl::DisarmWake() {
   TakeEvents();
+  polls_awake_ = 0;
   for (PeerId id = 0; id < kMaxMembers; ++id) {
     VerbsPeer& peer = peers_[id];
     if (peer.state() != PeerState::kUp) continue;

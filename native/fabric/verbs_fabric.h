@@ -84,7 +84,7 @@ class VerbsFabricImpl final : public VerbsFabric {
   bool Tell(VerbsPeer& peer, uint64_t sleep);
   void SendWake(VerbsPeer& peer);
   void ObserveSleep(PeerId id);
-  int PollPeer(PeerId id, Nanoseconds* now);
+  int PollPeer(PeerId id, bool tend, Nanoseconds* now);
   void TakeEvents();
   void TakeDeviceEvents();
   void Kick();
@@ -94,7 +94,8 @@ class VerbsFabricImpl final : public VerbsFabric {
   uint64_t incarnation_ = 0;
   bool connected_once_ = false;
   uint64_t sleeps_ = 0;
-  int polls_ = 0;
+  int polls_ = 0;              // since the device's events were taken
+  unsigned polls_awake_ = 0;  // since this member last slept
   FabricCounters counters_;
   VerbsCounters verbs_counters_;
 

@@ -72,6 +72,8 @@ class VerbsPeer {
     return state_ == PeerState::kUp && (free_ != next_ || proved_ != posted_);
   }
   void Tend(Nanoseconds now);
+  // A completion is due, or somebody waits for one.
+  [[nodiscard]] bool awaits() const { return signaled_until_ > free_ || completed_ < wanted_; }
   // Somebody waits for what is posted now; probes if nothing on its way tells of it.
   void RequestCompletion();
   // Asks for an event with the next wake, and with the next completion if one is due.

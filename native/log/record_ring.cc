@@ -132,6 +132,8 @@ bool RecordRingReader::ReadHeader(RecordHeader* header) const {
   if (ring_.empty()) return false;
   const uint64_t start = RecordStart(position_, ring_.size());
   const std::byte* at = ring_.data() + start % ring_.size();
+  // Nearly always there is nothing new, and one word tells.
+  if (LoadSharedWord(at + offsetof(RecordHeader, position)) != start) return false;
   CopyFromShared(std::as_writable_bytes(std::span(header, 1)), at);
   if (header->position != start || header->connection != connection_ || header->stream != stream_)
     return false;

@@ -21,6 +21,8 @@ void DataPlane::PollLease(Nanoseconds now) {
   } else if (now >= next_heartbeat_) {
     next_heartbeat_ = now + options_.heartbeat_interval;
   }
+  // The newest round counts already.
+  if (lease_end_ >= round_sent_at_[round_ % kRounds] + options_.lease) return;
   std::array<uint64_t, kMaxMembers> echoed{};
   for (PeerId i = 0; i < options_.members; ++i) {
     const PeerLink* peer = peers_[i].get();

@@ -351,6 +351,7 @@ int DataPlane::FeedFromDisk(PeerLink& peer) {
 }
 
 void DataPlane::AdvanceCommit() {
+  if (commit_op_ == log_.last_op()) return;
   std::array<Op, kMaxMembers> durable{};
   for (PeerId i = 0; i < options_.members; ++i) {
     const PeerLink* peer = peers_[i].get();

@@ -96,7 +96,7 @@ void FlowEngine::ChallengeClient(Frame frame, const Packet& packet, const Flow& 
   std::memcpy(link.data(), frame.data(), packet.link_bytes);
   std::memcpy(link.data(), frame.data() + 6, 6);
   std::memcpy(link.data() + 6, vm_mac_.data(), 6);
-  Segment segment = SegmentToWire(flow);
+  TcpSegment segment = SegmentToWire(flow);
   segment.link = Frame(link).first(packet.link_bytes);
   segment.seq = flow.guest_next - flow.Delta();
   segment.ack = flow.input.next();

@@ -148,8 +148,8 @@ class FlowEngine final : public FlowTable {
   [[nodiscard]] bool SendAckToGuest(Flow* flow, Seq seq);
   [[nodiscard]] bool SendResetToGuest(Flow* flow, Seq seq);
   void OweAck(Flow* flow);
-  [[nodiscard]] Segment SegmentToGuest(const Flow& flow) const;
-  [[nodiscard]] Segment SegmentToWire(const Flow& flow) const;
+  [[nodiscard]] TcpSegment SegmentToGuest(const Flow& flow) const;
+  [[nodiscard]] TcpSegment SegmentToWire(const Flow& flow) const;
   // Where a bare acknowledgement is in place: behind all that was offered, inside the window.
   [[nodiscard]] static Seq PlaceForAck(const Flow& flow) {
     return SeqMin(flow.input.offered(), flow.input.edge());

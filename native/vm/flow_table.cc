@@ -247,7 +247,7 @@ bool FlowEngine::Pump(Flow* flow, Nanoseconds now) {
 }
 
 bool FlowEngine::OfferPiece(Flow* flow, const InputStream::Piece& piece) {
-  Segment segment = SegmentToGuest(*flow);
+  TcpSegment segment = SegmentToGuest(*flow);
   segment.seq = piece.seq;
   segment.flags =
       static_cast<uint8_t>(kTcpAck | (piece.bytes > 0 ? kTcpPsh : 0) | (piece.fin ? kTcpFin : 0));
@@ -264,7 +264,7 @@ bool FlowEngine::OfferPiece(Flow* flow, const InputStream::Piece& piece) {
 }
 
 bool FlowEngine::SendAckToGuest(Flow* flow, Seq seq) {
-  Segment segment = SegmentToGuest(*flow);
+  TcpSegment segment = SegmentToGuest(*flow);
   segment.seq = seq;
   segment.flags = kTcpAck;
   if (!ToGuest(scratch().first(FinishSegment(scratch(), segment, 0)))) return false;
@@ -274,7 +274,7 @@ bool FlowEngine::SendAckToGuest(Flow* flow, Seq seq) {
 }
 
 bool FlowEngine::SendResetToGuest(Flow* flow, Seq seq) {
-  Segment segment = SegmentToGuest(*flow);
+  TcpSegment segment = SegmentToGuest(*flow);
   segment.seq = seq;
   segment.ack = 0;
   segment.window = 0;
@@ -282,8 +282,8 @@ bool FlowEngine::SendResetToGuest(Flow* flow, Seq seq) {
   return ToGuest(scratch().first(FinishSegment(scratch(), segment, 0)));
 }
 
-Segment FlowEngine::SegmentToGuest(const Flow& flow) const {
-  Segment segment;
+TcpSegment FlowEngine::SegmentToGuest(const Flow& flow) const {
+  TcpSegment segment;
   segment.link = flow.to_guest.view();
   segment.source = flow.key.client;
   segment.destination = flow.key.vm;
@@ -296,8 +296,8 @@ Segment FlowEngine::SegmentToGuest(const Flow& flow) const {
   return segment;
 }
 
-Segment FlowEngine::SegmentToWire(const Flow& flow) const {
-  Segment segment;
+TcpSegment FlowEngine::SegmentToWire(const Flow& flow) const {
+  TcpSegment segment;
   segment.link = flow.to_wire.view();
   segment.source = flow.key.vm;
   segment.destination = flow.key.client;

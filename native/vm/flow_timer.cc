@@ -116,7 +116,7 @@ void FlowEngine::ResendRetained(Flow* flow) {
   const bool fin_left =
       output.fin_known() && end == output.fin();  // else beyond what was kept, or acknowledged
   const size_t most = std::min<size_t>(flow->client_options.mss, flow->v4() ? 1460 : 1440);
-  Segment segment = SegmentToWire(*flow);
+  TcpSegment segment = SegmentToWire(*flow);
   Seq at = output.begin();
   while (SeqBefore(at, end) || (fin_left && at == end)) {
     const size_t bytes = std::min<size_t>(most, end - at);
@@ -143,7 +143,7 @@ void FlowEngine::AbortToClient(Flow* flow) {
     std::memcpy(flow->to_wire.bytes.data(), flow->to_guest.bytes.data() + 6, 6);
     std::memcpy(flow->to_wire.bytes.data() + 6, vm_mac_.data(), 6);
   }
-  Segment segment = SegmentToWire(*flow);
+  TcpSegment segment = SegmentToWire(*flow);
   segment.seq = flow->client_ack;
   segment.ack = flow->input.next();
   segment.flags = kTcpRst | kTcpAck;

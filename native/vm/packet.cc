@@ -241,12 +241,12 @@ size_t DropTcpPayload(std::span<std::byte> frame, Packet* packet) {
   return packet->end;
 }
 
-size_t SegmentHeaderBytes(const Segment& segment) {
+size_t SegmentHeaderBytes(const TcpSegment& segment) {
   const bool v4 = Load16(segment.link, segment.link.size() - 2) == kEtherIpv4;
   return segment.link.size() + (v4 ? kIpv4HeaderBytes : kIpv6HeaderBytes) + kTcpHeaderBytes;
 }
 
-size_t FinishSegment(std::span<std::byte> into, const Segment& segment, size_t payload_bytes) {
+size_t FinishSegment(std::span<std::byte> into, const TcpSegment& segment, size_t payload_bytes) {
   const size_t header = SegmentHeaderBytes(segment);
   FALCON_CHECK(header + payload_bytes <= into.size());
   const size_t at = segment.link.size();

@@ -122,7 +122,7 @@ size_t DropTcpPayload(std::span<std::byte> frame, Packet* packet);
 inline constexpr size_t kSeqOffset = 4, kAckOffset = 8, kWindowOffset = 14;
 
 // A TCP segment without options to be made.
-struct Segment {
+struct TcpSegment {
   Frame link;  // Ethernet header with VLAN tags and the ether type
   Address source{}, destination{};
   uint16_t source_port = 0, destination_port = 0;
@@ -132,9 +132,9 @@ struct Segment {
 };
 
 // Bytes before the payload.
-[[nodiscard]] size_t SegmentHeaderBytes(const Segment& segment);
+[[nodiscard]] size_t SegmentHeaderBytes(const TcpSegment& segment);
 // Writes headers round the payload that the caller has put at into[SegmentHeaderBytes()...].
 // Returns the frame's length. `into` must be large enough.
-size_t FinishSegment(std::span<std::byte> into, const Segment& segment, size_t payload_bytes);
+size_t FinishSegment(std::span<std::byte> into, const TcpSegment& segment, size_t payload_bytes);
 
 }  // namespace falcon

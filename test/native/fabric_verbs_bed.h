@@ -78,7 +78,17 @@ class VerbsBed final : public FabricBed {
   }
   void Close(PeerId member) override { fabrics_[member].reset(); }
   void Kill(PeerId member) override { Close(member); }
-  Status Connect(PeerId from, PeerId to) override { return Connect(from, to, ++connections_); }
+  // As a replica does: once more if it fails. A network that loses packets may lose the look-up of
+  // an address, and a device a queue pair, which is then replaced.
+  Status Connect(PeerId from, PeerId to) override {
+    Status status;
+    for (int attempt = 0; attempt < 3; ++attempt) {
+      status = Connect(from, to, ++connections_);
+      if (status.ok()) break;
+      std::printf("# %s: %s\n", status.code(), status.detail().c_str());
+    }
+    return status;
+  }
   Status Connect(PeerId from, PeerId to, uint64_t connection) {
     Status status = at(to).Connect(from, connection, at(from).Descriptor());
     return status.ok() ? at(from).Connect(to, connection, at(to).Descriptor()) : status;

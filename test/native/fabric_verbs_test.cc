@@ -140,7 +140,7 @@ TEST(a_queue_pair_that_cannot_be_reset_is_replaced) {
   const size_t objects = KernelObjects();
   const uint32_t before = bed.verbs(1).QueuePair(0);
   bed.verbs(1).SpoilQueuePair(0);
-  const Status status = bed.Connect(0, 1);
+  const Status status = bed.Connect(0, 1, 7);
   CHECK(Is(status, "FABRIC_CONNECT"));
   CHECK(status.detail().find(std::to_string(before)) != std::string::npos);
   CHECK(bed.at(1).State(0) == PeerState::kDown && bed.verbs(1).QueuePair(0) != before);

@@ -64,7 +64,7 @@ inline Bytes Make(const Say& say) {
     Store16(link, link.size() - 4, 7);
   }
   Store16(link, link.size() - 2, say.v6 ? kEtherIpv6 : kEtherIpv4);
-  Segment segment;
+  TcpSegment segment;
   segment.link = link;
   const Address client = HostAddress(say.v6, say.client_host), vm = HostAddress(say.v6, 1);
   segment.source = say.from_guest ? vm : client;
