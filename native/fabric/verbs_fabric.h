@@ -94,7 +94,7 @@ class VerbsFabricImpl final : public VerbsFabric {
   uint64_t incarnation_ = 0;
   bool connected_once_ = false;
   uint64_t sleeps_ = 0;
-  int polls_ = 0;              // since the device's events were taken
+  int polls_ = 0;             // since the device's events were taken
   unsigned polls_awake_ = 0;  // since this member last slept
   FabricCounters counters_;
   VerbsCounters verbs_counters_;
