@@ -9,7 +9,8 @@
  * has all three, which sleep when they have nothing to do; each of its commits pays for waking them. In `one
  * thread` a single thread polls all members in turn: what a commit costs where no scheduler has a say.
  *
- * For `verbs` the same once more in instructions (instructions.ts), since emulated processors are slow and noisy.
+ * For `verbs` the same twice more, since emulated processors are slow, and quick or slow for seconds at a time: by turns
+ * with a plain write there and back in the same threads (write_bench turns), and in instructions (instructions.ts).
  *
  * Of REPEATS runs each the one with the least median counts: what else the machine does only adds (three times as
  * many for the latency of `verbs`, since emulated processors are slow for seconds at a time). The ratio of
@@ -40,6 +41,9 @@ const repeatsOf = (fabric: Fabric, mode: 'lat' | 'rate'): number =>
 /** Of round trips whose system calls are counted; twice as many are the second count. */
 const traced = 200;
 
+/** Of each kind in a run by turns. */
+const turns = 500;
+
 /** A cluster that could not hold together in an emulated machine is told, not waited for. */
 const logLimitSeconds = 150;
 
@@ -64,9 +68,15 @@ interface LogRow {
   readonly writes: number | null;
   readonly floors: number | null;
 }
+/** Half of a plain write there and back, and a commit, by turns in the same two threads. */
+interface Turns {
+  readonly writeP50Ns: number;
+  readonly commitP50Ns: number;
+}
 interface Measured {
   readonly rows: readonly Row[];
   readonly logs: readonly LogRow[];
+  readonly turns: readonly Turns[];
 }
 interface Row {
   readonly fabric: Fabric;
@@ -78,7 +88,8 @@ interface Row {
   readonly sendCallsPerWrite: number;
 }
 
-const program = join(process.env['FALCON_NATIVE'] ?? join(repositoryRoot, 'build/native'), 'fabric_bench');
+const native = process.env['FALCON_NATIVE'] ?? join(repositoryRoot, 'build/native');
+const program = join(native, 'fabric_bench');
 
 const logProgram = join(repositoryRoot, 'dist/bench/fabric-log.js');
 
@@ -124,6 +135,13 @@ function script(fabric: Fabric, where: string): string {
     lines.push(`text=$(${log([0])})`, `echo "\${text:-log-0 ${logEntryBytes} null}"`);
   }
   lines.push(log(logCases.map((_, index) => index).slice(1)));
+  for (let i = 0; fabric === 'verbs' && i < repeats; i++) {
+    lines.push('folder=$(mktemp -d)');
+    measure(
+      `turns ${logEntryBytes}`,
+      `'${native}/write_bench' turns ${logEntryBytes} ${turns} ${where} "$folder"`,
+    );
+  }
   return `trace=$(mktemp)\n${lines.join('\n')}\nrm -f "$trace"`;
 }
 
@@ -211,12 +229,16 @@ function results(fabric: Fabric, output: string): Measured {
       floors: index === 0 && pairs.length > 0 ? median(pairs) : to(one.floor),
     };
   });
-  return { rows, logs };
+  const byTurns = (found.get(`turns ${logEntryBytes}`) ?? []).map((text) => {
+    const { p50Ns, commitP50Ns } = JSON.parse(text) as { p50Ns: number; commitP50Ns: number };
+    return { writeP50Ns: p50Ns, commitP50Ns };
+  });
+  return { rows, logs, turns: byTurns };
 }
 
 async function measure(fabric: Fabric): Promise<Measured> {
   const runs = 2 * repeatsOf(fabric, 'lat') + 2 * repeatsOf(fabric, 'rate') + 2;
-  const total = sizes.length * runs + 2 * repeats + logCases.length - 1;
+  const total = sizes.length * runs + 2 * repeats + logCases.length - 1 + (fabric === 'verbs' ? repeats : 0);
   let told = 0;
   const onLine = (): void => {
     process.stderr.write(`${fabric}: ${Math.min(++told, total)} of ${total}\n`);
@@ -273,6 +295,18 @@ function printLogs(all: readonly LogRow[]): void {
   }
 }
 
+function printTurns(all: readonly Turns[]): void {
+  if (all.length === 0) return;
+  console.log(
+    `\na commit (two up, spinning) by turns with a plain write there and back, verbs, ${logEntryBytes} B`,
+  );
+  console.log('                              half a write p50 (µs)   commit p50   in writes');
+  for (const { writeP50Ns, commitP50Ns } of all) {
+    const ratio = (commitP50Ns / writeP50Ns).toFixed(2).padStart(9);
+    console.log(`  ${us(writeP50Ns).padStart(49)}    ${us(commitP50Ns)}   ${ratio}`);
+  }
+}
+
 async function main(): Promise<void> {
   const wanted = (process.env['FABRICS'] ?? fabrics.join(' ')).split(/\s+/);
   const unknown = wanted.filter((name) => !fabrics.some((fabric) => fabric === name));
@@ -283,12 +317,14 @@ async function main(): Promise<void> {
   }
   const all: Row[] = [];
   const logs: LogRow[] = [];
+  const byTurns: Turns[] = [];
   let instructions: Instructions | null = null;
   for (const fabric of fabrics) {
     if (!wanted.includes(fabric)) continue;
     const measured = await measure(fabric);
     all.push(...measured.rows);
     logs.push(...measured.logs);
+    byTurns.push(...measured.turns);
     if (fabric !== 'verbs') continue;
     try {
       instructions = countInstructions(sizes, devices);
@@ -298,11 +334,13 @@ async function main(): Promise<void> {
   }
   print(all);
   printLogs(logs);
+  printTurns(byTurns);
   if (instructions !== null) printInstructions(instructions);
   const load = loadavg()[0] ?? 0;
   if (load > 2 * availableParallelism())
     console.log(`not to be believed: the machine was busy with something else (load ${load.toFixed(1)})`);
-  if (process.env['JSON'] === '1') console.log(JSON.stringify({ rows: all, logs, instructions }));
+  if (process.env['JSON'] === '1')
+    console.log(JSON.stringify({ rows: all, logs, turns: byTurns, instructions }));
 }
 
 await main();

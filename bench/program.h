@@ -23,6 +23,12 @@ inline void Must(const Status& status) {
   if (!status.ok()) Fail(std::string(status.code()) + ": " + status.detail());
 }
 
+// `times` are at least one.
+inline Nanoseconds Median(std::vector<Nanoseconds> times) {
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
+}
+
 // The beginning of a JSON object, without its end. `times` are at least one.
 inline void PrintTimes(std::vector<Nanoseconds> times) {
   std::sort(times.begin(), times.end());

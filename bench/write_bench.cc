@@ -1,47 +1,62 @@
-// One-sided writes over RDMA between two devices of this machine, one after the other, both ends in
-// one thread: post, and look until the last word has come. Nothing waits for a scheduler, so on a
-// machine whose clock counts instructions (cluster/softroce/run --count-instructions) the time is
-// the work: of a write and, where the kernel drives the device, of its acknowledgement. Prints one
-// JSON object.
+// One-sided writes over RDMA between two devices of this machine. Prints one JSON object.
+//
+// Both ends in one thread, one write after the other: post, and look until the last word has come.
+// Nothing waits for a scheduler, so on a machine whose clock counts instructions
+// (cluster/softroce/run --count-instructions) the time is the work: of a write and, where the
+// kernel drives the device, of its acknowledgement.
 //
 //   bare    plain libibverbs, with nothing around it: the floor
 //   verbs   the fabric
 //
-// Usage: write_bench bare|verbs BYTES COUNT DEVICE,DEVICE
+// Each end in a thread of its own:
+//
+//   turns   a bare write there and back (its half is printed) and a commit of a log in memory, two
+//           of its three members up, by turns, each on devices that have been left alone for 0.1
+//           ms. Emulated processors are quick or slow for seconds at a time; so both are seen at
+//           the same speed.
+//
+// Usage: write_bench bare|verbs|turns BYTES COUNT DEVICE,DEVICE [FOLDER]
+// FOLDER: for the log files.
+#include <sched.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "fabric/shared_copy.h"
-#include "fabric/verbs_objects.h"
+#include "members.h"
 #include "os/clock.h"
 #include "program.h"
+#include "verbs_ends.h"
 
 namespace {
 
 using namespace falcon;
+using bench::Cluster;
 using bench::Fail;
+using bench::kMembers;
+using bench::Median;
+using bench::Member;
 using bench::Must;
 using bench::PrintTimes;
+using bench::VerbsEnds;
 
 constexpr uint64_t kWarmUp = 100;
-constexpr uint32_t kDepth = 512;
-constexpr uint64_t kSignalEvery = kDepth / 4;
-constexpr uint32_t kInlineBytes = 256;
 
 struct Task {
   std::string kind;
   size_t bytes = 0;
   uint64_t count = 0;
-  std::array<std::string, 2> devices;
+  std::array<std::string, kMembers> devices;
+  std::string folder;
 };
 
 class Writer {
@@ -53,76 +68,22 @@ class Writer {
 
 class Bare final : public Writer {
  public:
-  explicit Bare(const Task& task) : bytes_(task.bytes) {
-    for (size_t i = 0; i < 2; ++i) {
-      Side& side = sides_[i];
-      side.options.device = task.devices[i];
-      Must(OpenVerbsDevice(side.options, &side.device));
-      Must(VerbsBuffer::Make(side.device, bytes_, &side.memory));
-      side.queue.reset(ibv_create_cq(side.device.context.get(), kDepth, nullptr, nullptr, 0));
-      if (side.queue == nullptr) Fail("no completion queue");
-      ibv_qp_init_attr wanted{};
-      wanted.send_cq = wanted.recv_cq = side.queue.get();
-      wanted.qp_type = IBV_QPT_RC;
-      wanted.cap = {kDepth, 1, 1, 1, kInlineBytes};
-      side.pair.reset(ibv_create_qp(side.device.domain.get(), &wanted));
-      if (side.pair == nullptr) Fail("no queue pair");
-    }
-    Connect(sides_[0], sides_[1]);
-    Connect(sides_[1], sides_[0]);
-  }
+  explicit Bare(const Task& task) : ends_(task.devices[0], task.devices[1], task.bytes) {}
 
   void Write(uint64_t number) override {
-    const std::span<std::byte> source = sides_[0].memory.bytes();
-    std::memcpy(source.data() + bytes_ - 8, &number, 8);
-    ibv_sge piece{reinterpret_cast<uint64_t>(source.data()), static_cast<uint32_t>(bytes_),
-                  sides_[0].memory.lkey()};
-    ibv_send_wr request{};
-    request.opcode = IBV_WR_RDMA_WRITE;
-    request.sg_list = &piece;
-    request.num_sge = 1;
-    if (bytes_ <= kInlineBytes) request.send_flags |= IBV_SEND_INLINE;
-    if (number % kSignalEvery == 0) request.send_flags |= IBV_SEND_SIGNALED;
-    const VerbsMemory target = sides_[1].memory.memory();
-    request.wr.rdma.remote_addr = target.address;
-    request.wr.rdma.rkey = target.rkey;
-    ibv_send_wr* refused = nullptr;
-    if (ibv_post_send(sides_[0].pair.get(), &request, &refused) != 0) Fail("post");
-    const std::byte* word = sides_[1].memory.bytes().data() + bytes_ - 8;
-    ibv_wc completion;
-    while (LoadSharedWord(word) != number) continue;
-    if (number % kSignalEvery != 0) return;
-    while (ibv_poll_cq(sides_[0].queue.get(), 1, &completion) == 0) continue;
-    if (completion.status != IBV_WC_SUCCESS) Fail(ibv_wc_status_str(completion.status));
+    ends_.Post(0, number);
+    while (!ends_.Has(1, number)) continue;
+    ends_.Reap(0, number);
   }
 
  private:
-  struct Side {
-    VerbsOptions options;
-    VerbsDevice device;
-    VerbsBuffer memory;
-    VerbsQueue queue;
-    VerbsPair pair;
-  };
-
-  static void Connect(Side& own, const Side& other) {
-    VerbsMember peer{};
-    peer.lid = other.device.port.lid;
-    std::memcpy(peer.gid.data(), other.device.gid.raw, peer.gid.size());
-    const ibv_mtu mtu = std::min(own.device.port.active_mtu, other.device.port.active_mtu);
-    const VerbsRoute route{other.pair->qp_num, 1, 1, mtu, 1};
-    Must(InitPair(own.pair.get(), own.options));
-    Must(PairReadyToReceive(own.pair.get(), own.options, own.device, peer, route));
-    Must(PairReadyToSend(own.pair.get(), own.options, route));
-  }
-
-  const size_t bytes_;
-  std::array<Side, 2> sides_;
+  VerbsEnds ends_;
 };
 
 class OverFabric final : public Writer {
  public:
-  explicit OverFabric(const Task& task) : bytes_(task.bytes), sources_(2 * kDepth * task.bytes) {
+  explicit OverFabric(const Task& task)
+      : bytes_(task.bytes), sources_(2 * VerbsEnds::kDepth * task.bytes) {
     for (PeerId i = 0; i < 2; ++i) {
       VerbsOptions options;
       options.device = task.devices[i];
@@ -138,7 +99,7 @@ class OverFabric final : public Writer {
 
   void Write(uint64_t number) override {
     const std::span<std::byte> source =
-        std::span(sources_).subspan(number % (2 * kDepth) * bytes_, bytes_);
+        std::span(sources_).subspan(number % (2 * VerbsEnds::kDepth) * bytes_, bytes_);
     std::memcpy(source.data() + bytes_ - 8, &number, 8);
     const std::span<const std::byte> pieces[] = {source};
     Must(fabrics_[0]->Write(1, {0, 0}, pieces));
@@ -157,7 +118,7 @@ class OverFabric final : public Writer {
   std::array<std::unique_ptr<Fabric>, 2> fabrics_;
 };
 
-void Run(const Task& task) {
+void RunWrites(const Task& task) {
   std::unique_ptr<Writer> writer;
   if (task.kind == "bare")
     writer = std::make_unique<Bare>(task);
@@ -174,24 +135,121 @@ void Run(const Task& task) {
   std::printf("}\n");
 }
 
+// ---- turns
+
+constexpr Nanoseconds kRest = 100 * kMicrosecond;
+
+void PinTo(int processor) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(processor, &set);
+  if (sched_setaffinity(0, sizeof set, &set) != 0) Fail("two processors are needed");
+}
+
+class Turns {
+ public:
+  explicit Turns(const Task& task)
+      : ends_(task.devices[0], task.devices[1], task.bytes),
+        cluster_({"verbs", 2, task.folder, task.devices}),
+        payload_(task.bytes, std::byte{0x5A}) {
+    PinTo(0);
+    other_ = std::thread([this] {
+      PinTo(1);
+      BeTheOther();
+    });
+  }
+  ~Turns() {
+    over_ = true;
+    other_.join();
+  }
+  Turns(const Turns&) = delete;
+  Turns& operator=(const Turns&) = delete;
+
+  Nanoseconds Write() {
+    writes_.store(true);
+    for (const Nanoseconds until = MonotonicNow() + kRest; MonotonicNow() < until;) continue;
+    const Nanoseconds from = MonotonicNow();
+    ends_.Post(0, ++written_);
+    while (!ends_.Has(0, written_)) continue;
+    const Nanoseconds took = MonotonicNow() - from;
+    ends_.Reap(0, written_);
+    writes_.store(false);
+    return took / 2;
+  }
+
+  Nanoseconds Commit() {
+    Member& own = cluster_.member(bench::kPrimary);
+    for (const Nanoseconds until = MonotonicNow() + kRest; MonotonicNow() < until;) own.Poll();
+    own.Between();
+    const Nanoseconds from = MonotonicNow();
+    if (!own.plane().Propose(EntryKind::kFrame, payload_)) Fail("the log takes nothing");
+    const Op op = own.plane().last_op();
+    while (own.plane().commit_op() < op) own.Poll();
+    return own.plane().committed_at() - from;
+  }
+
+ private:
+  void BeTheOther() {
+    Member& backup = cluster_.member(1);
+    uint64_t answered = 0;
+    for (uint64_t polls = 0; !over_.load(std::memory_order_relaxed);) {
+      if (!writes_.load(std::memory_order_relaxed)) {
+        backup.Poll();
+        if (++polls % 1024 == 0) backup.Between();
+      } else if (ends_.Has(1, answered + 1)) {
+        ends_.Post(1, ++answered);
+        ends_.Reap(1, answered);
+      }
+    }
+  }
+
+  VerbsEnds ends_;
+  Cluster cluster_;
+  const std::vector<std::byte> payload_;
+  uint64_t written_ = 0;
+  std::atomic<bool> writes_{false};
+  std::atomic<bool> over_{false};
+  std::thread other_;
+};
+
+void RunTurns(const Task& task) {
+  std::vector<Nanoseconds> writes, commits;
+  {
+    Turns turns(task);
+    for (uint64_t i = 0; i < kWarmUp + task.count; ++i) {
+      const Nanoseconds write = turns.Write();
+      const Nanoseconds commit = turns.Commit();
+      if (i < kWarmUp) continue;
+      writes.push_back(write);
+      commits.push_back(commit);
+    }
+  }
+  PrintTimes(std::move(writes));
+  std::printf(",\"commitP50Ns\":%ld}\n", Median(std::move(commits)));
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   Task task;
-  if (argc == 5) {
+  if (argc >= 5) {
     task.kind = argv[1];
     task.bytes = std::strtoull(argv[2], nullptr, 10);
     task.count = std::strtoull(argv[3], nullptr, 10);
-    const std::string devices = argv[4];
-    const size_t comma = devices.find(',');
-    task.devices = {devices.substr(0, comma), devices.substr(comma + 1)};
+    task.devices = bench::SplitDevices(argv[4]);
+    if (argc > 5) task.folder = argv[5];
   }
-  if ((task.kind != "bare" && task.kind != "verbs") || task.bytes < 8 || task.bytes % 8 != 0 ||
-      task.count == 0) {
-    std::fprintf(stderr, "usage: write_bench bare|verbs BYTES COUNT DEVICE,DEVICE\n");
+  const bool turns = task.kind == "turns" && !task.folder.empty();
+  if ((task.kind != "bare" && task.kind != "verbs" && !turns) || task.bytes < 8 ||
+      task.bytes % 8 != 0 || task.count == 0) {
+    std::fprintf(stderr,
+                 "usage: write_bench bare|verbs|turns BYTES COUNT DEVICE,DEVICE [FOLDER]\n");
     return 2;
   }
   alarm(300);
-  Run(task);
+  if (turns)
+    RunTurns(task);
+  else
+    RunWrites(task);
   return 0;
 }

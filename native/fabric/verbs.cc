@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -165,11 +166,13 @@ Status VerbsFabricImpl::Connect(PeerId id, uint64_t connection, std::string_view
   if (!status.ok()) return {"FABRIC_CONNECT", status.detail()};
   connected_once_ = true;
   connections_[id] = connection;
+  connected_ |= 1u << id;
   return Ok();
 }
 
 void VerbsFabricImpl::Disconnect(PeerId peer) {
   At(peer).Disconnect();
+  connected_ &= ~(1u << peer);
   attached_[peer] = {};
   exposures_.CloseFor(peer);
 }
@@ -284,7 +287,8 @@ int VerbsFabricImpl::Poll() {
   int happened = 0;
   Nanoseconds now = 0;
   const bool tend = polls_awake_++ % kPollsBetweenTends == 0;
-  for (PeerId peer = 0; peer < kMaxMembers; ++peer) happened += PollPeer(peer, tend, &now);
+  for (uint32_t left = connected_; left != 0; left &= left - 1)
+    happened += PollPeer(static_cast<PeerId>(std::countr_zero(left)), tend, &now);
   if (++polls_ >= kPollsBetweenEvents) TakeDeviceEvents();
   return happened;
 }

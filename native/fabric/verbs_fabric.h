@@ -93,6 +93,7 @@ class VerbsFabricImpl final : public VerbsFabric {
   const PeerId self_;
   uint64_t incarnation_ = 0;
   bool connected_once_ = false;
+  uint32_t connected_ = 0;  // a bit for each peer; a broken one keeps it
   uint64_t sleeps_ = 0;
   int polls_ = 0;             // since the device's events were taken
   unsigned polls_awake_ = 0;  // since this member last slept

@@ -180,6 +180,16 @@ std::vector<std::byte> EventOf(Reactor& reactor, PlaneEvent::Kind kind) {
   return {};
 }
 
+// A connection is prepared beside the reactor: it is there some time after the command.
+bool Hears(Reactor& reactor, PeerId peer) {
+  for (int i = 0; i < 5000; ++i) {
+    LoadResult load;
+    if (SnapshotOf(reactor, &load).words_at[peer] != 0) return true;
+    usleep(1000);
+  }
+  return false;
+}
+
 // A daemon is told to stop at any moment of a session, which holds memory of the fabric's, maps a
 // guest's, and has something done aside. What it touches too late is seen by a sanitizer.
 TEST(a_reactor_ends_whatever_its_session_does) {
@@ -212,6 +222,7 @@ TEST(a_reactor_ends_whatever_its_session_does) {
       REQUIRE(GuestMemory::Create(options[i].ram_path, kRam, &memory).ok());
     }
     for (PeerId i : {0, 1}) reactors[i]->Connect(1 - i, 7, reactors[1 - i]->descriptor());
+    for (PeerId i : {0, 1}) REQUIRE(Hears(*reactors[i], 1 - i));
     for (PeerId i : {0, 1}) {
       reactors[i]->Post([o = options[i]](DataPlane& plane) { plane.TransferOpen(o); });
       if (end == std::string("preparing")) continue;
