@@ -32,7 +32,7 @@ format: setup ## rewrite all sources in the project's format
 	@find native test/native -not -path 'native/qemu/*' \( -name '*.h' -o -name '*.cc' -o -name '*.c' \) -print0 | xargs -0 -r clang-format -i --style=file:native/.clang-format
 
 test: check images ## run all tests: TYPES="unit golden" for some of them
-	@cluster/setup test/packages
+	@if [[ -z '$(TYPES)' || ' $(TYPES) ' == *' qemu '* ]]; then cluster/setup test/packages; fi
 	@if [[ -z '$(TYPES)' || ' $(TYPES) ' == *' softroce '* ]]; then cluster/setup cluster/softroce/test-packages || echo 'softroce: not all packages; its tests are skipped' >&2; fi
 	@cluster/build/run-tests $(TYPES)
 

@@ -136,11 +136,8 @@ function script(fabric: Fabric, where: string): string {
   }
   lines.push(log(logCases.map((_, index) => index).slice(1)));
   for (let i = 0; fabric === 'verbs' && i < repeats; i++) {
-    lines.push('folder=$(mktemp -d)');
-    measure(
-      `turns ${logEntryBytes}`,
-      `'${native}/write_bench' turns ${logEntryBytes} ${turns} ${where} "$folder"`,
-    );
+    const command = `'${native}/write_bench' turns ${logEntryBytes} ${turns} ${where} "$(mktemp -d)"`;
+    lines.push(`text=$(${command} || echo null)`, `echo "turns ${logEntryBytes} $text"`);
   }
   return `trace=$(mktemp)\n${lines.join('\n')}\nrm -f "$trace"`;
 }
@@ -229,10 +226,10 @@ function results(fabric: Fabric, output: string): Measured {
       floors: index === 0 && pairs.length > 0 ? median(pairs) : to(one.floor),
     };
   });
-  const byTurns = (found.get(`turns ${logEntryBytes}`) ?? []).map((text) => {
-    const { p50Ns, commitP50Ns } = JSON.parse(text) as { p50Ns: number; commitP50Ns: number };
-    return { writeP50Ns: p50Ns, commitP50Ns };
-  });
+  const byTurns = (found.get(`turns ${logEntryBytes}`) ?? [])
+    .map((text) => JSON.parse(text) as { p50Ns: number; commitP50Ns: number } | null)
+    .filter((run) => run !== null)
+    .map(({ p50Ns, commitP50Ns }) => ({ writeP50Ns: p50Ns, commitP50Ns }));
   return { rows, logs, turns: byTurns };
 }
 

@@ -170,7 +170,9 @@ class Turns {
     for (const Nanoseconds until = MonotonicNow() + kRest; MonotonicNow() < until;) continue;
     const Nanoseconds from = MonotonicNow();
     ends_.Post(0, ++written_);
-    while (!ends_.Has(0, written_)) continue;
+    while (!ends_.Has(0, written_)) {
+      if (MonotonicNow() - from > bench::kPatience) Fail("a write is not answered");
+    }
     const Nanoseconds took = MonotonicNow() - from;
     ends_.Reap(0, written_);
     writes_.store(false);
@@ -184,7 +186,10 @@ class Turns {
     const Nanoseconds from = MonotonicNow();
     if (!own.plane().Propose(EntryKind::kFrame, payload_)) Fail("the log takes nothing");
     const Op op = own.plane().last_op();
-    while (own.plane().commit_op() < op) own.Poll();
+    while (own.plane().commit_op() < op) {
+      own.Poll();
+      if (MonotonicNow() - from > bench::kPatience) Fail("an entry is not committed");
+    }
     return own.plane().committed_at() - from;
   }
 

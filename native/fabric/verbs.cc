@@ -267,7 +267,7 @@ int VerbsFabricImpl::PollPeer(PeerId id, bool tend, Nanoseconds* now) {
   VerbsPeer& peer = peers_[id];
   if (peer.state() != PeerState::kUp) return 0;
   ObserveSleep(id);
-  if (!tend && !peer.awaits()) return 0;
+  if (!tend && !peer.awaits() && peer.state() == PeerState::kUp) return 0;
   int happened = peer.PollSends();
   const int wakes = peer.PollReceives();
   counters_.wakes_received += static_cast<uint64_t>(wakes);
