@@ -52,7 +52,13 @@ struct StateRecord {
 struct PagesRecord {
   uint64_t first;     // 1: the target adds what it has changed itself
   uint64_t resident;  // 1: and that is all its pages that are not empty
+  uint64_t still;     // 1: the source's guest stands still until this round is over
 };
+
+// Of how many pages one poll works out digests of blocks, or packs and unpacks them: while the
+// guests run, about a quarter of a millisecond, since whoever polls may be a realtime thread.
+inline constexpr size_t kRunningPages = 32;
+inline constexpr size_t kStillPages = 128;
 
 // What an inbox must hold: a source is sent page sets with their digests, a target page sets and
 // the state. Over verbs all of it is locked: no more than that.

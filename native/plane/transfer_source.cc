@@ -15,8 +15,6 @@ namespace {
 // What one poll posts at most while the guest runs, and while it stands still.
 constexpr size_t kRunningBytes = 128 << 10;
 constexpr size_t kStillBytes = 2 << 20;
-// Of blocks, one poll compares those of at most so many pages.
-constexpr size_t kPagesPerPoll = 128;
 // So many pages go packed; fewer are not worth the turn, and more are sooner sent as they are.
 constexpr size_t kPackedMin = 16;
 constexpr size_t kPackedMax = 4096;
@@ -91,7 +89,7 @@ class Source final : public TransferSource {
       step_ = Step::kTell;
       return;
     }
-    record_ = {first ? 1U : 0U, all ? 1U : 0U};
+    record_ = {first ? 1U : 0U, all ? 1U : 0U, final ? 1U : 0U};
     if (!first && !all) return Begin();
     // Only now are changes noted. A page that the guest has touched for the first time before is
     // known from nowhere else.
@@ -194,6 +192,7 @@ class Source final : public TransferSource {
 
   Status Advance(Nanoseconds now, std::vector<TransferNews>* news, int* done) {
     const size_t most = final_ ? kStillBytes : kRunningBytes;
+    const size_t pages_per_poll = final_ ? kStillPages : kRunningPages;
     if (step_ == Step::kIdle) return Ok();
     if (began_ == 0) began_ = now;
     if (Status s = TakeWhatWasAside(done); !s.ok()) return s;
@@ -219,18 +218,18 @@ class Source final : public TransferSource {
     }
     if (step_ == Step::kPrepare) {
       ++*done;
-      if (refinement_.Prepare(hasher_, memory_.ram(), kPagesPerPoll)) Ask();
+      if (refinement_.Prepare(hasher_, memory_.ram(), pages_per_poll)) Ask();
     }
     if (step_ == Step::kRefine) {
       if (Status s = TakeBlocks(); !s.ok()) return s;
     }
     if (step_ == Step::kBlocks) {
       ++*done;
-      if (refinement_.Step(hasher_, memory_.ram(), kPagesPerPoll)) PackOrMove(now);
+      if (refinement_.Step(hasher_, memory_.ram(), pages_per_poll)) PackOrMove(now);
     }
     if (step_ == Step::kPack) {
       ++*done;
-      if (packer_.Step(memory_.ram(), kPagesPerPoll)) SendPacked(now);
+      if (packer_.Step(memory_.ram(), pages_per_poll)) SendPacked(now);
     }
     if (step_ == Step::kUnpack) {
       if (Status s = TakeUnpacked(now); !s.ok()) return s;

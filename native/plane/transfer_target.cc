@@ -11,7 +11,6 @@ namespace falcon {
 namespace {
 
 constexpr size_t kBytesPerPoll = 256 << 10;
-constexpr size_t kPagesPerPoll = 128;
 
 class Target final : public TransferTarget {
  public:
@@ -71,6 +70,7 @@ class Target final : public TransferTarget {
   }
 
   [[nodiscard]] bool busy() const override { return step_ != Step::kDone; }
+  [[nodiscard]] bool patient() const override { return !still_; }
   [[nodiscard]] std::span<const std::byte> plane_state() const override { return plane_state_; }
   [[nodiscard]] Op op() const override { return op_; }
   [[nodiscard]] Op boot_op() const override { return boot_op_; }
@@ -88,6 +88,7 @@ class Target final : public TransferTarget {
   };
 
   Status Advance(std::vector<TransferNews>* news, int* done) {
+    const size_t pages_per_poll = still_ ? kStillPages : kRunningPages;
     if (step_ == Step::kWait) {
       if (Status s = Wait(news, done); !s.ok()) return s;
     }
@@ -108,14 +109,14 @@ class Target final : public TransferTarget {
     }
     if (step_ == Step::kRefine) {
       ++*done;
-      if (refinement_.Step(hasher_, memory_.ram(), kPagesPerPoll) && writer_.idle()) {
+      if (refinement_.Step(hasher_, memory_.ram(), pages_per_poll) && writer_.idle()) {
         Answer(InboxKind::kBlocks, std::move(refinement_.answer()));
       }
     }
     if (step_ == Step::kUnpack) {
       ++*done;
       bool unpacked = false;
-      if (Status s = unpacker_.Step(memory_.ram(), kPagesPerPoll, &unpacked); !s.ok())
+      if (Status s = unpacker_.Step(memory_.ram(), pages_per_poll, &unpacked); !s.ok())
         return {"SYNC_PEER", s.detail()};
       if (unpacked) {
         Answer(InboxKind::kUnpacked, {});
@@ -186,6 +187,7 @@ class Target final : public TransferTarget {
     std::memcpy(&record, payload.data(), sizeof record);
     if (!looked_at_.Load(payload.subspan(sizeof record)).ok())
       return {"SYNC_PEER", "no set of pages"};
+    still_ = record.still != 0;
     if (record.first != 0) {
       if (changed_ != nullptr && record.resident == 0) {
         looked_at_.Unite(*changed_);
@@ -257,6 +259,7 @@ class Target final : public TransferTarget {
   std::unique_ptr<Digester> digester_;
   std::unique_ptr<PageSet> changed_;
   Step step_ = Step::kDone;  // until it is open: there is no inbox to look into
+  bool still_ = false;       // the source's guest stands still, and waits
   uint32_t round_ = 0;       // the last that was answered
   PageSet looked_at_;
   std::vector<Digest> digests_;

@@ -136,6 +136,20 @@ TEST(a_page_touched_after_opening_is_not_missed) {
   CHECK(session.TargetHas(7, 2));
 }
 
+// Both sides' work slows guests down that run: it takes its time until one of them stands still.
+TEST(both_sides_are_patient_while_the_guest_runs) {
+  Session session;
+  Session::Write(session.source_ram, 3, 1);
+  session.Open();
+  CHECK(session.source->patient() && session.target->patient());
+  for (const bool still : {false, true}) {
+    session.source->Round(still ? 2 : 1, falcon::RoundPages::kResident, still, &session.bases);
+    REQUIRE(session.Drive(TransferNews::Kind::kRound, kAlways));
+    CHECK(session.source->patient() == !still);
+    CHECK(session.target->patient() == !still);
+  }
+}
+
 // The source's guest goes on when the state is told to be sent, and writes to its pages. What was
 // posted of them before must have left by then.
 TEST(the_state_is_sent_only_when_all_pages_have_left) {
