@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <time.h>
 
 #include <utility>
 
@@ -28,6 +29,17 @@ std::thread StartOrdinaryThread(const std::string& name, std::function<void()> r
   });
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   return thread;
+}
+
+bool Rests::Did(size_t pieces) {
+  done_ += pieces;
+  if (done_ < every_) return false;
+  done_ = 0;
+  const Nanoseconds worked = MonotonicNow() - began_;
+  const timespec rest{worked / kSecond, worked % kSecond};
+  nanosleep(&rest, nullptr);
+  began_ = MonotonicNow();
+  return true;
 }
 
 }  // namespace falcon

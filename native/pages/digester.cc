@@ -16,6 +16,7 @@ namespace {
 
 constexpr size_t kChunkWords = 16;  // of the set; up to 1024 pages
 constexpr size_t kWordPages = 64;
+constexpr size_t kPagesPerRest = 64;  // an eighth of a millisecond
 
 int DefaultThreads() {
   return std::clamp(static_cast<int>(std::thread::hardware_concurrency()) - 1, 1, 2);
@@ -81,7 +82,7 @@ void Digester::Start(DigestJob job) {
     FALCON_CHECK(write(event_.get(), &one, sizeof one) == sizeof one);
     return;
   }
-  if (threads_.empty() || rank <= inline_pages_) return Work();
+  if (threads_.empty() || rank <= inline_pages_) return Work(nullptr);
   work_.notify_all();
 }
 
@@ -130,17 +131,18 @@ void Digester::Run() {
     if (cancelled_.load(std::memory_order_relaxed)) continue;
     ++busy_;
     lock.unlock();
-    Work();
+    Rests rests(kPagesPerRest);
+    Work(job_.patient ? &rests : nullptr);
     lock.lock();
     if (--busy_ == 0) idle_.notify_all();
   }
 }
 
-void Digester::Work() {
+void Digester::Work(Rests* rests) {
   while (!cancelled_.load(std::memory_order_relaxed)) {
     const size_t chunk = next_chunk_.fetch_add(1, std::memory_order_relaxed);
     if (chunk >= ranks_.size()) return;
-    DigestChunk(chunk);
+    DigestChunk(chunk, rests);
     if (cancelled_.load(std::memory_order_relaxed)) return;
     // Who does the last one has seen, by this order, what the others did.
     if (chunks_left_.fetch_sub(1, std::memory_order_acq_rel) != 1) continue;
@@ -149,15 +151,19 @@ void Digester::Work() {
   }
 }
 
-void Digester::DigestChunk(size_t chunk) {
+void Digester::DigestChunk(size_t chunk, Rests* rests) {
   const size_t end = std::min(job_.pages.pages(), (chunk + 1) * kChunkWords * kWordPages);
   size_t rank = ranks_[chunk];
   for (size_t page = job_.pages.Next(chunk * kChunkWords * kWordPages); page < end;
        page = job_.pages.Next(page + 1)) {
     if (cancelled_.load(std::memory_order_relaxed)) return;
-    job_.digests[rank++] = holes_known_ && !resident_.Test(page)
-                               ? Digest{}
-                               : hasher_.Page(job_.memory.data() + page * kPageBytes);
+    Digest& digest = job_.digests[rank++];
+    if (holes_known_ && !resident_.Test(page)) {
+      digest = {};
+    } else {
+      digest = hasher_.Page(job_.memory.data() + page * kPageBytes);
+      if (rests != nullptr) rests->Did(1);
+    }
     progress_.fetch_add(1, std::memory_order_relaxed);
   }
 }

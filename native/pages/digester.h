@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "os/status.h"
+#include "os/threads.h"
 #include "os/unique_fd.h"
 #include "pages/digest.h"
 #include "pages/page_set.h"
@@ -40,6 +41,8 @@ struct DigestJob {
   const PageSet* resident = nullptr;
   DigestKey key{};
   std::span<Digest> digests;  // one for each page of the set, in their order
+  // Guests run meanwhile, and matter more: each worker rests for as long as it works.
+  bool patient = false;
 };
 
 class Digester {
@@ -73,8 +76,8 @@ class Digester {
  private:
   Digester() = default;
   void Run();
-  void Work();
-  void DigestChunk(size_t chunk);
+  void Work(Rests* rests);
+  void DigestChunk(size_t chunk, Rests* rests);
   void PutDown();
   void DrainEvent();
 

@@ -8,11 +8,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <ctime>
 #include <utility>
 
 #include "os/check.h"
-#include "os/clock.h"
+#include "os/threads.h"
 
 namespace falcon {
 namespace {
@@ -149,21 +148,13 @@ Status GuestMemory::HasRoom() const {
 void GuestMemory::FillHoles(const PageSet& holes, const std::function<bool()>& wanted) const {
   FALCON_CHECK(ok() && holes.pages() == pages());
   constexpr size_t kPagesAtOnce = 256;
-  size_t filled = 0;
-  Nanoseconds began = MonotonicNow();
+  Rests rests(kPagesAtOnce);
   for (PageRun run = holes.NextRun(0, kPagesAtOnce); run.count > 0;
        run = holes.NextRun(run.first + run.count, kPagesAtOnce)) {
     // Before Linux 5.14 there is no such advice.
     if (madvise(base_ + run.first * kPageBytes, run.count * kPageBytes, MADV_POPULATE_WRITE) != 0)
       return;
-    filled += run.count;
-    if (filled < kPagesAtOnce) continue;
-    if (!wanted()) return;
-    filled = 0;
-    const Nanoseconds took = MonotonicNow() - began;
-    const timespec rest{took / kSecond, took % kSecond};
-    nanosleep(&rest, nullptr);
-    began = MonotonicNow();
+    if (rests.Did(run.count) && !wanted()) return;
   }
 }
 

@@ -327,9 +327,11 @@ Nanoseconds DataPlane::NextDeadline(Nanoseconds now) const {
   // The guest tells nobody when its ring has run empty: looked after while somebody waits for it.
   if (role_ == PlaneRole::kLeading && guest_ == GuestMode::kRunning && !caught_up_told_)
     next = std::min(next, now + kMillisecond / 2);
-  // The digests' threads ring no doorbell of this one.
-  if (transfer_ != nullptr && (opening_ || transfer_->busy()))
-    next = std::min(next, now + 100 * kMicrosecond);
+  if (opening_) {
+    next = std::min(next, now + kPatientLook);
+  } else if (transfer_ != nullptr && transfer_->busy()) {
+    next = std::min(next, transfer_->patient() ? transfer_due_ : now + kUrgentLook);
+  }
   return std::max(next, now);
 }
 

@@ -315,6 +315,10 @@ class DataPlane final : private FlowSink {
   // The most that one entry can put into the deliver ring at once.
   static constexpr size_t kDeliverSpace = 2 * FALCON_FRAME_MAX_BYTES;
   static constexpr size_t kTableRowsMax = 512;
+  // How often a session is looked at that waits for what rings no doorbell (digests, work aside):
+  // while a guest stands still, and while it runs, since each look interrupts it.
+  static constexpr Nanoseconds kUrgentLook = 100 * kMicrosecond;
+  static constexpr Nanoseconds kPatientLook = 500 * kMicrosecond;
   void ProposeUnproposed(Nanoseconds now);
   bool ProposePooled(Frame frame, Nanoseconds now);
   void PollGate(Nanoseconds now);
@@ -435,7 +439,9 @@ class DataPlane final : private FlowSink {
   Nanoseconds held_since_ = 0;
   bool arrived_ = false;  // target: the whole state, which may be ahead of the log
   std::vector<TransferNews> transfer_news_;
-  Nanoseconds transfer_rests_until_ = 0;
+  // A patient session is looked at then; before, when something wakes this thread, unless it rests.
+  Nanoseconds transfer_due_ = 0;
+  bool transfer_rests_ = false;
   bool opening_ = false;  // transfer_: is being prepared
   AsideTicket prepared_;
   Status prepare_status_;

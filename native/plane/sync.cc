@@ -237,7 +237,7 @@ int DataPlane::PollTransfer(Nanoseconds now) {
   // This thread may be a realtime one, and a guest's the ordinary one beside it that gets what is
   // left.
   const bool patient = transfer_->patient();
-  if (patient && now < transfer_rests_until_) return 0;
+  if (patient && transfer_rests_ && now < transfer_due_) return 0;
   transfer_news_.clear();
   const SessionId session = transfer_->options().session;
   const PeerId peer = transfer_->options().peer;
@@ -245,7 +245,8 @@ int DataPlane::PollTransfer(Nanoseconds now) {
   const int done = transfer_->Poll(now, &transfer_news_);
   if (patient) {
     const Nanoseconds ended = clock_->Now();
-    transfer_rests_until_ = ended + (ended - began);
+    transfer_rests_ = done > 0;
+    transfer_due_ = ended + (transfer_rests_ ? ended - began : kPatientLook);
   }
   if (done > 0) fabric_->Ring(peer);
   for (const TransferNews& news : transfer_news_) {

@@ -171,7 +171,7 @@ class Source final : public TransferSource {
 
   void StartDigests() {
     own_.resize(looked_at_.Count());
-    digester_->Start({memory_.ram(), looked_at_, &resident_, options_.key, own_});
+    digester_->Start({memory_.ram(), looked_at_, &resident_, options_.key, own_, patient()});
     digested_ = false;
   }
 

@@ -93,7 +93,7 @@ class Target final : public TransferTarget {
       if (Status s = Wait(news, done); !s.ok()) return s;
     }
     if (step_ == Step::kMakeRoom && aside_does_.done()) {
-      digester_->Start({memory_.ram(), looked_at_, &resident_, options_.key, digests_});
+      digester_->Start({memory_.ram(), looked_at_, &resident_, options_.key, digests_, patient()});
       // Whatever of these is written to will be there afterwards.
       resident_.Unite(looked_at_);
       step_ = Step::kDigest;

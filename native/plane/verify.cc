@@ -182,6 +182,9 @@ class Session final : public VerifySession {
     return step_ != Step::kIdle && step_ != Step::kLooked && step_ != Step::kTaken &&
            step_ != Step::kOver;
   }
+  [[nodiscard]] bool patient() const override {
+    return step_ != Step::kScanAgain && step_ != Step::kDigest && step_ != Step::kJoin;
+  }
   [[nodiscard]] std::span<const std::byte> report() const override { return report_; }
 
  private:
@@ -225,7 +228,7 @@ class Session final : public VerifySession {
       if (!failure_.ok()) return std::exchange(failure_, Ok());
       const bool again = step_ == Step::kScanAgain;
       digester_->Start({memory_.ram(), again ? stale_ : looked_, nullptr, options_.key,
-                        again ? stale_digests_ : looked_digests_});
+                        again ? stale_digests_ : looked_digests_, patient()});
       step_ = again ? Step::kDigest : Step::kLook;
     }
     if (step_ == Step::kLook && (page_count_ == 0 || digester_->Finished())) {

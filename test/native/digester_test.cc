@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <ctime>
 #include <fstream>
 #include <memory>
 #include <set>
@@ -30,6 +31,7 @@ using falcon::Digester;
 using falcon::DigestJob;
 using falcon::DigestKey;
 using falcon::kPageBytes;
+using falcon::Nanoseconds;
 using falcon::PageHasher;
 using falcon::PageSet;
 using falcon::Random;
@@ -169,6 +171,34 @@ TEST(the_workers_do_what_a_plain_loop_does) {
             (hole ? Digest{} : PageHasher(key).Page(memory.data() + page * kPageBytes)));
     }
   }
+}
+
+Nanoseconds ProcessTime() {
+  timespec t{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+  return t.tv_sec * falcon::kSecond + t.tv_nsec;
+}
+
+// A busy machine only makes it longer. The set is spread thin, as a heal's is.
+TEST(a_patient_worker_rests_as_long_as_it_works) {
+  constexpr size_t kPages = 32768;
+  const Bytes memory = Noise(5, kPages * kPageBytes);
+  PageSet set(kPages);
+  for (size_t page = 0; page < kPages; page += 8) set.Set(page);
+  const auto digester = Make(1);
+  std::vector<Digest> digests;
+  DigestJob job = Job(memory, set, falcon::MakeDigestKey(), &digests);
+  job.patient = true;
+  const Nanoseconds began = falcon::MonotonicNow();
+  const Nanoseconds worked_before = ProcessTime();
+  digester->Start(std::move(job));
+  CHECK(Await(digester.get()));
+  const Nanoseconds took = falcon::MonotonicNow() - began;
+  const Nanoseconds worked = ProcessTime() - worked_before;
+  CHECK(digester->progress() == set.Count());
+  std::printf("# %ld us of work in %ld\n", worked / falcon::kMicrosecond,
+              took / falcon::kMicrosecond);
+  CHECK(took * 10 >= worked * 18);
 }
 
 TEST(differing_pages_are_found_and_no_others) {

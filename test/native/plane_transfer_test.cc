@@ -262,6 +262,36 @@ TEST(ASourceWhoseGuestRunsTakesHalfOfTheTime) {
   pair.Settle();
 }
 
+// Each look takes the processor from the guest; one that stands still waits for the look.
+TEST(ASourceThatWaitsLooksRarelyWhileItsGuestRuns) {
+  constexpr size_t kRam = 1 << 20;
+  const Folder folder;
+  const std::string& directory = folder.path();
+  for (const char* name : {"/ram0", "/ram1"})
+    REQUIRE(WriteFile(directory + name, std::vector<std::byte>(kRam, std::byte{1})).ok());
+  for (const bool final : {false, true}) {
+    Pair pair(64 << 10, 3, true);
+    REQUIRE(pair.Lead());
+    TransferOptions options;
+    options.session = 5;
+    options.ram_bytes = kRam;
+    options.key = MakeDigestKey();
+    REQUIRE(OpenBoth(pair, directory, &options));
+    DataPlane& source = *pair.member[0].plane;
+    source.TransferAttach(5, Opened(pair.member[1], 0), Opened(pair.member[1], 1));
+    source.TransferRound(5, 1, RoundPages::kResident, final);
+    // The target says nothing. There are heartbeats, too: the longest look ahead is the session's.
+    Nanoseconds ahead = 0;
+    for (int polls = 0; polls < 2000; ++polls) {
+      pair.Poll(0);
+      ahead = std::max(ahead, source.NextDeadline(pair.clock.now) - pair.clock.now);
+    }
+    CHECK(final ? ahead <= 100 * kMicrosecond : ahead >= 400 * kMicrosecond);
+    for (PeerId i : {0, 1}) pair.member[i].plane->TransferClose(5);
+    pair.Settle();
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) { return falcon::test::Main(argc, argv); }
