@@ -11,13 +11,18 @@
  * fast pages are digested and copied in the same run. JSON=1 prints one JSON object on the last line; ROUNDS= heals
  * per duration [3], SECONDS= durations of load ["1 10 60"], THINK= how many ms the client waits after each reply, so that
  * it does not keep the processors busy by itself [0].
+ *
+ * Hosts do not share processors, so once there is a primary its host and the client are left the first one, and the other
+ * hosts the others. SHARED=1 leaves it to the scheduler who of them runs where. The client is a realtime process: it is
+ * to see the guest's time, not its own.
  */
 import { execFile, execFileSync, spawn } from 'node:child_process';
+import { cpus } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 
 import { longest } from '../cluster/demo/divergence-report.js';
-import { sharedClockMs } from '../cluster/demo/key-client.js';
+import { notedGapMs, sharedClockMs } from '../cluster/demo/key-client.js';
 import type { RemoteClient } from '../cluster/demo/remote-client.js';
 import { editConfig, limits, Stage } from '../cluster/demo/stage.js';
 import { nodePaths } from '../src/api/cluster.js';
@@ -88,6 +93,7 @@ class TransferBench {
   private readonly rounds = numbers('ROUNDS', '3')[0] ?? 3;
   private readonly durations = numbers('SECONDS', '1 10 60');
   private readonly thinkMs = numbers('THINK', '0', 0)[0] ?? 0;
+  private readonly apart = cpus().length > 1 && process.env['SHARED'] !== '1';
 
   async run(): Promise<Row[]> {
     const { stage } = this;
@@ -96,6 +102,7 @@ class TransferBench {
     await this.clones(place);
     const primary = (await stage.primary(place, 0)).node;
     const target = place.config.nodes.find(({ name }) => name !== primary)?.name ?? '';
+    if (this.apart) await this.keepApart(place, primary);
     for (const loadS of this.durations) {
       for (let i = 0; i < this.rounds; i++) await this.heal(place, primary, target, loadS);
     }
@@ -120,6 +127,16 @@ class TransferBench {
       for (const record of made) this.note('clone', 0, record, null);
       return;
     }
+  }
+
+  /** A host that is started by this process later on runs where this process does. */
+  private async keepApart(place: ClusterPlace, primary: string): Promise<void> {
+    const others = `1-${cpus().length - 1}`;
+    for (const { node, pid, guest } of answered(await fetchAll(place))) {
+      for (const one of [pid, guest.pid]) runOn(one, node === primary ? '0' : others);
+    }
+    runOn(process.pid, others);
+    this.stage.say(`${primary} runs on processor 0, the others on ${others}`);
   }
 
   private async heal(place: ClusterPlace, primary: string, target: string, loadS: number): Promise<void> {
@@ -155,6 +172,8 @@ class TransferBench {
   /** Does something while a client asks one thing after the other. It is a new one each time: one remembers few gaps. */
   private async watched(place: ClusterPlace, work: () => Promise<SyncRecord | undefined>): Promise<Watched> {
     const client = await this.stage.connect(place, 1, 1, this.thinkMs);
+    execFileSync('chrt', ['--rr', '--all-tasks', '--pid', '1', String(client.pid)]);
+    if (this.apart) runOn(client.pid, '0');
     try {
       return await this.watch(client, work);
     } finally {
@@ -210,6 +229,14 @@ class TransferBench {
           : `, the client's longest gap ${tenth(client.gap)} ms (${tenth(client.quiet)} before)`),
     );
   }
+}
+
+/** All threads of a process, and those that they will start. */
+function runOn(pid: number | null, processors: string): void {
+  if (pid === null) return;
+  execFileSync('taskset', ['--all-tasks', '--cpu-list', '--pid', processors, String(pid)], {
+    stdio: ['ignore', 'ignore', 'inherit'],
+  });
 }
 
 /** How fast pages are digested, and copied, in this run. */
@@ -273,6 +300,23 @@ function beyond({ gap, reply }: Seen, record: SyncRecord): number {
   return Math.max(0, gap - record.pauseMs - reply);
 }
 
+/** How many sessions no reply waited longer for than for the pause and the slowest reply of the second before. */
+function unnoticed(rows: readonly Row[]): string[] {
+  return [...new Set(rows.map(({ what }) => what))].flatMap((kind) => {
+    const seen = rows.flatMap(({ what, record, client }) =>
+      what === kind && client !== null
+        ? [client.gap - record.pauseMs - Math.max(client.quiet, notedGapMs)]
+        : [],
+    );
+    if (seen.length === 0) return [];
+    const within = seen.filter((ms) => ms <= 0).length;
+    const others = within < seen.length ? `, the others for up to ${tenth(Math.max(...seen))} ms more` : '';
+    return [
+      `${within} of ${seen.length} ${kind}s: no reply waited for more than the pause and the slowest reply before${others}`,
+    ];
+  });
+}
+
 /** A time that a daemon of this machine told, on the clock of the client's gaps; to a millisecond or two. */
 function onSharedClock(at: string): number {
   return sharedClockMs() - (Date.now() - Date.parse(at));
@@ -291,7 +335,7 @@ async function main(): Promise<void> {
   } finally {
     await bench.end(rows === null);
   }
-  const lines = table(rows);
+  const lines = [...table(rows), ...unnoticed(rows)];
   lines.push(
     `digests ${rate.digestGBs.toFixed(1)} GB/s, by a worker ${rate.workersGBs.toFixed(1)} GB/s; a copy of the same pages ${rate.copyGBs.toFixed(1)} GB/s`,
   );

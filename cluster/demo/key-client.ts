@@ -54,7 +54,8 @@ interface Pending {
 const readBackEvery = 16;
 const verifyDepth = 32;
 const gapsMax = 64;
-const gapMinMs = 5;
+/** Shorter ones are not remembered, in milliseconds. */
+export const notedGapMs = 5;
 const troubleMax = 8;
 
 /** Milliseconds on CLOCK_MONOTONIC, which all processes of a machine share. */
@@ -241,7 +242,7 @@ export class KeyClient {
   }
 
   private noteGap(gap: Gap): void {
-    if (gap.endMs - gap.startMs < gapMinMs) return;
+    if (gap.endMs - gap.startMs < notedGapMs) return;
     this.gaps.push(gap);
     this.gaps.sort((a, b) => b.endMs - b.startMs - (a.endMs - a.startMs));
     this.gaps.length = Math.min(this.gaps.length, gapsMax);

@@ -64,6 +64,10 @@ export class RemoteClient {
     return this.answer(timeoutMs);
   }
 
+  get pid(): number | null {
+    return this.child.pid ?? null;
+  }
+
   /** Kills the process. */
   stop(): void {
     if (this.ended === null) this.child.kill('SIGKILL');

@@ -319,6 +319,9 @@ class DataPlane final : private FlowSink {
   // while a guest stands still, and while it runs, since each look interrupts it.
   static constexpr Nanoseconds kUrgentLook = 100 * kMicrosecond;
   static constexpr Nanoseconds kPatientLook = 500 * kMicrosecond;
+  // How many times as long as a step took a patient session rests: a quarter of the time is its
+  // own.
+  static constexpr int kRests = 3;
   void ProposeUnproposed(Nanoseconds now);
   bool ProposePooled(Frame frame, Nanoseconds now);
   void PollGate(Nanoseconds now);

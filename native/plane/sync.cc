@@ -246,7 +246,7 @@ int DataPlane::PollTransfer(Nanoseconds now) {
   if (patient) {
     const Nanoseconds ended = clock_->Now();
     transfer_rests_ = done > 0;
-    transfer_due_ = ended + (transfer_rests_ ? ended - began : kPatientLook);
+    transfer_due_ = ended + (transfer_rests_ ? kRests * (ended - began) : kPatientLook);
   }
   if (done > 0) fabric_->Ring(peer);
   for (const TransferNews& news : transfer_news_) {
