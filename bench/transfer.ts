@@ -12,12 +12,12 @@
  * per duration [3], SECONDS= durations of load ["1 10 60"], THINK= how many ms the client waits after each reply, so that
  * it does not keep the processors busy by itself [0].
  *
- * Hosts do not share processors, so once there is a primary its host and the client are left the first one, and the other
- * hosts the others. SHARED=1 leaves it to the scheduler who of them runs where. The client is a realtime process: it is
- * to see the guest's time, not its own.
+ * Real hosts do not share processors, so once there is a primary its host and the client have the first one to themselves,
+ * and the backups' hosts the others. SHARED=1 leaves it to the scheduler who of them runs where. The client is a realtime
+ * process where that is allowed: it is to see the guest's time, not its own.
  */
-import { execFile, execFileSync, spawn } from 'node:child_process';
-import { cpus } from 'node:os';
+import { execFile, execFileSync, spawn, spawnSync } from 'node:child_process';
+import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 
@@ -93,7 +93,8 @@ class TransferBench {
   private readonly rounds = numbers('ROUNDS', '3')[0] ?? 3;
   private readonly durations = numbers('SECONDS', '1 10 60');
   private readonly thinkMs = numbers('THINK', '0', 0)[0] ?? 0;
-  private readonly apart = cpus().length > 1 && process.env['SHARED'] !== '1';
+  private readonly processors = processors();
+  private readonly apart = this.processors.length > 1 && process.env['SHARED'] !== '1';
 
   async run(): Promise<Row[]> {
     const { stage } = this;
@@ -131,12 +132,24 @@ class TransferBench {
 
   /** A host that is started by this process later on runs where this process does. */
   private async keepApart(place: ClusterPlace, primary: string): Promise<void> {
-    const others = `1-${cpus().length - 1}`;
+    const [first = 0, ...others] = this.processors;
     for (const { node, pid, guest } of answered(await fetchAll(place))) {
-      for (const one of [pid, guest.pid]) runOn(one, node === primary ? '0' : others);
+      for (const one of [pid, guest.pid]) this.runOn(one, node === primary ? [first] : others);
     }
-    runOn(process.pid, others);
-    this.stage.say(`${primary} runs on processor 0, the others on ${others}`);
+    this.runOn(process.pid, others);
+    this.stage.say(`${primary} runs on processor ${first}, the others on ${others.join(', ')}`);
+  }
+
+  /** All threads of a process, and those that they will start. */
+  private runOn(pid: number | null, on: readonly number[]): void {
+    if (pid !== null)
+      this.adjust('taskset', ['--all-tasks', '--cpu-list', '--pid', on.join(','), String(pid)]);
+  }
+
+  /** What cannot be had leaves figures that are less quiet, and is said. */
+  private adjust(program: string, args: readonly string[]): void {
+    const { error, status, stderr } = spawnSync(program, args, { encoding: 'utf8' });
+    if (status !== 0) this.stage.say(`${program}: ${error?.message ?? stderr.trim()}`);
   }
 
   private async heal(place: ClusterPlace, primary: string, target: string, loadS: number): Promise<void> {
@@ -172,9 +185,9 @@ class TransferBench {
   /** Does something while a client asks one thing after the other. It is a new one each time: one remembers few gaps. */
   private async watched(place: ClusterPlace, work: () => Promise<SyncRecord | undefined>): Promise<Watched> {
     const client = await this.stage.connect(place, 1, 1, this.thinkMs);
-    execFileSync('chrt', ['--rr', '--all-tasks', '--pid', '1', String(client.pid)]);
-    if (this.apart) runOn(client.pid, '0');
     try {
+      this.adjust('chrt', ['--rr', '--all-tasks', '--pid', '1', String(client.pid)]);
+      if (this.apart) this.runOn(client.pid, this.processors.slice(0, 1));
       return await this.watch(client, work);
     } finally {
       client.stop();
@@ -231,11 +244,12 @@ class TransferBench {
   }
 }
 
-/** All threads of a process, and those that they will start. */
-function runOn(pid: number | null, processors: string): void {
-  if (pid === null) return;
-  execFileSync('taskset', ['--all-tasks', '--cpu-list', '--pid', processors, String(pid)], {
-    stdio: ['ignore', 'ignore', 'inherit'],
+/** Those that this process may run on. */
+function processors(): number[] {
+  const list = /^Cpus_allowed_list:\s*(\S+)/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1] ?? '';
+  return list.split(',').flatMap((range) => {
+    const [first = 0, last = first] = range.split('-').map(Number);
+    return Array.from({ length: last - first + 1 }, (_, i) => first + i);
   });
 }
 
@@ -300,7 +314,10 @@ function beyond({ gap, reply }: Seen, record: SyncRecord): number {
   return Math.max(0, gap - record.pauseMs - reply);
 }
 
-/** How many sessions no reply waited longer for than for the pause and the slowest reply of the second before. */
+/**
+ * In how many sessions no reply waited longer than for the pause and the slowest reply of the second before (5 ms at
+ * least: faster ones are not remembered).
+ */
 function unnoticed(rows: readonly Row[]): string[] {
   return [...new Set(rows.map(({ what }) => what))].flatMap((kind) => {
     const seen = rows.flatMap(({ what, record, client }) =>

@@ -161,8 +161,8 @@ void Digester::DigestChunk(size_t chunk, Rests* rests) {
     if (holes_known_ && !resident_.Test(page)) {
       digest = {};
     } else {
-      digest = hasher_.Page(job_.memory.data() + page * kPageBytes);
       if (rests != nullptr) rests->Did(1);
+      digest = hasher_.Page(job_.memory.data() + page * kPageBytes);
     }
     progress_.fetch_add(1, std::memory_order_relaxed);
   }

@@ -65,8 +65,8 @@ class Digester {
   // Readable when the job is done.
   [[nodiscard]] int event_fd() const { return event_.get(); }
   // Ends the job; idempotent. When it returns, no worker touches memory or digests any more. It
-  // waits for the page that each is at: microseconds of work, and on a busy machine the worker's
-  // turn to do it.
+  // waits for the page that each is at: microseconds of work or a rest of a tenth of a millisecond,
+  // and on a busy machine the worker's turn to do it.
   void Cancel();
   // The same without waiting: false until the workers are done, then ask again.
   [[nodiscard]] bool TryCancel();

@@ -330,7 +330,9 @@ Nanoseconds DataPlane::NextDeadline(Nanoseconds now) const {
   if (opening_) {
     next = std::min(next, now + kPatientLook);
   } else if (transfer_ != nullptr && transfer_->busy()) {
-    next = std::min(next, transfer_->patient() ? transfer_due_ : now + kUrgentLook);
+    // What is due was looked at just before this; a plane that has failed does not look.
+    const Nanoseconds look = transfer_due_ > now ? transfer_due_ : now + kPatientLook;
+    next = std::min(next, transfer_->patient() ? look : now + kUrgentLook);
   }
   return std::max(next, now);
 }

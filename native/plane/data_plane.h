@@ -320,8 +320,10 @@ class DataPlane final : private FlowSink {
   static constexpr Nanoseconds kUrgentLook = 100 * kMicrosecond;
   static constexpr Nanoseconds kPatientLook = 500 * kMicrosecond;
   // How many times as long as a step took a patient session rests: a quarter of the time is its
-  // own.
+  // own. A step that was kept from running seems long: no rest is, since a guest may stand still by
+  // then.
   static constexpr int kRests = 3;
+  static constexpr Nanoseconds kRestMost = kMillisecond;
   void ProposeUnproposed(Nanoseconds now);
   bool ProposePooled(Frame frame, Nanoseconds now);
   void PollGate(Nanoseconds now);
@@ -331,6 +333,7 @@ class DataPlane final : private FlowSink {
 
   // sync.cc: delivery at rest behind a vm-sync, and the state that travels with a guest
   int PollTransfer(Nanoseconds now);
+  void TellArrival();
   void OpenPrepared();
   void LetLeave();
   void HoldBehind(Op op, std::span<const std::byte> payload);

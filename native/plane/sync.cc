@@ -234,6 +234,7 @@ int DataPlane::PollTransfer(Nanoseconds now) {
     OpenPrepared();
     return 1;
   }
+  TellArrival();
   // This thread may be a realtime one, and a guest's the ordinary one beside it that gets what is
   // left.
   const bool patient = transfer_->patient();
@@ -246,7 +247,8 @@ int DataPlane::PollTransfer(Nanoseconds now) {
   if (patient) {
     const Nanoseconds ended = clock_->Now();
     transfer_rests_ = done > 0;
-    transfer_due_ = ended + (transfer_rests_ ? kRests * (ended - began) : kPatientLook);
+    const Nanoseconds rest = std::min(kRests * (ended - began), kRestMost);
+    transfer_due_ = ended + (transfer_rests_ ? rest : kPatientLook);
   }
   if (done > 0) fabric_->Ring(peer);
   for (const TransferNews& news : transfer_news_) {
@@ -277,13 +279,16 @@ int DataPlane::PollTransfer(Nanoseconds now) {
         break;
     }
   }
-  // The state may be here before the log is.
-  if (arrived_ && target_ != nullptr && held_op_ == target_->op()) {
-    arrived_ = false;
-    EmitTransfer(PlaneEvent::Kind::kTransferArrived, session).numbers = {target_->op(),
-                                                                         target_->boot_op()};
-  }
+  TellArrival();
   return done;
+}
+
+// The state may be here before the log is.
+void DataPlane::TellArrival() {
+  if (!arrived_ || target_ == nullptr || held_op_ != target_->op()) return;
+  arrived_ = false;
+  EmitTransfer(PlaneEvent::Kind::kTransferArrived, target_->options().session).numbers = {
+      target_->op(), target_->boot_op()};
 }
 
 // Of a guest that stands still. All that it has said is taken first.
