@@ -89,6 +89,8 @@ const tenth = (value: number): number => Math.round(value * 10) / 10;
 class TransferBench {
   private readonly stage = new Stage({ name: 'bench-transfer', limitMs, logs: process.env['LOGS'] ?? null });
   private readonly rows: Row[] = [];
+  /** Whose host has a processor to itself. */
+  private settled = '';
   /** Heals per duration of load, and the durations in seconds. */
   private readonly rounds = numbers('ROUNDS', '3')[0] ?? 3;
   private readonly durations = numbers('SECONDS', '1 10 60');
@@ -101,13 +103,10 @@ class TransferBench {
     const clone = (directory: string): void => editConfig(directory, { firstBoot: 'clone' });
     const place = await stage.start(['--nodes', '3', '--name', 'bench'], clone);
     await this.clones(place);
-    const primary = (await stage.primary(place, 0)).node;
-    const target = place.config.nodes.find(({ name }) => name !== primary)?.name ?? '';
-    if (this.apart) await this.keepApart(place, primary);
     for (const loadS of this.durations) {
-      for (let i = 0; i < this.rounds; i++) await this.heal(place, primary, target, loadS);
+      for (let i = 0; i < this.rounds; i++) await this.heal(place, loadS);
     }
-    for (let i = 0; i < this.rounds; i++) await this.rejoin(place, primary, target);
+    for (let i = 0; i < this.rounds; i++) await this.rejoin(place);
     return this.rows;
   }
 
@@ -128,6 +127,14 @@ class TransferBench {
       for (const record of made) this.note('clone', 0, record, null);
       return;
     }
+  }
+
+  /** The primary, and who is made its copy. A machine that stands still for longer than an election has another one. */
+  private async roles(place: ClusterPlace): Promise<{ primary: string; target: string }> {
+    const { node: primary } = await this.stage.primary(place, 0);
+    if (this.apart && primary !== this.settled) await this.keepApart(place, primary);
+    this.settled = primary;
+    return { primary, target: place.config.nodes.find(({ name }) => name !== primary)?.name ?? '' };
   }
 
   /** A host that is started by this process later on runs where this process does. */
@@ -152,8 +159,10 @@ class TransferBench {
     if (status !== 0) this.stage.say(`${program}: ${error?.message ?? stderr.trim()}`);
   }
 
-  private async heal(place: ClusterPlace, primary: string, target: string, loadS: number): Promise<void> {
+  private async heal(place: ClusterPlace, loadS: number): Promise<void> {
+    await this.roles(place);
     await this.load(place, loadS);
+    const { primary, target } = await this.roles(place);
     const { adminSocket } = nodePaths(place.directory, primary);
     const request = async (): Promise<SyncRecord> =>
       (await callDaemon(
@@ -166,8 +175,9 @@ class TransferBench {
     if (record !== undefined) this.note('heal', loadS, record, seen);
   }
 
-  private async rejoin(place: ClusterPlace, primary: string, target: string): Promise<void> {
+  private async rejoin(place: ClusterPlace): Promise<void> {
     const { stage } = this;
+    const { primary, target } = await this.roles(place);
     const victim = answered(await fetchAll(place)).find(({ node }) => node === target);
     if (victim !== undefined) stage.kill(victim);
     await this.load(place, 1);
