@@ -122,6 +122,16 @@ void StayOnOneProcessor() {
   FALCON_CHECK(sched_setaffinity(0, sizeof one, &one) == 0);
 }
 
+// A connection is prepared beside the reactor: it is there some time after the command.
+bool Hears(Reactor& reactor, PeerId peer) {
+  for (int i = 0; i < 5000; ++i) {
+    LoadResult load;
+    if (SnapshotOf(reactor, &load).words_at[peer] != 0) return true;
+    usleep(1000);
+  }
+  return false;
+}
+
 // A scheduler can leave two reactors that never sleep on one processor for ever. Each of them must
 // not wait for the other's answer until its time slice is over.
 TEST(busy_reactors_on_one_processor_let_each_other_run) {
@@ -145,6 +155,7 @@ TEST(busy_reactors_on_one_processor_let_each_other_run) {
     reactors[i].Connect(other, 7, reactors[other].descriptor());
     reactors[i].Post([](DataPlane& plane) { plane.Promise(1); });
   }
+  for (PeerId i : {0, 1}) REQUIRE(Hears(reactors[i], 1 - i));
   // Both stand at the beginning of the log, so nothing has to be learned first.
   reactors[0].Post([](DataPlane& plane) { plane.Lead(1); });
   LoadResult load;
@@ -178,16 +189,6 @@ std::vector<std::byte> EventOf(Reactor& reactor, PlaneEvent::Kind kind) {
     usleep(1000);
   }
   return {};
-}
-
-// A connection is prepared beside the reactor: it is there some time after the command.
-bool Hears(Reactor& reactor, PeerId peer) {
-  for (int i = 0; i < 5000; ++i) {
-    LoadResult load;
-    if (SnapshotOf(reactor, &load).words_at[peer] != 0) return true;
-    usleep(1000);
-  }
-  return false;
 }
 
 // A daemon is told to stop at any moment of a session, which holds memory of the fabric's, maps a
