@@ -1,4 +1,5 @@
-// Threads with names, so that an operator sees in top who takes the processor.
+// Threads with names, so that an operator sees in top who takes the processor; and rests, for those
+// that share it.
 #pragma once
 
 #include <cstddef>

@@ -48,7 +48,16 @@ class Folder {
   std::string path_ = "/dev/shm/falcon-plane-XXXXXX";
 };
 
-// Both sides of a session over the files ram0 and ram1; *options become those of the target.
+TransferOptions SessionOf(size_t ram_bytes) {
+  TransferOptions options;
+  options.session = 5;
+  options.ram_bytes = ram_bytes;
+  options.key = MakeDigestKey();
+  return options;
+}
+
+// Both sides of a session over the files ram0 and ram1, ready for its first round; *options become
+// those of the target.
 bool OpenBoth(Pair& pair, const std::string& directory, TransferOptions* options) {
   for (PeerId i : {0, 1}) {
     options->source = i == 0;
@@ -59,6 +68,8 @@ bool OpenBoth(Pair& pair, const std::string& directory, TransferOptions* options
     pair.member[i].plane->TransferOpen(*options);
     if (!pair.Until(i, PlaneEvent::Kind::kTransferOpened)) return false;
   }
+  pair.member[0].plane->TransferAttach(options->session, Opened(pair.member[1], 0),
+                                       Opened(pair.member[1], 1));
   return true;
 }
 
@@ -149,9 +160,7 @@ TEST(ThePollingThreadNeitherLocksNorUnlocksMemory) {
   {
     Pair pair(64 << 10, 3, true, true, memory.Options());
     REQUIRE(pair.Lead());
-    TransferOptions options;
-    options.ram_bytes = kRam;
-    options.key = MakeDigestKey();
+    TransferOptions options = SessionOf(kRam);
     // The first is given up while it is being prepared, and the plane goes on meanwhile.
     memory.held.store(true);
     options.session = 4;
@@ -177,7 +186,6 @@ TEST(ThePollingThreadNeitherLocksNorUnlocksMemory) {
     options.session = 5;
     REQUIRE(OpenBoth(pair, directory, &options));
     CHECK(pair.Count(0, PlaneEvent::Kind::kTransferOpened) == 1);
-    source.TransferAttach(5, Opened(pair.member[1], 0), Opened(pair.member[1], 1));
     source.TransferRound(5, 1, RoundPages::kResident, false);
     REQUIRE(pair.Until(0, PlaneEvent::Kind::kTransferRound));
     for (PeerId i : {0, 1}) pair.member[i].plane->TransferClose(5);
@@ -219,13 +227,9 @@ TEST(ASourceWhoseGuestRunsTakesAQuarterOfTheTime) {
   REQUIRE(WriteFile(directory + "/ram1", std::vector<std::byte>(kRam)).ok());
   Pair pair(64 << 10, 3, true);
   REQUIRE(pair.Lead());
-  TransferOptions options;
-  options.session = 5;
-  options.ram_bytes = kRam;
-  options.key = MakeDigestKey();
+  TransferOptions options = SessionOf(kRam);
   REQUIRE(OpenBoth(pair, directory, &options));
   DataPlane& source = *pair.member[0].plane;
-  source.TransferAttach(5, Opened(pair.member[1], 0), Opened(pair.member[1], 1));
 
   // Between the first and the last poll that moved pages: polls that moved none for each that did.
   const auto resting = [&](uint32_t number, Nanoseconds step, bool final) {
@@ -280,13 +284,9 @@ TEST(ASourceThatWaitsLooksRarelyWhileItsGuestRuns) {
   for (const bool final : {false, true}) {
     Pair pair(64 << 10, 3, true);
     REQUIRE(pair.Lead());
-    TransferOptions options;
-    options.session = 5;
-    options.ram_bytes = kRam;
-    options.key = MakeDigestKey();
+    TransferOptions options = SessionOf(kRam);
     REQUIRE(OpenBoth(pair, directory, &options));
     DataPlane& source = *pair.member[0].plane;
-    source.TransferAttach(5, Opened(pair.member[1], 0), Opened(pair.member[1], 1));
     source.TransferRound(5, 1, RoundPages::kResident, final);
     // The target says nothing. There are heartbeats, too: the longest look ahead is the session's.
     Nanoseconds ahead = 0;
