@@ -196,12 +196,22 @@ class TransferBench {
   private async watched(place: ClusterPlace, work: () => Promise<SyncRecord | undefined>): Promise<Watched> {
     const client = await this.stage.connect(place, 1, 1, this.thinkMs);
     try {
-      this.adjust('chrt', ['--rr', '--all-tasks', '--pid', '1', String(client.pid)]);
-      if (this.apart) this.runOn(client.pid, this.processors.slice(0, 1));
+      this.placeClient(client.pid);
       return await this.watch(client, work);
     } finally {
       client.stop();
     }
+  }
+
+  /** Only the thread that asks: those that compile for it would take the processor from the guest for 10 ms at a time. */
+  private placeClient(pid: number | null): void {
+    if (pid === null) return;
+    const [first = 0, ...others] = this.processors;
+    if (this.apart) {
+      this.runOn(pid, others);
+      this.adjust('taskset', ['--cpu-list', '--pid', String(first), String(pid)]);
+    }
+    this.adjust('chrt', ['--rr', '--pid', '1', String(pid)]);
   }
 
   private async watch(client: RemoteClient, work: () => Promise<SyncRecord | undefined>): Promise<Watched> {

@@ -4,6 +4,7 @@ import type { ChildProcess } from 'node:child_process';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 
+import { ownGarbage } from '../../src/api/lifecycle.js';
 import type { Tally } from './key-client.js';
 
 export interface RemoteClientOptions {
@@ -33,7 +34,7 @@ export class RemoteClient {
   private constructor(options: RemoteClientOptions) {
     const program = fileURLToPath(new URL('client.js', import.meta.url));
     const { host, port, seed, depth, thinkMs = 0 } = options;
-    const node = [process.execPath, program, host, ...[port, seed, depth, thinkMs].map(String)];
+    const node = [process.execPath, ownGarbage, program, host, ...[port, seed, depth, thinkMs].map(String)];
     const [file = '', ...args] =
       options.netns === null ? node : ['ip', 'netns', 'exec', options.netns, ...node];
     // A session of its own: ctrl-C is the driver's affair.

@@ -324,6 +324,8 @@ class DataPlane final : private FlowSink {
   // then.
   static constexpr int kRests = 3;
   static constexpr Nanoseconds kRestMost = kMillisecond;
+  // A wake-up takes half as long: steps are joined until they are worth one.
+  static constexpr Nanoseconds kStepLeast = 100 * kMicrosecond;
   void ProposeUnproposed(Nanoseconds now);
   bool ProposePooled(Frame frame, Nanoseconds now);
   void PollGate(Nanoseconds now);
@@ -333,6 +335,7 @@ class DataPlane final : private FlowSink {
 
   // sync.cc: delivery at rest behind a vm-sync, and the state that travels with a guest
   int PollTransfer(Nanoseconds now);
+  int PatientSteps();
   void TellArrival();
   void OpenPrepared();
   void LetLeave();

@@ -228,6 +228,25 @@ void DataPlane::TransferForget(size_t peer) {
   }
 }
 
+// While both guests run: steps that take some time together, and when the next are due.
+int DataPlane::PatientSteps() {
+  const Nanoseconds began = clock_->Now();
+  Nanoseconds ended = began;
+  int done = 0;
+  for (bool more = true; more;) {
+    const int step = transfer_->Poll(ended, &transfer_news_);
+    done += step;
+    const Nanoseconds now = clock_->Now();
+    // A simulated clock stands still.
+    more = step > 0 && now > ended && now - began < kStepLeast && transfer_->patient();
+    ended = now;
+  }
+  transfer_rests_ = done > 0;
+  const Nanoseconds rest = std::min(kRests * (ended - began), kRestMost);
+  transfer_due_ = ended + (transfer_rests_ ? rest : kPatientLook);
+  return done;
+}
+
 int DataPlane::PollTransfer(Nanoseconds now) {
   if (opening_) {
     if (!prepared_.done()) return 0;
@@ -242,14 +261,7 @@ int DataPlane::PollTransfer(Nanoseconds now) {
   transfer_news_.clear();
   const SessionId session = transfer_->options().session;
   const PeerId peer = transfer_->options().peer;
-  const Nanoseconds began = patient ? clock_->Now() : 0;
-  const int done = transfer_->Poll(now, &transfer_news_);
-  if (patient) {
-    const Nanoseconds ended = clock_->Now();
-    transfer_rests_ = done > 0;
-    const Nanoseconds rest = std::min(kRests * (ended - began), kRestMost);
-    transfer_due_ = ended + (transfer_rests_ ? rest : kPatientLook);
-  }
+  const int done = patient ? PatientSteps() : transfer_->Poll(now, &transfer_news_);
   if (done > 0) fabric_->Ring(peer);
   for (const TransferNews& news : transfer_news_) {
     switch (news.kind) {

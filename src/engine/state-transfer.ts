@@ -271,8 +271,7 @@ export class StateTransfer {
         this.dropWhatIsLeaving(effect.session);
         return this.guestDo(effect.session, 'source', async (guest) => {
           await this.dropped;
-          await this.told.resume(guest);
-          plane.transferRelease(effect.session);
+          await this.told.release(guest, effect.session);
           return { type: 'resumed' };
         });
       case 'close':

@@ -208,10 +208,7 @@ export class Verification {
       case 'take':
         return plane.transferTake(effect.session, state);
       case 'resume':
-        return this.guestDo(effect.session, 'resumed', async (guest) => {
-          await this.told.resume(guest);
-          plane.transferRelease(effect.session);
-        });
+        return this.guestDo(effect.session, 'resumed', (guest) => this.told.release(guest, effect.session));
       case 'close':
         return plane.transferClose(effect.session);
     }

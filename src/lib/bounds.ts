@@ -79,6 +79,8 @@ export const bounds = {
   transferHealEveryMs: 3_000,
   /** 1 MiB: about what is digested, compared and moved in a millisecond. */
   transferSettledPages: 256,
+  /** A few replies. What changes meanwhile is a few pages of the last round. */
+  transferSettleMs: 3,
   transferRoundsMax: 8,
   transferRecordsMax: 64,
   statusSyncsMax: 8,

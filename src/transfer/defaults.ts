@@ -16,6 +16,7 @@ export function transferOptions(self: NodeId): TransferOptions {
     backOffMaxMs: bounds.transferBackOffMaxMs,
     healEveryMs: bounds.transferHealEveryMs,
     settledPages: bounds.transferSettledPages,
+    settleMs: bounds.transferSettleMs,
     roundsMax: bounds.transferRoundsMax,
   };
 }

@@ -1,8 +1,8 @@
 /**
  * The source of a state transfer: the primary, which brings one member at a time to a full copy of its guest.
  *
- *   idle -> opening -> offering -> copying (rounds, the guest runs) -> syncing (vm-sync is in the log)
- *        -> pausing -> final (both guests stand still) -> sending -> resuming -> confirming -> idle
+ *   idle -> opening -> offering -> copying (rounds, the guest runs) -> settling (few pages are left)
+ *        -> syncing (vm-sync is in the log) -> pausing -> final (both guests stand still) -> sending -> resuming -> confirming -> idle
  *
  * A session can be given up in every state. What was paused is resumed first; the target finds out by mail, by
  * the end of the connection or the view, or because nothing comes any more.
@@ -27,6 +27,7 @@ type Phase =
   | 'opening'
   | 'offering'
   | 'copying'
+  | 'settling'
   | 'syncing'
   | 'pausing'
   | 'final'
@@ -45,6 +46,8 @@ interface Session {
   deadline: Milliseconds;
   offer: Extract<TransferMessage, { type: 'offer' }> | null;
   sendAt: Milliseconds;
+  /** When the vm-sync is proposed. */
+  settledAt: Milliseconds;
   based: boolean;
   accepted: boolean;
   rounds: number;
@@ -197,6 +200,7 @@ export class TransferSource {
       deadline: memoryDeadline(this.options, now, this.setting.ramBytes()),
       offer: null,
       sendAt: now,
+      settledAt: 0,
       based: false,
       accepted: false,
       rounds: 0,
@@ -227,6 +231,10 @@ export class TransferSource {
     if (s.phase === 'offering' && s.offer !== null && now >= s.sendAt) {
       s.sendAt = now + this.options.offerRetryMs;
       this.out.push({ type: 'send', to: s.peer, message: s.offer });
+    }
+    if (s.phase === 'settling' && now >= s.settledAt) {
+      s.phase = 'syncing';
+      this.out.push({ type: 'propose', session: s.id, peer: s.peer });
     }
   }
 
@@ -330,8 +338,10 @@ export class TransferSource {
     const settled =
       s.pendingPages <= settledPages || s.rounds >= roundsMax || s.pendingPages * 10 > s.roundPages * 8;
     if (!settled) return this.round(s, 'pending', false);
-    s.phase = 'syncing';
-    this.out.push({ type: 'propose', session: s.id, peer: s.peer });
+    // To say which pages it has changed, the guest has just been held up. It answers what it was asked meanwhile first, so
+    // that nobody waits for both.
+    s.phase = 'settling';
+    s.settledAt = now + this.options.settleMs;
   }
 
   private round(s: Session, pages: RoundPages, final: boolean): void {

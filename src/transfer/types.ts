@@ -30,6 +30,8 @@ export interface TransferOptions {
   readonly healEveryMs: Milliseconds;
   /** Copying while the guest runs ends when so few pages are left, or after so many rounds. */
   readonly settledPages: number;
+  /** Between the last look at what has changed and the vm-sync behind which the guest stands still. */
+  readonly settleMs: Milliseconds;
   readonly roundsMax: number;
 }
 

@@ -5,6 +5,7 @@ import { StateTransfer } from '../../src/engine/state-transfer.js';
 import type { StateTransferPorts } from '../../src/engine/types.js';
 import type { DataPlane, RoundFigures } from '../../src/ports/data-plane.js';
 import type { GuestRunner } from '../../src/ports/guest.js';
+import { bounds } from '../../src/lib/bounds.js';
 import { transferOptions } from '../../src/transfer/defaults.js';
 import { encodeTransfer, sessionId, sessionKeyBytes } from '../../src/wire/transfer-messages.js';
 
@@ -22,6 +23,7 @@ const figures: RoundFigures = {
 class Bench {
   readonly told: string[] = [];
   readonly transfer: StateTransfer;
+  private now = 1;
 
   constructor() {
     const plane = new Proxy(
@@ -58,7 +60,7 @@ class Bench {
         keeper: { state: 'ready', fillable: 'live' } as StateTransferPorts['keeper'],
         cutOff: () => this.told.push('cut off'),
         whole: () => undefined,
-        now: () => 1,
+        now: () => this.now,
         log: () => undefined,
       },
     );
@@ -68,16 +70,22 @@ class Bench {
     for (let i = 0; i < 20; i++) await nextTurn();
   }
 
+  tick(ms: number): void {
+    this.now += ms;
+    const peers = [{ node: peer, reachable: true, whole: false, booting: false, syncOp: 0 }];
+    this.transfer.tick({ view, primary: 1, leads: true, peers });
+  }
+
   /** Up to where the vm-sync has been delivered. */
   async untilHeld(): Promise<void> {
     const { transfer } = this;
-    const peers = [{ node: peer, reachable: true, whole: false, booting: false, syncOp: 0 }];
-    transfer.tick({ view, primary: 1, leads: true, peers });
+    this.tick(0);
     transfer.onPlaneEvent({ type: 'transfer-opened', session, inbox: none, ram: none });
     transfer.onMail(peer, encodeTransfer({ type: 'accept', session, based: false, inbox: none, ram: none }));
     await this.settle();
     transfer.onPlaneEvent({ type: 'transfer-round', session, figures });
     await this.settle();
+    this.tick(bounds.transferSettleMs);
     this.told.length = 0;
     transfer.onPlaneEvent({ type: 'transfer-held', session, op: 5 });
   }
@@ -118,6 +126,16 @@ void t.test('a guest that is to stand still is asked for everything at once', as
   t.match(bench.told, ['pause', 'dirtyCollect', 'saveState', 'transferCollected', 'transferRound']);
 });
 
+void t.test('what waits for the guest is there when it goes on', async (t) => {
+  const bench = new Bench();
+  await bench.untilSent();
+  bench.told.length = 0;
+  bench.transfer.onPlaneEvent({ type: 'transfer-sent', session, bytes: 1 });
+  // No answer comes in this turn of the event loop.
+  for (let i = 0; i < 20; i++) await Promise.resolve();
+  t.same(bench.told, ['resume', 'transferRelease']);
+});
+
 void t.test('what was asked for counts though the session is over', async (t) => {
   const bench = new Bench();
   await bench.untilHeld();
@@ -135,8 +153,7 @@ void t.test('what was asked for counts though the session is over', async (t) =>
 void t.test('a session that is lost before anything of its end was posted cuts nobody off', async (t) => {
   const bench = new Bench();
   const { transfer } = bench;
-  const peers = [{ node: peer, reachable: true, whole: false, booting: false, syncOp: 0 }];
-  transfer.tick({ view, primary: 1, leads: true, peers });
+  bench.tick(0);
   transfer.onPlaneEvent({ type: 'transfer-opened', session, inbox: none, ram: none });
   transfer.onMail(peer, encodeTransfer({ type: 'refuse', session, reason: 'no guest runs here' }));
   await bench.settle();

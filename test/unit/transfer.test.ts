@@ -279,12 +279,12 @@ void t.test('with failures everywhere', (t) => {
   t.end();
 });
 
-void t.test('a round of a large guest may take longer than any other step', (t) => {
-  const ramBytes = (): number => 8 * 2 ** 30;
+/** A source in its first round, from 4 on. */
+function copying(ramBytes: number): Copying {
   const source = new TransferSource(transferOptions(0), {
     key: () => new Uint8Array(32),
     machine: () => 'pc',
-    ramBytes,
+    ramBytes: () => ramBytes,
     baseOf: () => 0,
   });
   const out: SourceEffect[] = [];
@@ -296,6 +296,34 @@ void t.test('a round of a large guest may take longer than any other step', (t) 
   const accept = { type: 'accept', session, based: false, inbox: none, ram: none } as const;
   source.step({ type: 'mail', now: 3, from: 1, message: accept }, out);
   source.step({ type: 'collected', now: 4, session, pages: 0 }, out);
+  return { source, session, out, tick };
+}
+
+interface Copying {
+  readonly source: TransferSource;
+  readonly session: SessionId;
+  readonly out: SourceEffect[];
+  readonly tick: (now: number) => void;
+}
+
+void t.test('a guest has time to answer between the last look at its changes and the pause', (t) => {
+  const { source, session, out, tick } = copying(4096);
+  const { settledPages, settleMs } = transferOptions(0);
+  const proposed = (): boolean => out.some(({ type }) => type === 'propose');
+  const round = { ...figures, pages: 10 * settledPages };
+  source.step({ type: 'round-done', now: 5, session, figures: round }, out);
+  source.step({ type: 'collected', now: 6, session, pages: settledPages }, out);
+  tick(6 + settleMs - 1);
+  t.notOk(proposed());
+  tick(6 + settleMs);
+  t.ok(proposed());
+  t.end();
+});
+
+void t.test('a round of a large guest may take longer than any other step', (t) => {
+  const large = 8 * 2 ** 30;
+  const ramBytes = (): number => large;
+  const { source, session, tick } = copying(large);
   tick(60_000);
   t.equal(source.status?.phase, 'copying', 'the source waits for its round');
   tick(10 * 60_000);
