@@ -211,7 +211,7 @@ class TransferBench {
       this.runOn(pid, others);
       this.adjust('taskset', ['--cpu-list', '--pid', String(first), String(pid)]);
     }
-    this.adjust('chrt', ['--rr', '--pid', '1', String(pid)]);
+    this.adjust('chrt', ['--rr', '--reset-on-fork', '--pid', '1', String(pid)]);
   }
 
   private async watch(client: RemoteClient, work: () => Promise<SyncRecord | undefined>): Promise<Watched> {

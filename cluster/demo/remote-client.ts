@@ -34,6 +34,7 @@ export class RemoteClient {
   private constructor(options: RemoteClientOptions) {
     const program = fileURLToPath(new URL('client.js', import.meta.url));
     const { host, port, seed, depth, thinkMs = 0 } = options;
+    // It notes gaps: one that waits for V8's own threads would note its own.
     const node = [process.execPath, ownGarbage, program, host, ...[port, seed, depth, thinkMs].map(String)];
     const [file = '', ...args] =
       options.netns === null ? node : ['ip', 'netns', 'exec', options.netns, ...node];

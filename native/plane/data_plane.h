@@ -324,7 +324,7 @@ class DataPlane final : private FlowSink {
   // then.
   static constexpr int kRests = 3;
   static constexpr Nanoseconds kRestMost = kMillisecond;
-  // A wake-up takes half as long: steps are joined until they are worth one.
+  // A wake-up takes 30 to 50 us: steps are joined until they are worth one.
   static constexpr Nanoseconds kStepLeast = 100 * kMicrosecond;
   void ProposeUnproposed(Nanoseconds now);
   bool ProposePooled(Frame frame, Nanoseconds now);

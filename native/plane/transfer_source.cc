@@ -12,7 +12,7 @@
 namespace falcon {
 namespace {
 
-// What one poll posts at most while the guest runs, and while it stands still.
+// What one step posts at most while the guest runs, and while it stands still.
 constexpr size_t kRunningBytes = 128 << 10;
 constexpr size_t kStillBytes = 2 << 20;
 // So many pages go packed; fewer are not worth the turn, and more are sooner sent as they are.

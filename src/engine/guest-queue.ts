@@ -89,15 +89,8 @@ export class GuestQueue {
       .finally(() => this.queued--);
   }
 
-  /** Frames need not wait for the guest's answer: they are there when it goes on. */
-  async release(guest: GuestRunner, session: SessionId): Promise<void> {
-    const resumed = this.resume(guest);
-    this.ports.plane.transferRelease(session);
-    await resumed;
-  }
-
   /** A guest that stands still for ever is none: then this replica is better off without it. */
-  private async resume(guest: GuestRunner): Promise<void> {
+  async resume(guest: GuestRunner): Promise<void> {
     try {
       await guest.resume();
     } catch (first) {

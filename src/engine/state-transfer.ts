@@ -271,7 +271,10 @@ export class StateTransfer {
         this.dropWhatIsLeaving(effect.session);
         return this.guestDo(effect.session, 'source', async (guest) => {
           await this.dropped;
-          await this.told.release(guest, effect.session);
+          const resumed = this.told.resume(guest);
+          // Frames need not wait for the guest's answer: they are there when it goes on.
+          plane.transferRelease(effect.session);
+          await resumed;
           return { type: 'resumed' };
         });
       case 'close':

@@ -208,7 +208,11 @@ export class Verification {
       case 'take':
         return plane.transferTake(effect.session, state);
       case 'resume':
-        return this.guestDo(effect.session, 'resumed', (guest) => this.told.release(guest, effect.session));
+        return this.guestDo(effect.session, 'resumed', async (guest) => {
+          await this.told.resume(guest);
+          // What the data plane tells of the rest of the session comes behind this, and must not come before the answer.
+          plane.transferRelease(effect.session);
+        });
       case 'close':
         return plane.transferClose(effect.session);
     }

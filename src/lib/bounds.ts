@@ -79,7 +79,7 @@ export const bounds = {
   transferHealEveryMs: 3_000,
   /** 1 MiB: about what is digested, compared and moved in a millisecond. */
   transferSettledPages: 256,
-  /** A few replies. What changes meanwhile is a few pages of the last round. */
+  /** A few replies, of a guest that changes few pages meanwhile. */
   transferSettleMs: 3,
   transferRoundsMax: 8,
   transferRecordsMax: 64,

@@ -47,7 +47,7 @@ interface Session {
   offer: Extract<TransferMessage, { type: 'offer' }> | null;
   sendAt: Milliseconds;
   /** When the vm-sync is proposed. */
-  settledAt: Milliseconds;
+  proposeAt: Milliseconds;
   based: boolean;
   accepted: boolean;
   rounds: number;
@@ -200,7 +200,7 @@ export class TransferSource {
       deadline: memoryDeadline(this.options, now, this.setting.ramBytes()),
       offer: null,
       sendAt: now,
-      settledAt: 0,
+      proposeAt: 0,
       based: false,
       accepted: false,
       rounds: 0,
@@ -232,10 +232,13 @@ export class TransferSource {
       s.sendAt = now + this.options.offerRetryMs;
       this.out.push({ type: 'send', to: s.peer, message: s.offer });
     }
-    if (s.phase === 'settling' && now >= s.settledAt) {
-      s.phase = 'syncing';
-      this.out.push({ type: 'propose', session: s.id, peer: s.peer });
-    }
+    this.propose(s, now);
+  }
+
+  private propose(s: Session, now: Milliseconds): void {
+    if (s.phase !== 'settling' || now < s.proposeAt) return;
+    s.phase = 'syncing';
+    this.out.push({ type: 'propose', session: s.id, peer: s.peer });
   }
 
   private mail(s: Session, now: Milliseconds, message: TransferMessage): void {
@@ -338,10 +341,11 @@ export class TransferSource {
     const settled =
       s.pendingPages <= settledPages || s.rounds >= roundsMax || s.pendingPages * 10 > s.roundPages * 8;
     if (!settled) return this.round(s, 'pending', false);
-    // To say which pages it has changed, the guest has just been held up. It answers what it was asked meanwhile first, so
-    // that nobody waits for both.
     s.phase = 'settling';
-    s.settledAt = now + this.options.settleMs;
+    // To say which pages it has changed, the guest has just been held up. It answers what it was asked meanwhile first, so
+    // that nobody waits for both. One that changes more than can be followed would only change more.
+    s.proposeAt = now + (s.pendingPages <= settledPages ? this.options.settleMs : 0);
+    this.propose(s, now);
   }
 
   private round(s: Session, pages: RoundPages, final: boolean): void {

@@ -30,7 +30,10 @@ export interface TransferOptions {
   readonly healEveryMs: Milliseconds;
   /** Copying while the guest runs ends when so few pages are left, or after so many rounds. */
   readonly settledPages: number;
-  /** Between the last look at what has changed and the vm-sync behind which the guest stands still. */
+  /**
+   * At least so much time is between the last look at what has changed and the vm-sync behind which the guest stands still
+   * (the next tick), unless more than `settledPages` are left.
+   */
   readonly settleMs: Milliseconds;
   readonly roundsMax: number;
 }

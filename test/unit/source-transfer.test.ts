@@ -70,9 +70,9 @@ class Bench {
     for (let i = 0; i < 20; i++) await nextTurn();
   }
 
-  tick(ms: number): void {
+  tick(ms: number, whole = false): void {
     this.now += ms;
-    const peers = [{ node: peer, reachable: true, whole: false, booting: false, syncOp: 0 }];
+    const peers = [{ node: peer, reachable: true, whole, booting: false, syncOp: 0 }];
     this.transfer.tick({ view, primary: 1, leads: true, peers });
   }
 
@@ -134,6 +134,27 @@ void t.test('what waits for the guest is there when it goes on', async (t) => {
   // No answer comes in this turn of the event loop.
   for (let i = 0; i < 20; i++) await Promise.resolve();
   t.same(bench.told, ['resume', 'transferRelease']);
+});
+
+void t.test('the rest of a verification begins when the guest has answered', async (t) => {
+  const bench = new Bench();
+  const { transfer } = bench;
+  bench.tick(0, true);
+  void transfer.verification.request(peer);
+  const session = transfer.verification.sending?.session ?? 0;
+  transfer.onPlaneEvent({ type: 'transfer-opened', session, inbox: none, ram: none });
+  await bench.settle();
+  transfer.onPlaneEvent({ type: 'transfer-taken', session });
+  transfer.onMail(peer, encodeTransfer({ type: 'accept', session, based: false, inbox: none, ram: none }));
+  transfer.onPlaneEvent({ type: 'transfer-held', session, op: 5 });
+  await bench.settle();
+  bench.told.length = 0;
+  transfer.onPlaneEvent({ type: 'transfer-taken', session });
+  for (let i = 0; i < 20; i++) await Promise.resolve();
+  t.same(bench.told, ['resume']);
+  await bench.settle();
+  t.same(bench.told, ['resume', 'transferRelease']);
+  t.equal(transfer.verification.sending?.phase, 'comparing');
 });
 
 void t.test('what was asked for counts though the session is over', async (t) => {

@@ -317,6 +317,15 @@ void t.test('a guest has time to answer between the last look at its changes and
   t.notOk(proposed());
   tick(6 + settleMs);
   t.ok(proposed());
+
+  const busy = copying(4096);
+  const left = { ...figures, pages: settledPages };
+  busy.source.step({ type: 'round-done', now: 5, session, figures: left }, busy.out);
+  busy.source.step({ type: 'collected', now: 6, session, pages: settledPages + 1 }, busy.out);
+  t.ok(
+    busy.out.some(({ type }) => type === 'propose'),
+    'one that changes more than can be followed is not waited for',
+  );
   t.end();
 });
 
