@@ -85,7 +85,11 @@ class Member {
   [[nodiscard]] DataPlane& plane() { return *plane_; }
   [[nodiscard]] Fabric& fabric() { return *fabric_; }
 
-  int Poll() { return plane_->PollOnce(MonotonicNow()); }
+  // As a reactor that spins.
+  int Poll() {
+    const Nanoseconds now = MonotonicNow();
+    return plane_->Due() ? plane_->PollOnce(now) : 0;
+  }
   // What need not be done within a commit.
   void Between() {
     plane_->Tick(MonotonicNow());

@@ -165,9 +165,13 @@ class Fabric {
   // after a batch of writes.
   virtual void Ring(PeerId peer) = 0;
 
-  // Drives completions. A fabric without hardware changes the regions only here and in ArmWake.
+  // Drives completions. A fabric without hardware changes the regions only here and in ArmWake,
+  // unless it is ever IsQuiet.
   // Returns how many things happened (0: idle).
   virtual int Poll() = 0;
+  // The regions change without Poll, and nobody waits for a completion: who looks at them again and
+  // again need not call it each time.
+  [[nodiscard]] virtual bool IsQuiet() const { return false; }
 
   // Sleeping: ArmWake(), look at the memory once more, then wait for wake_fd() to become readable,
   // then DisarmWake(). A write that lands after ArmWake makes wake_fd readable.

@@ -69,6 +69,7 @@ class SimFabric final : public Fabric {
   }
   void Ring(PeerId /*peer*/) override {}
   int Poll() override;
+  [[nodiscard]] bool IsQuiet() const override { return network_->options_.quiet; }
   [[nodiscard]] int wake_fd() const override { return -1; }
   void ArmWake() override {}
   void DisarmWake() override {}

@@ -27,6 +27,7 @@ struct SimOptions {
   size_t queue_bound = 256;       // operations posted and not completed, per channel
   bool capture_at_post = false;   // true: the bytes of a write are those at the time of the post
   bool lazy_completions = false;  // Completed() moves only as far as RequestCompletion has asked
+  bool quiet = false;             // what IsQuiet() says
   // Called where LockMemory is called (true), and where what it gave, or what holds an attachment,
   // is let go (false): what takes long on other fabrics. On any thread.
   std::function<void(bool)> on_lock{};

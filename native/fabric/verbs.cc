@@ -231,8 +231,8 @@ Status VerbsFabricImpl::Find(const VerbsPeer& peer, RemoteAddress address, size_
   return Ok();
 }
 
-Status VerbsFabricImpl::Write(PeerId id, RemoteAddress to,
-                              std::span<const std::span<const std::byte>> pieces) {
+[[gnu::flatten]] Status VerbsFabricImpl::Write(PeerId id, RemoteAddress to,
+                                               std::span<const std::span<const std::byte>> pieces) {
   FALCON_CHECK(pieces.size() <= kMaxPieces);
   VerbsPeer& peer = At(id);
   size_t bytes = 0;
@@ -281,6 +281,13 @@ int VerbsFabricImpl::PollPeer(PeerId id, bool tend, Nanoseconds* now) {
     ++happened;
   }
   return happened;
+}
+
+bool VerbsFabricImpl::IsQuiet() const {
+  for (uint32_t left = connected_; left != 0; left &= left - 1) {
+    if (peers_[static_cast<size_t>(std::countr_zero(left))].awaits()) return false;
+  }
+  return true;
 }
 
 int VerbsFabricImpl::Poll() {

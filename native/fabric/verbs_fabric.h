@@ -49,6 +49,7 @@ class VerbsFabricImpl final : public VerbsFabric {
   void RequestCompletion(PeerId peer) override { At(peer).RequestCompletion(); }
   void Ring(PeerId peer) override;
   int Poll() override;
+  [[nodiscard]] bool IsQuiet() const override;
   [[nodiscard]] int wake_fd() const override { return wake_.get(); }
   void ArmWake() override;
   void DisarmWake() override;

@@ -10,11 +10,6 @@
 namespace falcon {
 namespace {
 
-uint32_t HeaderChecksum(const RecordHeader& header) {
-  return Crc32c(
-      std::as_bytes(std::span(&header, 1)).first(offsetof(RecordHeader, header_checksum)));
-}
-
 bool RingBytesAreRight(size_t ring_bytes) {
   return ring_bytes >= kMinRecordRingBytes && ring_bytes % 8 == 0;
 }
@@ -90,8 +85,8 @@ Status RecordRingWriter::Place(Fabric& fabric, PeerId peer, std::span<const std:
   const uint64_t start = RecordStart(position_, ring_bytes_);
   const uint64_t offset = start % ring_bytes_;
   RecordHeader& header = slot.header;
-  header = {connection_, stream_, start, static_cast<uint32_t>(length), 0, tag, 0};
-  header.header_checksum = HeaderChecksum(header);
+  header = {start, static_cast<uint32_t>(length), tag, 0};
+  header.mark = RecordMark(connection_, stream_, header);
 
   const size_t before_wrap = BytesBeforeWrap(ring_bytes_, offset, length);
   const size_t first_before = std::min(first.size(), before_wrap);
@@ -127,20 +122,24 @@ void RecordRingReader::Reset(uint64_t connection, uint64_t stream,
   found_bytes_ = 0;
 }
 
-// Copies the header out before looking at it: its writer may be busy with it.
-bool RecordRingReader::ReadHeader(RecordHeader* header) const {
+bool RecordRingReader::MayHaveNext() const {
   if (ring_.empty()) return false;
   const uint64_t start = RecordStart(position_, ring_.size());
   const std::byte* at = ring_.data() + start % ring_.size();
-  // Nearly always there is nothing new, and one word tells.
-  if (LoadSharedWord(at + offsetof(RecordHeader, position)) != start) return false;
+  return LoadSharedWord(at + offsetof(RecordHeader, position)) == start &&
+         LoadSharedWord(at + offsetof(RecordHeader, length)) != 0;
+}
+
+// Copies the header out before looking at it: its writer may be busy with it.
+bool RecordRingReader::ReadHeader(RecordHeader* header) const {
+  if (!MayHaveNext()) return false;
+  const uint64_t start = RecordStart(position_, ring_.size());
+  const std::byte* at = ring_.data() + start % ring_.size();
   CopyFromShared(std::as_writable_bytes(std::span(header, 1)), at);
-  if (header->position != start || header->connection != connection_ || header->stream != stream_)
+  if (header->position != start || header->length == 0 ||
+      header->length > ring_.size() - kRecordHeaderBytes)
     return false;
-  if (header->length == 0 || header->length > ring_.size() - kRecordHeaderBytes ||
-      header->reserved != 0)
-    return false;
-  return header->header_checksum == HeaderChecksum(*header);
+  return header->mark == RecordMark(connection_, stream_, *header);
 }
 
 bool RecordRingReader::CopyNext(std::vector<std::byte>* payload, uint32_t* tag) {

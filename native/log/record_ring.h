@@ -3,10 +3,10 @@
 //
 // Positions are absolute bytes since the stream began and only grow; a record lies at position
 // modulo ring size, so full and empty cannot be confused and bytes of an earlier lap never look
-// like new ones. A record is believed only if its header carries the expected connection, stream
-// and position and its checksums are right: one that is torn, late, repeated or damaged is simply
-// not there (yet). The writer overwrites nothing that the reader has not consumed; it learns of
-// that through SetConsumed.
+// like new ones. A record is believed only if its header carries the expected position and the mark
+// of the expected connection and stream, and its payload's checksum is right: one that is torn,
+// late, repeated or damaged is simply not there (yet). The writer overwrites nothing that the
+// reader has not consumed; it learns of that through SetConsumed.
 //
 // The payload may wrap around the end of the ring (that record takes two writes, so a send queue
 // must hold at least two); the header never does: with less than a header left, both sides go on at
@@ -21,26 +21,33 @@
 #include <vector>
 
 #include "fabric/fabric.h"
+#include "os/hash.h"
 #include "os/status.h"
 
 namespace falcon {
 
 struct RecordHeader {
-  uint64_t connection;       // incarnation of the connection that carries it
-  uint64_t stream;           // chosen by the users of the ring, for example the view
-  uint64_t position;         // of this header's first byte
-  uint32_t length;           // payload bytes, at least 1
-  uint32_t reserved;         // zero
-  uint32_t payload_tag;      // CRC32C of the payload, or what its users know it by
-  uint32_t header_checksum;  // CRC32C of the 36 bytes before
+  uint64_t position;     // of this header's first byte
+  uint32_t length;       // payload bytes, at least 1
+  uint32_t payload_tag;  // CRC32C of the payload, or what its users know it by
+  uint64_t mark;         // RecordMark: of this stream, and whole
 };
 
-inline constexpr size_t kRecordHeaderBytes = 40;
+inline constexpr size_t kRecordHeaderBytes = 24;
 static_assert(sizeof(RecordHeader) == kRecordHeaderBytes);
-static_assert(offsetof(RecordHeader, position) == 16);
-static_assert(offsetof(RecordHeader, length) == 24);
-static_assert(offsetof(RecordHeader, payload_tag) == 32);
-static_assert(offsetof(RecordHeader, header_checksum) == 36);
+static_assert(offsetof(RecordHeader, position) == 0);
+static_assert(offsetof(RecordHeader, length) == 8);
+static_assert(offsetof(RecordHeader, payload_tag) == 12);
+static_assert(offsetof(RecordHeader, mark) == 16);
+
+// `connection`: the incarnation of the connection that carries the record; `stream`: chosen by the
+// users of the ring, for example the view. Neither travels: who does not know them does not find
+// this number.
+[[nodiscard]] inline uint64_t RecordMark(uint64_t connection, uint64_t stream,
+                                         const RecordHeader& header) {
+  const uint64_t length_and_tag = uint64_t{header.payload_tag} << 32 | header.length;
+  return MarkOf(MarkKey(connection, stream), header.position, length_and_tag);
+}
 
 // Bytes that a record with this payload takes in the ring.
 [[nodiscard]] constexpr size_t RecordBytes(size_t payload_bytes) {
@@ -124,6 +131,9 @@ class RecordRingReader {
   bool CopyNext(std::vector<std::byte>* payload, uint32_t* tag);
   // Goes behind the record that the last CopyNext copied.
   void Consume();
+
+  // Nearly always there is nothing new, and two words tell: false then. True: a look is worth it.
+  [[nodiscard]] bool MayHaveNext() const;
 
   // Position behind the last consumed record: what the writer's SetConsumed takes.
   [[nodiscard]] uint64_t consumed() const { return position_; }

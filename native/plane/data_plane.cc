@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "fabric/shared_copy.h"
 #include "os/check.h"
 
 namespace falcon {
@@ -91,6 +92,7 @@ Status DataPlane::Connect(PeerId id, uint64_t connection, std::string_view descr
   peer.words = {};
   peer.words_at = 0;
   peer.seen_sequence = 0;
+  peer.seen_ack = 0;
   peer.words_ticket.fill(0);
   peer.words_sent = 0;
   peer.words_dirty = true;
@@ -158,7 +160,7 @@ void DataPlane::BecomeIdle() {
     if (peer != nullptr) peer->feeding = false;
   }
   if (flows_ != nullptr) flows_->SetRole(FlowRole::kBackup);
-  MarkWords(true);
+  MarkWords();
 }
 
 void DataPlane::Promise(View view) {
@@ -250,21 +252,64 @@ bool DataPlane::CanPropose() const {
          log_.last_op() - std::min(commit_op_, log_.last_op()) < options_.inflight_entries;
 }
 
-bool DataPlane::Propose(EntryKind kind, std::span<const std::byte> payload) {
-  return role_ == PlaneRole::kLeading && AppendOwn(kind, payload);
+[[gnu::flatten]] bool DataPlane::Propose(EntryKind kind, std::span<const std::byte> payload) {
+  if (role_ != PlaneRole::kLeading || !AppendOwn(kind, payload)) return false;
+  looks_ = kLooksPerRound;
+  return true;
 }
 
 // ---- one round
 
+// The few words that tell. A session always has something to do.
+bool DataPlane::HasNews() const {
+  if (!fabric_->IsQuiet() || pending_ != Pending::kNone || transfer_ != nullptr) return true;
+  const RegionLayout layout{options_.ring_bytes};
+  const std::byte* region = fabric_->region(0).data();
+  for (const auto& peer : peers_) {
+    if (peer == nullptr || !peer->up) continue;
+    const std::byte* words = region + layout.WordsAt(peer->id);
+    const std::byte* ack = region + layout.AckAt(peer->id);
+    if (LoadSharedWord(words + offsetof(PeerWords, sequence)) != peer->seen_sequence ||
+        (peer->feeding && LoadSharedWord(ack + offsetof(PeerAck, mark)) != peer->seen_ack) ||
+        peer->mail_in.MayHaveNext())
+      return true;
+  }
+  if (role_ == PlaneRole::kFollowing && peers_[primary_]->entries_in.MayHaveNext()) return true;
+  if (WalDurableOp() != wal_durable_op_) return true;
+  return rings_ != nullptr && (ingress_.HasData() || egress_.HasData());
+}
+
+// What a commit waits for, before anything else is looked at: what was proposed since the last
+// round, a backup's acknowledgement, and that it has come back. Most of it runs when the kernel has
+// just been here, so calls count.
+[[gnu::flatten]] int DataPlane::PollUrgent(Nanoseconds now) {
+  if (role_ == PlaneRole::kFollowing) {
+    const int records = TakeEntries(now);
+    if (records == 0) return 0;
+    NoteTaken();
+    PostWords();
+    return records;
+  }
+  if (role_ != PlaneRole::kLeading) return 0;
+  int done = FeedPeers();
+  for (auto& peer : peers_) {
+    if (peer != nullptr && peer->up && peer->feeding && ReadAck(*peer, now)) ++done;
+  }
+  if (done > 0) AdvanceCommit();
+  return done;
+}
+
 int DataPlane::PollOnce(Nanoseconds now) {
   if (failed_) return 0;
   ++count_.polls;
-  int done = fabric_->Poll();
+  looks_ = 0;
+  const bool quiet = fabric_->IsQuiet();
+  int done = quiet ? 0 : fabric_->Poll();
+  done += PollUrgent(now);
   if (events_.size() < kMaxEvents) done += PollPeers();
   done += PollWal();
   FinishPending();
   if (pending_ == Pending::kLead && LogAtRest()) FinishLead(now);
-  if (role_ == PlaneRole::kFollowing) done += TakeEntries(now);
   if (rings_ != nullptr) done += PollIngress(now);
   // What peers wait for goes first: the entries, and a backup's acknowledgement.
   NoteTaken();
@@ -284,6 +329,7 @@ int DataPlane::PollOnce(Nanoseconds now) {
   if (rings_ != nullptr && events_.size() < kMaxEvents) PollOutputs(now);
   SetEvictionFloor();
   PostWords();
+  if (quiet) done += fabric_->Poll();
   WakeWal(now);
   if (now >= next_release_) {
     next_release_ = now + options_.release_interval;

@@ -17,7 +17,7 @@ void DataPlane::PollLease(Nanoseconds now) {
     ++round_;
     round_sent_at_[round_ % kRounds] = now;
     next_heartbeat_ = now + options_.heartbeat_interval;
-    MarkWords(true);
+    MarkWords();
   } else if (now >= next_heartbeat_) {
     next_heartbeat_ = now + options_.heartbeat_interval;
   }

@@ -11,6 +11,7 @@
 #include "log/entry.h"
 #include "log/record_ring.h"
 #include "os/clock.h"
+#include "os/hash.h"
 
 namespace falcon {
 
@@ -33,7 +34,23 @@ struct PeerWords {
 };
 static_assert(sizeof(PeerWords) == 96);
 
+// The two words that an acknowledgement is about, written behind the others by who follows: a
+// commit waits for it, and what carries and checks a write does so byte by byte where no device
+// does. Of another connection or view it says nothing.
+struct PeerAck {
+  uint64_t durable_op;
+  uint64_t entries_consumed;
+  uint64_t mark;  // AckMark
+};
+static_assert(sizeof(PeerAck) == 24);
+
+// Tells one that is whole, and of this connection and view, from any other.
+[[nodiscard]] inline uint64_t AckMark(uint64_t connection, View view, const PeerAck& ack) {
+  return MarkOf(MarkKey(connection, view), ack.durable_op, ack.entries_consumed);
+}
+
 inline constexpr size_t kWordsStride = 128;
+static_assert(sizeof(PeerWords) + sizeof(PeerAck) <= kWordsStride);
 inline constexpr size_t kMailboxBytes = 64 << 10;
 inline constexpr uint64_t kMailStream = ~uint64_t{0};
 
@@ -41,6 +58,7 @@ inline constexpr uint64_t kMailStream = ~uint64_t{0};
 struct RegionLayout {
   size_t ring_bytes;
   [[nodiscard]] uint64_t WordsAt(PeerId writer) const { return writer * kWordsStride; }
+  [[nodiscard]] uint64_t AckAt(PeerId writer) const { return WordsAt(writer) + sizeof(PeerWords); }
   [[nodiscard]] uint64_t MailboxAt(PeerId writer) const {
     return kMaxMembers * kWordsStride + writer * kMailboxBytes;
   }
@@ -51,7 +69,10 @@ struct RegionLayout {
 };
 
 struct PeerLink {
-  explicit PeerLink(PeerId peer) : id(peer) { words_slab.resize(kWordsSlab); }
+  explicit PeerLink(PeerId peer) : id(peer) {
+    words_slab.resize(kWordsSlab);
+    ack_slab.resize(kWordsSlab);
+  }
 
   PeerId id;
   uint64_t connection = 0;
@@ -59,19 +80,22 @@ struct PeerLink {
       0;  // connections made so far: events of an earlier one are told apart by it
   bool up = false;
 
-  // their words, as last believed
+  // their words, as last believed, with what their acknowledgements have said since
   PeerWords words{};
   Nanoseconds words_at = 0;  // when they came; 0: none have, over this connection
   uint64_t seen_sequence = 0;
+  uint64_t seen_ack = 0;  // its mark
 
   // ours to them: each write keeps its source until the fabric has sent it
   // A fabric may tell of completions only every so many writes (verbs: a quarter of its send
   // queue, 128 at most), and words must not wait for the next time it does.
   static constexpr size_t kWordsSlab = 256;
   std::vector<PeerWords> words_slab;
+  std::vector<PeerAck> ack_slab;  // of each two places one is used
   std::array<uint64_t, kWordsSlab> words_ticket{};
-  uint64_t words_sent = 0;
+  uint64_t words_sent = 0;  // and acknowledgements
   bool words_dirty = false;
+  bool ack_dirty = false;  // nothing else of the words is
 
   RecordRingWriter mail_out;
   RecordRingReader mail_in;

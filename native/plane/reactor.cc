@@ -255,6 +255,11 @@ int Reactor::Round(Nanoseconds now) {
   return done;
 }
 
+// The built-in service and the tap that it has are looked at by rounds alone.
+bool Reactor::Due() {
+  return options_.builtin || commands_waiting_.load(std::memory_order_relaxed) || plane_->Due();
+}
+
 void Reactor::Publish(Nanoseconds now) {
   next_publish_ = now + kPublishInterval;
   bool news = false;
@@ -281,6 +286,7 @@ void Reactor::Run() {
   if (options_.realtime) MakeRealtime(RealtimePriority::kDataPath);
   Nanoseconds idle_since = 0;
   Nanoseconds next_vm_look = 0;
+  bool busy = false;  // the last round did something, and may not have come to the end of it
   Nanoseconds due = MonotonicNow();  // when this round could have begun
   while (!stop_.load(std::memory_order_acquire)) {
     const Nanoseconds now = MonotonicNow();
@@ -291,7 +297,9 @@ void Reactor::Run() {
       PollVm();
       next_vm_look = now + kVmLookInterval;
     }
-    if (Round(now) > 0) {
+    if (!busy && !Due()) {
+      // Most rounds of a thread that spins would find nothing.
+    } else if (busy = Round(now) > 0; busy) {
       idle_since = 0;
       continue;
     }

@@ -90,6 +90,7 @@ class Reactor {
   Status OpenFabric();
   Status OpenVerbs();
   void Run();
+  bool Due();
   int Round(Nanoseconds now);
   int RunCommands();
   void PollVm();

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "fabric/shared_copy.h"
 #include "os/check.h"
 #include "os/crc32c.h"
 #include "plane/data_plane.h"
@@ -58,8 +59,29 @@ void DataPlane::ReadWords(PeerLink& peer) {
   TakeWords(peer, words);
 }
 
+// Its words have told of the stream before: they were written first. Until then, what it had in an
+// earlier view stands there.
+bool DataPlane::ReadAck(PeerLink& peer, Nanoseconds now) {
+  const RegionLayout layout{options_.ring_bytes};
+  const std::byte* at = fabric_->region(0).data() + layout.AckAt(peer.id);
+  if (LoadSharedWord(at + offsetof(PeerAck, mark)) == peer.seen_ack) return false;
+  PeerAck ack;
+  CopyFromShared(std::as_writable_bytes(std::span(&ack, 1)), at);
+  if (ack.mark != AckMark(peer.connection, promised_view_, ack)) return false;
+  if (peer.feed_waits || peer.words.following_view != promised_view_) return false;
+  peer.seen_ack = ack.mark;
+  peer.words_at = now;
+  // Words that were posted before it may have been read first, and those behind it say no less.
+  peer.words.durable_op = std::max(peer.words.durable_op, ack.durable_op);
+  peer.entries_out.SetConsumed(ack.entries_consumed);
+  return true;
+}
+
 void DataPlane::TakeWords(PeerLink& peer, const PeerWords& words) {
+  const bool same = words.following_view == peer.words.following_view;
+  const Op acknowledged = same ? peer.words.durable_op : 0;
   peer.words = words;
+  peer.words.durable_op = std::max(words.durable_op, acknowledged);
   peer.mail_out.SetConsumed(words.mail_consumed);
   if (role_ == PlaneRole::kLeading && peer.feeding && !peer.feed_waits &&
       words.following_view == peer.feed_view) {
@@ -136,7 +158,7 @@ bool DataPlane::CopyRecord(PeerLink& peer) {
   }
   peer.torn_looks = 0;
   peer.entries_in.Consume();
-  peer.words_dirty = true;
+  peer.ack_dirty = true;
   return true;
 }
 
@@ -193,7 +215,7 @@ void DataPlane::HandToWal() {
 void DataPlane::NoteTaken() {
   if (options_.force || durable_op_ == log_.last_op()) return;
   durable_op_ = log_.last_op();
-  MarkWords(false);
+  MarkAck();
 }
 
 // After the posts of a round: waking the writer is a system call, and where processors are few the
@@ -216,19 +238,23 @@ void DataPlane::FlushWal() {
   wal_woken_sequence_ = wal_sequence_;
 }
 
+Op DataPlane::WalDurableOp() const {
+  const uint64_t durable = wal_->durable();
+  return wal_base_op_ + (durable - std::min(durable, wal_base_sequence_));
+}
+
 int DataPlane::PollWal() {
   if (wal_->failed()) {
     Fail(wal_->failure().code(), wal_->failure().detail());
     return 1;
   }
-  const uint64_t durable = wal_->durable();
-  const Op op = wal_base_op_ + (durable - std::min(durable, wal_base_sequence_));
+  const Op op = WalDurableOp();
   if (op == wal_durable_op_) return 0;
   FALCON_CHECK(op > wal_durable_op_ && op <= log_.last_op());
   wal_durable_op_ = op;
   if (options_.force) {
     durable_op_ = op;
-    MarkWords(false);
+    MarkAck();
   }
   return 1;
 }
@@ -366,7 +392,7 @@ void DataPlane::AdvanceCommit() {
   if (op < view_start_op_ || op <= commit_op_) return;
   commit_op_ = op;
   if (time_commits_) committed_at_ = clock_->Now();
-  MarkWords(true);
+  MarkWords();
 }
 
 // Entries stay in memory until they are on disk, delivered here, and gone to those who are being
@@ -382,11 +408,15 @@ void DataPlane::SetEvictionFloor() {
 
 // ---- what this replica says
 
-void DataPlane::MarkWords(bool all) {
+void DataPlane::MarkWords() {
   for (auto& peer : peers_) {
-    if (peer == nullptr) continue;
-    if (all || (role_ == PlaneRole::kFollowing && peer->id == primary_)) peer->words_dirty = true;
+    if (peer != nullptr) peer->words_dirty = true;
   }
+}
+
+// Only the primary waits for it.
+void DataPlane::MarkAck() {
+  if (role_ == PlaneRole::kFollowing) peers_[primary_]->ack_dirty = true;
 }
 
 void DataPlane::PostWords() {
@@ -394,32 +424,22 @@ void DataPlane::PostWords() {
   for (auto& peer : peers_) {
     if (peer == nullptr || !peer->up) continue;
     const size_t slot = peer->words_sent % PeerLink::kWordsSlab;
-    if (peer->words_dirty && HasLeft(peer->id, peer->words_ticket[slot])) {
-      PeerWords& words = peer->words_slab[slot];
-      words = {};
-      words.connection = peer->connection;
-      words.sequence = peer->words_sent + 1;
-      if (role_ == PlaneRole::kLeading) {
-        words.leading_view = promised_view_;
-        words.heartbeat_round = round_;
-        words.commit_op = commit_op_;
+    const bool dirty = peer->words_dirty || peer->ack_dirty;
+    if (dirty && HasLeft(peer->id, peer->words_ticket[slot])) {
+      std::span<const std::byte> piece;
+      uint64_t at = layout.WordsAt(options_.self);
+      if (peer->words_dirty) {
+        FillWords(*peer, &peer->words_slab[slot]);
+        piece = std::as_bytes(std::span(&peer->words_slab[slot], 1));
+      } else {
+        FillAck(*peer, &peer->ack_slab[slot]);
+        piece = std::as_bytes(std::span(&peer->ack_slab[slot], 1));
+        at = layout.AckAt(options_.self);
       }
-      if (role_ == PlaneRole::kFollowing && primary_ == peer->id) {
-        words.following_view = promised_view_;
-        words.durable_op = durable_op_;
-        words.entries_consumed = peer->entries_in.consumed();
-      }
-      if (heard_from_ == peer->id && heard_view_ == promised_view_) {
-        words.echo_view = heard_view_;
-        words.echo_round = heard_round_;
-      }
-      words.mail_consumed = peer->mail_in.consumed();
-      words.checksum = WordsChecksum(words);
-      const std::span<const std::byte> piece = std::as_bytes(std::span(&words, 1));
-      if (fabric_->Write(peer->id, {0, layout.WordsAt(options_.self)}, std::span(&piece, 1)).ok()) {
+      if (fabric_->Write(peer->id, {0, at}, std::span(&piece, 1)).ok()) {
         peer->words_ticket[slot] = fabric_->Posted(peer->id);
         ++peer->words_sent;
-        peer->words_dirty = false;
+        peer->words_dirty = peer->ack_dirty = false;
         peer->wrote = true;
       }
     }
@@ -428,6 +448,35 @@ void DataPlane::PostWords() {
       peer->wrote = false;
     }
   }
+}
+
+void DataPlane::FillWords(const PeerLink& peer, PeerWords* words) const {
+  *words = {};
+  words->connection = peer.connection;
+  words->sequence = peer.words_sent + 1;
+  if (role_ == PlaneRole::kLeading) {
+    words->leading_view = promised_view_;
+    words->heartbeat_round = round_;
+    words->commit_op = commit_op_;
+  }
+  if (role_ == PlaneRole::kFollowing && primary_ == peer.id) {
+    words->following_view = promised_view_;
+    words->durable_op = durable_op_;
+    words->entries_consumed = peer.entries_in.consumed();
+  }
+  if (heard_from_ == peer.id && heard_view_ == promised_view_) {
+    words->echo_view = heard_view_;
+    words->echo_round = heard_round_;
+  }
+  words->mail_consumed = peer.mail_in.consumed();
+  words->checksum = WordsChecksum(*words);
+}
+
+void DataPlane::FillAck(const PeerLink& peer, PeerAck* ack) const {
+  FALCON_CHECK(role_ == PlaneRole::kFollowing && primary_ == peer.id);
+  ack->durable_op = durable_op_;
+  ack->entries_consumed = peer.entries_in.consumed();
+  ack->mark = AckMark(peer.connection, promised_view_, *ack);
 }
 
 }  // namespace falcon

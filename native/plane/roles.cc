@@ -131,7 +131,7 @@ void DataPlane::FinishLead(Nanoseconds now) {
   event.view = promised_view_;
   event.op = view_start_op_;
   ProposeUnproposed(now);
-  MarkWords(true);
+  MarkWords();
 }
 
 }  // namespace falcon

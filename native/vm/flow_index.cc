@@ -4,7 +4,7 @@
 #include <bit>
 
 #include "os/check.h"
-#include "vm/hash.h"
+#include "os/hash.h"
 
 namespace falcon {
 

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <vector>
 
-#include "vm/hash.h"
+#include "os/hash.h"
 
 namespace falcon {
 namespace {

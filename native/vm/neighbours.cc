@@ -5,7 +5,7 @@
 #include <optional>
 #include <tuple>
 
-#include "vm/hash.h"
+#include "os/hash.h"
 
 namespace falcon {
 namespace {

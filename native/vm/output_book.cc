@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "os/check.h"
-#include "vm/hash.h"
+#include "os/hash.h"
 
 namespace falcon {
 namespace {

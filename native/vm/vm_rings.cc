@@ -192,9 +192,11 @@ void RingConsumer::Release() {
   if (TakeWaiting(ring_->producer_waiting)) RingDoorbell(doorbell_fd_);
 }
 
+bool RingConsumer::HasData() const { return LoadAcquire(ring_->tail) != head_; }
+
 bool RingConsumer::WaitForData() {
   SetWaiting(ring_->consumer_waiting);
-  return LoadAcquire(ring_->tail) != head_;
+  return HasData();
 }
 
 void RingConsumer::StopWaiting() {

@@ -53,6 +53,7 @@ class RingConsumer {
   // The next frame, in place; empty if there is none. Valid until Pop.
   [[nodiscard]] std::span<const std::byte> Front();
   void Pop();
+  [[nodiscard]] bool HasData() const;
   // Publishes what was consumed and wakes a producer that waits for space.
   void Release();
   // Asks to be woken when data appears; true if some appeared meanwhile (do not sleep).

@@ -17,7 +17,7 @@ import { pack, unpack } from 'msgpackr';
 import { bounds } from '../lib/bounds.js';
 import { errnoOf, FalconError, messageOf } from '../lib/errors.js';
 
-export const bootstrapVersion = 5;
+export const bootstrapVersion = 6;
 
 export interface BootstrapMember {
   readonly index: number;

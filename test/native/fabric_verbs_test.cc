@@ -252,6 +252,19 @@ TEST(rare_writes_ask_for_few_completions) {
         falcon::Nanoseconds{bed.options[0].probe_late_us} * 1000 / 2);
 }
 
+// Who spins on the regions polls when somebody waits for a completion, and rarely otherwise.
+TEST(it_is_quiet_until_somebody_waits) {
+  VerbsBed bed;
+  bed.options[0].quiet_us = 10'000'000;
+  bed.StartAll(2);
+  REQUIRE(WriteOne(bed.at(0), 1, {0, 0}, Pattern(6, 128)).ok());
+  CHECK(bed.at(0).IsQuiet());
+  bed.at(0).RequestCompletion(1);
+  CHECK(!bed.at(0).IsQuiet());
+  while (!AllCompleted(bed.at(0), 1)) bed.at(0).Poll();
+  CHECK(bed.at(0).IsQuiet());
+}
+
 // Time alone asks for nothing: as if a probe were due all the time.
 TEST(slow_writes_ask_for_few_completions_too) {
   VerbsBed bed;

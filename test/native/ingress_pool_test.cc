@@ -6,7 +6,7 @@
 #include <string>
 
 #include "frame_builder.h"
-#include "vm/hash.h"
+#include "os/hash.h"
 
 namespace falcon::test {
 namespace {
