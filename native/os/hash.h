@@ -1,6 +1,7 @@
-// A 64-bit hash of a run of bytes, for tables that attackers can fill: with a seed that they do not
-// know they cannot aim at a bucket. It multiplies 64-bit words into 128-bit products and folds
-// them, which mixes every input bit into every output bit at a few bytes per cycle.
+// A 64-bit hash of a run of bytes, for tables that attackers can fill (with a seed that they do not
+// know they cannot aim at a bucket), and marks of two words. It multiplies 64-bit words into
+// 128-bit products and folds them, which mixes every input bit into every output bit at a few bytes
+// per cycle.
 #pragma once
 
 #include <cstddef>

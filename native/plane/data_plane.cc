@@ -254,14 +254,17 @@ bool DataPlane::CanPropose() const {
 
 [[gnu::flatten]] bool DataPlane::Propose(EntryKind kind, std::span<const std::byte> payload) {
   if (role_ != PlaneRole::kLeading || !AppendOwn(kind, payload)) return false;
-  looks_ = kLooksPerRound;
+  BeDue();
   return true;
 }
 
 // ---- one round
 
-// The few words that tell. A session always has something to do.
+// The few words that tell, what is waited for most before the others. A session always has
+// something to do. What an earlier connection has left at the start of a ring may say yes until the
+// first that comes over this one.
 bool DataPlane::HasNews() const {
+  if (role_ == PlaneRole::kFollowing && peers_[primary_]->entries_in.MayHaveNext()) return true;
   if (!fabric_->IsQuiet() || pending_ != Pending::kNone || transfer_ != nullptr) return true;
   const RegionLayout layout{options_.ring_bytes};
   const std::byte* region = fabric_->region(0).data();
@@ -274,7 +277,6 @@ bool DataPlane::HasNews() const {
         peer->mail_in.MayHaveNext())
       return true;
   }
-  if (role_ == PlaneRole::kFollowing && peers_[primary_]->entries_in.MayHaveNext()) return true;
   if (WalDurableOp() != wal_durable_op_) return true;
   return rings_ != nullptr && (ingress_.HasData() || egress_.HasData());
 }
@@ -291,12 +293,14 @@ bool DataPlane::HasNews() const {
     return records;
   }
   if (role_ != PlaneRole::kLeading) return 0;
-  int done = FeedPeers();
+  const int fed = FeedPeers(false);
+  if (fed > 0) RingPeers();
+  int acks = 0;
   for (auto& peer : peers_) {
-    if (peer != nullptr && peer->up && peer->feeding && ReadAck(*peer, now)) ++done;
+    if (peer != nullptr) acks += TakeAck(*peer, now);
   }
-  if (done > 0) AdvanceCommit();
-  return done;
+  if (acks > 0) AdvanceCommit();
+  return acks + fed;
 }
 
 int DataPlane::PollOnce(Nanoseconds now) {
@@ -306,15 +310,16 @@ int DataPlane::PollOnce(Nanoseconds now) {
   const bool quiet = fabric_->IsQuiet();
   int done = quiet ? 0 : fabric_->Poll();
   done += PollUrgent(now);
-  if (events_.size() < kMaxEvents) done += PollPeers();
+  if (events_.size() < kMaxEvents) done += PollPeers(now);
   done += PollWal();
-  FinishPending();
+  done += FinishPending();
   if (pending_ == Pending::kLead && LogAtRest()) FinishLead(now);
+  if (role_ == PlaneRole::kFollowing) done += LearnCommit();
   if (rings_ != nullptr) done += PollIngress(now);
   // What peers wait for goes first: the entries, and a backup's acknowledgement.
   NoteTaken();
   if (role_ == PlaneRole::kLeading) {
-    done += FeedPeers();
+    done += FeedPeers(true);
     AdvanceCommit();
   } else {
     PostWords();
@@ -341,6 +346,7 @@ int DataPlane::PollOnce(Nanoseconds now) {
       log_.PruneTable(std::min(done_op, log_.first_op() - 1));
   }
   if (done > 0) ++count_.busy_polls;
+  if (done >= kFullRound) BeDue();
   return done;
 }
 

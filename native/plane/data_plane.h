@@ -236,6 +236,8 @@ class DataPlane final : private FlowSink {
   // For who spins: whether a round is worth it, since something has come, or since the last few
   // calls said no. What is due by time, and commands, wait for that.
   [[nodiscard]] bool Due() { return ++looks_ > kLooksPerRound || HasNews(); }
+  // Due() says yes next: who has slept does not know what for.
+  void BeDue() { looks_ = kLooksPerRound; }
   // Asks all sources to wake this replica; true if there is work already (do not sleep).
   bool ArmWake();
   void DisarmWake();
@@ -270,12 +272,16 @@ class DataPlane final : private FlowSink {
   int PollUrgent(Nanoseconds now);
   // A look takes some 15 ns, a tenth of a round that finds nothing.
   static constexpr uint32_t kLooksPerRound = 64;
+  // A round that has done so much may not have come to the end of what there was: the least of what
+  // a part of it takes at most.
+  static constexpr int kFullRound = 16;
   // replication.cc: ring -> log -> disk -> acknowledgement -> commit
-  int PollPeers();
+  int PollPeers(Nanoseconds now);
   void ReadWords(PeerLink& peer);
-  bool ReadAck(PeerLink& peer, Nanoseconds now);
+  int TakeAck(PeerLink& peer, Nanoseconds now);
   int ReadMail(PeerLink& peer);
   int TakeEntries(Nanoseconds now);
+  int LearnCommit();
   bool CopyRecord(PeerLink& peer);
   static bool StaysTorn(PeerLink& peer);
   bool TakeReceived(Nanoseconds now);
@@ -286,7 +292,7 @@ class DataPlane final : private FlowSink {
   void AskForRoom();
   bool AppendReceived(std::span<const std::byte> entry, Nanoseconds now);
   void StreamBroken(PeerId peer, const Status& why);
-  int FeedPeers();
+  int FeedPeers(bool disk);
   int FeedFromDisk(PeerLink& peer);
   int PollWal();
   [[nodiscard]] Op WalDurableOp() const;
@@ -302,12 +308,13 @@ class DataPlane final : private FlowSink {
   void FlushWal();
   void AdvanceCommit();
   void PostWords();
+  void RingPeers();
   void FillWords(const PeerLink& peer, PeerWords* words) const;
   void FillAck(const PeerLink& peer, PeerAck* ack) const;
   void SetEvictionFloor();
 
   // roles.cc: what waits for the log to be at rest
-  void FinishPending();
+  int FinishPending();
   void FinishPromise();
   void FinishFollow();
   void BeginAnew();
@@ -376,7 +383,7 @@ class DataPlane final : private FlowSink {
   std::vector<std::unique_ptr<PeerLink>> peers_;  // null at self
   std::deque<PlaneEvent> events_;
   bool failed_ = false;
-  uint32_t looks_ = 0;  // since the last round
+  uint32_t looks_ = kLooksPerRound;  // since the last round
 
   PlaneRole role_ = PlaneRole::kIdle;
   View promised_view_ = 0;

@@ -286,7 +286,6 @@ void Reactor::Run() {
   if (options_.realtime) MakeRealtime(RealtimePriority::kDataPath);
   Nanoseconds idle_since = 0;
   Nanoseconds next_vm_look = 0;
-  bool busy = false;  // the last round did something, and may not have come to the end of it
   Nanoseconds due = MonotonicNow();  // when this round could have begun
   while (!stop_.load(std::memory_order_acquire)) {
     const Nanoseconds now = MonotonicNow();
@@ -297,9 +296,7 @@ void Reactor::Run() {
       PollVm();
       next_vm_look = now + kVmLookInterval;
     }
-    if (!busy && !Due()) {
-      // Most rounds of a thread that spins would find nothing.
-    } else if (busy = Round(now) > 0; busy) {
+    if (Due() && Round(now) > 0) {
       idle_since = 0;
       continue;
     }
@@ -321,6 +318,7 @@ void Reactor::Run() {
     }
     sleeping_.store(false, std::memory_order_relaxed);
     plane_->DisarmWake();
+    plane_->BeDue();
   }
 }
 

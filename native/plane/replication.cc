@@ -28,7 +28,7 @@ uint32_t WordsChecksum(const PeerWords& words) {
 
 // ---- what peers say
 
-int DataPlane::PollPeers() {
+int DataPlane::PollPeers(Nanoseconds now) {
   int done = 0;
   for (auto& peer : peers_) {
     if (peer == nullptr || !peer->up) continue;
@@ -38,6 +38,7 @@ int DataPlane::PollPeers() {
       continue;
     }
     ReadWords(*peer);
+    done += TakeAck(*peer, now);  // which may have waited for these words
     done += ReadMail(*peer);
     // Fed or not: what was posted holds the log's memory until it has left.
     NoteSent(*peer);
@@ -61,20 +62,21 @@ void DataPlane::ReadWords(PeerLink& peer) {
 
 // Its words have told of the stream before: they were written first. Until then, what it had in an
 // earlier view stands there.
-bool DataPlane::ReadAck(PeerLink& peer, Nanoseconds now) {
+int DataPlane::TakeAck(PeerLink& peer, Nanoseconds now) {
+  if (role_ != PlaneRole::kLeading || !peer.up || !peer.feeding) return 0;
   const RegionLayout layout{options_.ring_bytes};
   const std::byte* at = fabric_->region(0).data() + layout.AckAt(peer.id);
-  if (LoadSharedWord(at + offsetof(PeerAck, mark)) == peer.seen_ack) return false;
+  if (LoadSharedWord(at + offsetof(PeerAck, mark)) == peer.seen_ack) return 0;
   PeerAck ack;
   CopyFromShared(std::as_writable_bytes(std::span(&ack, 1)), at);
-  if (ack.mark != AckMark(peer.connection, promised_view_, ack)) return false;
-  if (peer.feed_waits || peer.words.following_view != promised_view_) return false;
+  if (ack.mark != AckMark(peer.connection, promised_view_, ack)) return 0;
+  if (peer.feed_waits || peer.words.following_view != promised_view_) return 0;
   peer.seen_ack = ack.mark;
   peer.words_at = now;
   // Words that were posted before it may have been read first, and those behind it say no less.
   peer.words.durable_op = std::max(peer.words.durable_op, ack.durable_op);
   peer.entries_out.SetConsumed(ack.entries_consumed);
-  return true;
+  return 1;
 }
 
 void DataPlane::TakeWords(PeerLink& peer, const PeerWords& words) {
@@ -131,10 +133,17 @@ int DataPlane::TakeEntries(Nanoseconds now) {
     if (!TakeReceived(now)) break;
     ++records;
   }
-  if (role_ != PlaneRole::kFollowing) return records;
-  const Op known = peer.words.leading_view == promised_view_ ? peer.words.commit_op : 0;
-  commit_op_ = std::max(commit_op_, std::min(known, log_.last_op()));
   return records;
+}
+
+// What the primary's words say; entries say it, too.
+int DataPlane::LearnCommit() {
+  const PeerWords& words = peers_[primary_]->words;
+  const Op known = words.leading_view == promised_view_ ? words.commit_op : 0;
+  const Op commit = std::min(known, log_.last_op());
+  if (commit <= commit_op_) return 0;
+  commit_op_ = commit;
+  return 1;
 }
 
 // True if a record that is not whole never will be. A slow network may take its time for it, but
@@ -307,14 +316,14 @@ bool DataPlane::StartFeed(PeerLink& peer) {
   return true;
 }
 
-int DataPlane::FeedPeers() {
+int DataPlane::FeedPeers(bool disk) {
   int posted = 0;
   for (auto& peer : peers_) {
     if (peer == nullptr || !peer->feeding || !peer->up) continue;
     if (peer->feed_waits && !StartFeed(*peer)) continue;
     for (int i = 0; i < kRecordsPerRound && peer->next_op <= log_.last_op(); ++i) {
       if (peer->next_op < log_.first_op()) {
-        posted += FeedFromDisk(*peer);
+        if (disk) posted += FeedFromDisk(*peer);
         break;
       }
       const size_t space = peer->entries_out.Space();
@@ -443,10 +452,15 @@ void DataPlane::PostWords() {
         peer->wrote = true;
       }
     }
-    if (peer->wrote) {
-      fabric_->Ring(peer->id);
-      peer->wrote = false;
-    }
+  }
+  RingPeers();
+}
+
+void DataPlane::RingPeers() {
+  for (auto& peer : peers_) {
+    if (peer == nullptr || !peer->up || !peer->wrote) continue;
+    fabric_->Ring(peer->id);
+    peer->wrote = false;
   }
 }
 

@@ -26,15 +26,16 @@ uint32_t DataPlane::ChecksumOf(Op op) {
   return ReadEntryHeader(disk_buffer_).checksum;
 }
 
-void DataPlane::FinishPending() {
-  if (pending_ == Pending::kNone || pending_ == Pending::kLead) return;
+int DataPlane::FinishPending() {
+  if (pending_ == Pending::kNone || pending_ == Pending::kLead) return 0;
   HandToWal();
   NoteTaken();
-  if (!LogAtRest()) return;
+  if (!LogAtRest()) return 0;
   const Pending what = pending_;
   pending_ = Pending::kNone;
   if (what == Pending::kPromise) FinishPromise();
   if (what == Pending::kFollow) FinishFollow();
+  return 1;
 }
 
 void DataPlane::FinishPromise() {

@@ -7,6 +7,7 @@
 #include "check.h"
 #include "fabric/sim.h"
 #include "os/check.h"
+#include "os/crc32c.h"
 #include "plane/data_plane.h"
 #include "plane_pair.h"
 
@@ -123,30 +124,95 @@ TEST(AnAcknowledgementOfAnotherViewOrConnectionIsNotTaken) {
   CHECK(Acked(pair) == before + 5);
 }
 
-// One may be read before the words that tell of its view, which were posted earlier: what the peer
-// had in the view before would count with it.
+// Writes words into the primary's memory, as the backup would.
+void PutWords(Pair& pair, View following, Op durable) {
+  static uint64_t sequence = 1 << 20;
+  PeerWords words{};
+  words.connection = kConnection;
+  words.sequence = ++sequence;
+  words.following_view = following;
+  words.durable_op = durable;
+  const auto bytes = std::as_bytes(std::span(&words, 1));
+  words.checksum = Crc32c(bytes.first(offsetof(PeerWords, checksum)));
+  std::memcpy(pair.member[0].fabric->region(0).data() + layout.WordsAt(1), bytes.data(),
+              bytes.size());
+}
+
+// Member 0 leads view 2 and feeds member 1, which has said nothing since it followed view 1, in
+// which it had 11 entries.
+bool LeadAgain(Pair& pair) {
+  if (!pair.Lead()) return false;
+  for (int i = 0; i < 10; ++i) {
+    if (!ProposeAndTake(pair)) return false;
+    pair.network.DeliverAll(1, 0);
+    pair.Poll(0);
+  }
+  if (Acked(pair) != 11) return false;
+  DataPlane& primary = *pair.member[0].plane;
+  primary.Promise(2);
+  for (int i = 0; i < 5; ++i) pair.Poll(0);
+  primary.Lead(2);
+  for (int i = 0; i < 5; ++i) pair.Poll(0);
+  primary.Feed(1, 2, 0);
+  for (int i = 0; i < 5; ++i) {
+    pair.network.DeliverAll(0, 1);
+    pair.Poll(0);
+  }
+  return primary.leading() && primary.last_op() == 12 && Acked(pair) == 0;
+}
+
+// One may be read before the words that tell of its view, though these were posted earlier.
 TEST(AnAcknowledgementWaitsForTheWordsOfItsView) {
   Pair pair(kRing, 3, false, false);
-  REQUIRE(pair.Lead());
-  for (int i = 0; i < 10; ++i) REQUIRE(ProposeAndTake(pair));
-  pair.Settle();
-  CHECK(Acked(pair) == 11);
-  for (auto& m : pair.member) m.plane->Promise(2);
-  pair.Settle();
-  pair.member[0].plane->Lead(2);
-  pair.Settle();
-  REQUIRE(pair.member[0].plane->last_op() == 12);
-  pair.member[0].plane->Feed(1, 2, 0);
-  pair.Poll(0);
-  pair.network.DeliverEverything();
-  pair.Poll(0);
-  PutAck(pair, {3, 0, 0}, kConnection, 2);
+  REQUIRE(LeadAgain(pair));
+  PutAck(pair, {7, 0, 0}, kConnection, 2);
   pair.Poll(0);
   CHECK(Acked(pair) == 0);
-  pair.member[1].plane->Follow(2, 0, 0);
+  PutWords(pair, 2, 5);
+  pair.Poll(0);
+  pair.Poll(0);
+  CHECK(Acked(pair) == 7);
+}
+
+// What a peer had in the view before may have been cut since.
+TEST(WhatAPeerHadInTheViewBeforeDoesNotCount) {
+  Pair pair(kRing, 3, false, false);
+  REQUIRE(LeadAgain(pair));
+  PutWords(pair, 2, 5);
+  pair.Poll(0);
+  CHECK(Acked(pair) == 5);
+  PutAck(pair, {12, 0, 0}, kConnection, 2);
+  pair.Poll(0);
+  CHECK(Acked(pair) == 12 && pair.member[0].plane->commit_op() == 12);
+}
+
+// The queue was full when it was due, and what it would have said holds no longer when it is not.
+TEST(AnAcknowledgementThatCouldNotBePostedIsForgottenWithItsView) {
+  Pair pair(kRing, 3, false, false, {.queue_bound = 3});
+  REQUIRE(pair.Lead());
+  for (int i = 0; i < 6; ++i) REQUIRE(ProposeAndTake(pair));
+  CHECK(pair.network.Pending(1, 0) == 3);
+  pair.member[1].plane->Promise(2);
+  pair.Poll(1);
+  CHECK(pair.network.Pending(1, 0) == 3);
   pair.Settle();
-  CHECK(Acked(pair) == 12);
-  CHECK(pair.member[0].plane->commit_op() == 12);
+  CHECK(pair.Count(1, PlaneEvent::Kind::kPromised) == 2);
+  CHECK(pair.Count(1, PlaneEvent::Kind::kStreamBroken) == 0);
+  CHECK(Acked(pair) == 0);  // it follows nobody
+}
+
+// Without another entry, and in one round: who goes to sleep behind it has done what it can.
+TEST(ACommitThatWordsTellIsTakenInTheirRound) {
+  Pair pair(kRing, 3, false, false);
+  REQUIRE(pair.Lead());
+  REQUIRE(ProposeAndTake(pair));
+  pair.network.DeliverAll(1, 0);
+  pair.Poll(0);
+  REQUIRE(pair.network.DeliverAll(0, 1) == 1);
+  DataPlane& backup = *pair.member[1].plane;
+  CHECK(backup.commit_op() < backup.last_op());
+  CHECK(backup.PollOnce(pair.clock.now) > 0);
+  CHECK(backup.commit_op() == backup.last_op());
 }
 
 // Heartbeats are answered with all words, which say what was there when they were posted. An
