@@ -14,8 +14,8 @@
 
 namespace falcon::test::conformance {
 
-// A million races (2 s over shm, 30 over tcp, 210 over soft-RoCE), of which over verbs as many as fit
-// into ten seconds; or exactly as many as FALCON_WAKE_RACES says.
+// A million races (2 s over shm, 30 over tcp, 210 over soft-RoCE), of which over verbs as many as
+// fit into ten seconds; or exactly as many as FALCON_WAKE_RACES says.
 struct WakeRaces {
   uint64_t count = 1000000;
   Nanoseconds budget;
