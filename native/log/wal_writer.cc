@@ -113,11 +113,14 @@ Status WalWriter::CutTo(Op op) {
 }
 
 // One rename makes the new log the log: a scan passes by all segments in front of one that follows
-// batch 0. What they hold goes when it is in nobody's way.
+// batch 0. What they hold goes when it is in nobody's way. A segment that nothing was written into
+// has the number of the next batch: the new one takes another, or it would take its place under the
+// name that is removed then.
 Status WalWriter::Rebase(const LogPosition& base) {
   FALCON_CHECK(entries_ == 0 && base.op > 0 && base.view > 0);
   tail_ = gathered_ = base;
   last_batch_ = 0;
+  if (segment_ != nullptr && segment_->number == next_batch_) ++next_batch_;
   std::vector<std::shared_ptr<Segment>> before;
   before.swap(segments_);
   if (Status status = BeginSegment(); !status.ok()) return status;

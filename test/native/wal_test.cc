@@ -434,6 +434,34 @@ TEST(EveryStoppingPointWhereALogBeginsAnew) {
   CHECK(stops > 60 && old_logs > 5 && new_logs > 60 && leftovers > 2);
 }
 
+// Nothing was written into the first one, so the second one's first batch has the same number.
+TEST(ALogBeginsAnewTwiceWithoutAnEntryBetween) {
+  for (const bool again : {false, true}) {
+    Harness h;
+    REQUIRE(h.Open().ok());
+    for (int i = 0; i < 10; ++i) CHECK(h.AppendAlone(1));
+    CHECK(h.wal->Rebase({1000, 7, 1}) > 0);
+    Drain(h);
+    if (again) {
+      h.storage.LosePower();
+      REQUIRE(h.Open().ok());
+      CHECK(h.recovered.last_op == 1000);
+    }
+    const LogPosition base{2000, 8, 2};
+    CHECK(h.wal->Rebase(base) > 0);
+    Drain(h);
+    for (int i = 0; i < 10; ++i) h.wal->Step();  // what was there goes
+    CHECK(!h.wal->failed() && h.wal->counters().segments == 1);
+    Chain chain{base, {}};
+    for (int i = 0; i < 5; ++i) CHECK(chain.Append(h, 8, 100));
+    Drain(h);
+    h.storage.LosePower();
+    REQUIRE(h.Open().ok());
+    CHECK(!h.recovered.damaged && h.recovered.last_op == 2005);
+    CHECK(chain.IsIn(h, base, 5));
+  }
+}
+
 TEST(ALogThatCannotBeginAnewFails) {
   Harness h;
   REQUIRE(h.Open().ok());
