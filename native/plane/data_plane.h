@@ -270,7 +270,7 @@ class DataPlane final : private FlowSink {
 
   [[nodiscard]] bool HasNews() const;
   int PollUrgent(Nanoseconds now);
-  // A look takes some 15 ns, a tenth of a round that finds nothing.
+  // A look takes a fifth of a round that finds nothing.
   static constexpr uint32_t kLooksPerRound = 64;
   // A round that has done so much may not have come to the end of what there was: the least of what
   // a part of it takes at most.
