@@ -51,6 +51,7 @@ Status VerbsFabricImpl::Watch(int fd) {
   const int flags = fcntl(fd, F_GETFL);
   epoll_event event{};
   event.events = EPOLLIN;
+  event.data.fd = fd;
   if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) != 0 ||
       epoll_ctl(wake_.get(), EPOLL_CTL_ADD, fd, &event) != 0)
     return {"VERBS_OPEN", ErrnoText("watch a descriptor", errno)};
@@ -400,13 +401,24 @@ void VerbsFabricImpl::DisarmWake() {
   }
 }
 
+// One system call if there are none, as there are mostly.
 void VerbsFabricImpl::TakeEvents() {
-  ibv_cq* queue = nullptr;
-  void* context = nullptr;
-  while (ibv_get_cq_event(channel_.get(), &queue, &context) == 0) ibv_ack_cq_events(queue, 1);
-  uint64_t kicks = 0;
-  static_cast<void>(read(kick_.get(), &kicks, sizeof kicks) == sizeof kicks);
-  TakeDeviceEvents();
+  std::array<epoll_event, 3> readable{};
+  const int count =
+      epoll_wait(wake_.get(), readable.data(), static_cast<int>(readable.size()), /*timeout=*/0);
+  for (int i = 0; i < count; ++i) {
+    const int fd = readable[static_cast<size_t>(i)].data.fd;
+    if (fd == channel_->fd) {
+      ibv_cq* queue = nullptr;
+      void* context = nullptr;
+      while (ibv_get_cq_event(channel_.get(), &queue, &context) == 0) ibv_ack_cq_events(queue, 1);
+    } else if (fd == kick_.get()) {
+      uint64_t kicks = 0;
+      static_cast<void>(read(fd, &kicks, sizeof kicks) == sizeof kicks);
+    } else {
+      TakeDeviceEvents();
+    }
+  }
 }
 
 VerbsLink VerbsFabricImpl::link() const {

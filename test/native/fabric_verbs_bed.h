@@ -21,6 +21,7 @@ namespace falcon::test {
 
 inline constexpr Nanoseconds kPatience = 20 * kSecond;
 
+// All there are, or as many as FALCON_RDMA_DEVICES says.
 inline std::vector<std::string> Devices() {
   std::vector<std::string> names;
   DIR* listing = opendir("/sys/class/infiniband");
@@ -30,6 +31,8 @@ inline std::vector<std::string> Devices() {
   }
   closedir(listing);
   std::sort(names.begin(), names.end());
+  if (const char* wanted = std::getenv("FALCON_RDMA_DEVICES"); wanted != nullptr)
+    names.resize(std::min<size_t>(names.size(), std::strtoull(wanted, nullptr, 10)));
   return names;
 }
 

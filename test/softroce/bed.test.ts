@@ -9,9 +9,11 @@ import { bedScript, inBed, runBed } from './bed.js';
 
 /** The first run of all downloads a kernel. */
 const timeoutMs = 300_000;
-const bed = inBed(timeoutMs);
+/** Side by side: a machine that starts uses one processor. */
+t.jobs = 2;
+const bed = { ...inBed(timeoutMs), buffered: true };
 
-await t.test('a command, its output, its exit code and its files', bed, async (t) => {
+void t.test('a command, its output, its exit code and its files', bed, async (t) => {
   const out = mkdtempSync(join(tmpdir(), 'falcon-bed-'));
   t.teardown(() => {
     rmSync(out, { recursive: true });
@@ -34,7 +36,7 @@ await t.test('a command, its output, its exit code and its files', bed, async (t
   t.notOk(existsSync(forbidden), 'the file system of the host stays as it is');
 });
 
-await t.test('arguments are passed as they are', bed, async (t) => {
+void t.test('arguments are passed as they are', bed, async (t) => {
   const run = await runBed(['--devices', '1', '--', 'printf', '%s|', 'a b', '$HOME', "it's", ''], {
     timeoutMs,
   });
@@ -42,14 +44,14 @@ await t.test('arguments are passed as they are', bed, async (t) => {
   t.equal(run.ended, 0, run.stderr);
 });
 
-await t.test('a run that takes too long is ended', bed, async (t) => {
+void t.test('a run that takes too long is ended', bed, async (t) => {
   const run = await runBed(['--limit', '1', 'sleep 100'], { timeoutMs });
   t.equal(run.ended, 124);
   t.match(run.stderr, /^falcon: START_FAILED: .*out of time after 1 seconds$/m);
 });
 
 for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
-  await t.test(`nothing is left after ${signal}`, bed, async (t) => {
+  void t.test(`nothing is left after ${signal}`, bed, async (t) => {
     const child = spawn(bedScript, ['--devices', '1', 'echo up; sleep 100'], {
       stdio: ['ignore', 'pipe', 'ignore'],
     });
@@ -69,7 +71,7 @@ for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
   });
 }
 
-await t.test('wrong usage', bed, async (t) => {
+void t.test('wrong usage', bed, async (t) => {
   for (const args of [[], ['--nothing'], ['--devices', '9', 'true'], ['--devices'], ['--env', '1', 'true']]) {
     const run = await runBed(args, { timeoutMs });
     t.equal(run.ended, 2, args.join(' '));

@@ -5,13 +5,13 @@ import { join } from 'node:path';
 import t from 'tap';
 
 import { repositoryRoot } from '../../src/lib/root.js';
-import { runBed, TapReader } from './bed.js';
+import { inBed, runBed, TapReader } from './bed.js';
 
 const limitSeconds = 540;
 t.setTimeout((limitSeconds + 50) * 1000);
 const inside = join(repositoryRoot, 'dist/test/softroce/cluster-inside.js');
 
-await t.test('a cluster over verbs', { timeout: (limitSeconds + 60) * 1000 }, async (t) => {
+await t.test('a cluster over verbs', inBed((limitSeconds + 60) * 1000), async (t) => {
   const out = mkdtempSync(join(tmpdir(), 'falcon-verbs-'));
   t.teardown(() => rmSync(out, { recursive: true }));
   const reader = new TapReader();
@@ -31,21 +31,4 @@ await t.test('a cluster over verbs', { timeout: (limitSeconds + 60) * 1000 }, as
   t.equal(reader.planned, reader.points.length, 'as planned');
   t.equal(run.ended, 0, 'its exit code');
   if (run.ended !== 0) t.comment(`${run.stdout.slice(-6000)}\n${run.stderr.slice(-2000)}`);
-});
-
-// What its name says needs an address that the kernel looks for in vain, which only a device has.
-await t.test('reactor_verbs_test', { timeout: 120_000 }, async (t) => {
-  const directory = process.env['FALCON_NATIVE'] ?? join(repositoryRoot, 'build/native');
-  const reader = new TapReader();
-  const run = await runBed(['--limit', '100', '--', join(directory, 'reactor_verbs_test')], {
-    timeoutMs: 110_000,
-    onLine: (line) => void reader.take(line),
-  });
-  for (const { name, ok, skipped, comments } of reader.points) {
-    for (const comment of comments) t.comment(comment);
-    t.ok(ok && skipped === '', `${name} ${skipped}`);
-  }
-  t.equal(reader.points.length, reader.planned, 'as planned');
-  t.equal(run.ended, 0, 'its exit code');
-  if (run.ended !== 0) t.comment(run.stderr.slice(-2000));
 });
