@@ -239,8 +239,8 @@ Status VerbsFabricImpl::Find(const VerbsPeer& peer, RemoteAddress address, size_
   size_t bytes = 0;
   for (const std::span<const std::byte> piece : pieces) bytes += piece.size();
   VerbsMemory at{};
-  Status status = Find(peer, to, bytes, &at);
-  if (status.ok()) status = peer.Write(at.address, at.rkey, pieces, bytes, sources_);
+  if (Status status = Find(peer, to, bytes, &at); !status.ok()) return Refuse(std::move(status));
+  Status status = peer.Write(at.address, at.rkey, pieces, bytes, sources_);
   if (!status.ok()) return Refuse(std::move(status));
   peer.sleep.dirty = true;
   ++counters_.writes;

@@ -50,7 +50,7 @@ class VerbsPeer {
   void Disconnect();
   // As if the device no longer reset the queue pair; for tests.
   void Spoil() { spoiled_ = true; }
-  void Break(std::string because);
+  [[gnu::cold, gnu::noinline]] void Break(std::string because);
   // A region that comes or goes while connected.
   void SetRegion(RegionId region, const VerbsMemory& memory) { member_.regions[region] = memory; }
 
@@ -75,7 +75,7 @@ class VerbsPeer {
   // A completion is due, or somebody waits for one.
   [[nodiscard]] bool awaits() const { return signaled_until_ > free_ || completed_ < wanted_; }
   // Somebody waits for what is posted now; probes if nothing on its way tells of it.
-  void RequestCompletion();
+  [[gnu::noinline]] void RequestCompletion();
   // Asks for an event with the next wake, and with the next completion if one is due.
   void Arm();
 
@@ -117,7 +117,7 @@ class VerbsPeer {
   Status MakePair();
   Status PostReceives();
   Status Usable();
-  Status Stage(size_t bytes, std::byte** at, uint32_t* lkey);
+  [[gnu::noinline]] Status Stage(size_t bytes, std::byte** at, uint32_t* lkey);
   Status Gather(std::span<const std::span<const std::byte>> pieces, size_t bytes,
                 std::span<const VerbsSource> sources, std::span<ibv_sge> gathered, int* count);
   // `bytes` count only for asking for completions.

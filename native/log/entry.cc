@@ -74,7 +74,7 @@ uint32_t WriteEntry(std::span<std::byte> into, View view, Op op, Op commit_op, E
     std::memcpy(into.data() + kEntryHeaderBytes, payload.data(), payload.size());
   }
   const size_t used = kEntryHeaderBytes + payload.size();
-  std::memset(into.data() + used, 0, bytes - used);
+  if (used < bytes) std::memset(into.data() + used, 0, bytes - used);
   header.checksum = EntryChecksum(into, header.payload_length);
   std::memcpy(into.data(), &header, sizeof header);
   return header.checksum;

@@ -7,7 +7,8 @@
 
 namespace falcon {
 
-[[noreturn]] inline void CheckFailed(const char* file, int line, const char* expression) {
+[[noreturn, gnu::cold, gnu::noinline]] inline void CheckFailed(const char* file, int line,
+                                                               const char* expression) {
   std::fprintf(stderr, "INVARIANT_BROKEN %s:%d: %s\n", file, line, expression);
   std::abort();
 }

@@ -68,8 +68,7 @@ uint32_t Crc32cPortable(std::span<const std::byte> data, uint32_t seed) {
 
 uint32_t Crc32c(std::span<const std::byte> data, uint32_t seed) {
 #if defined(__x86_64__)
-  static const bool kHasInstruction = __builtin_cpu_supports("sse4.2") != 0;
-  if (kHasInstruction) return Crc32cHardware(data, seed);
+  if (__builtin_cpu_supports("sse4.2") != 0) return Crc32cHardware(data, seed);
 #endif
   return Crc32cPortable(data, seed);
 }

@@ -285,15 +285,16 @@ class DataPlane final : private FlowSink {
   bool CopyRecord(PeerLink& peer);
   static bool StaysTorn(PeerLink& peer);
   bool TakeReceived(Nanoseconds now);
-  bool StartFeed(PeerLink& peer);
+  [[gnu::cold, gnu::noinline]] bool StartFeed(PeerLink& peer);
   bool PostRecord(PeerLink& peer, std::span<const std::byte> entries, Op first_op, size_t count,
                   uint32_t last_checksum, bool from_memory);
   bool HasLeft(PeerId peer, uint64_t ticket);
-  void AskForRoom();
+  [[gnu::cold, gnu::noinline]] void AskForRoom();
   bool AppendReceived(std::span<const std::byte> entry, Nanoseconds now);
-  void StreamBroken(PeerId peer, const Status& why);
+  [[gnu::noinline]] void NoteLogged(std::span<const std::byte> frame, Nanoseconds now);
+  [[gnu::cold, gnu::noinline]] void StreamBroken(PeerId peer, const Status& why);
   int FeedPeers(bool disk);
-  int FeedFromDisk(PeerLink& peer);
+  [[gnu::noinline]] int FeedFromDisk(PeerLink& peer);
   int PollWal();
   [[nodiscard]] Op WalDurableOp() const;
   void TakeWords(PeerLink& peer, const PeerWords& words);
@@ -320,7 +321,7 @@ class DataPlane final : private FlowSink {
   void BeginAnew();
   void FinishLead(Nanoseconds now);
   [[nodiscard]] bool LogAtRest() const;
-  [[nodiscard]] uint32_t ChecksumOf(Op op);
+  [[nodiscard, gnu::noinline]] uint32_t ChecksumOf(Op op);
   [[nodiscard]] LogPosition CommittedPosition() const;
   [[nodiscard]] Op NeededFrom() const;
 
@@ -368,8 +369,8 @@ class DataPlane final : private FlowSink {
     return transfer_ != nullptr && !opening_ && transfer_->options().session == session;
   }
 
-  PlaneEvent& Emit(PlaneEvent::Kind kind);
-  void Fail(const char* code, const std::string& detail);
+  [[gnu::noinline]] PlaneEvent& Emit(PlaneEvent::Kind kind);
+  [[gnu::cold, gnu::noinline]] void Fail(const char* code, const std::string& detail);
   static std::vector<std::byte> TextOf(const Status& status);
   [[nodiscard]] size_t Quorum() const { return options_.members / 2 + 1; }
 

@@ -202,10 +202,13 @@ bool DataPlane::AppendReceived(std::span<const std::byte> entry, Nanoseconds now
   std::memcpy(room.data(), entry.data(), entry.size());
   log_.Commit(header);
   commit_op_ = std::max(commit_op_, std::min(header.commit_op, log_.last_op()));
-  if (header.kind == EntryKind::kFrame && pool_ != nullptr && options_.keep_unproposed) {
-    pool_->Logged(entry.subspan(kEntryHeaderBytes, header.payload_length), now);
-  }
+  if (header.kind == EntryKind::kFrame && pool_ != nullptr && options_.keep_unproposed)
+    NoteLogged(entry.subspan(kEntryHeaderBytes, header.payload_length), now);
   return true;
+}
+
+void DataPlane::NoteLogged(std::span<const std::byte> frame, Nanoseconds now) {
+  pool_->Logged(frame, now);
 }
 
 // ---- the WAL
