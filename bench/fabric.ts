@@ -42,7 +42,7 @@ const repeatsOf = (fabric: Fabric, mode: 'lat' | 'rate'): number =>
 const traced = 200;
 
 /** Of each kind in a run by turns. */
-const turns = 500;
+const turns = 3000;
 
 /** A cluster that could not hold together in an emulated machine is told, not waited for. */
 const logLimitSeconds = 150;
@@ -72,6 +72,8 @@ interface LogRow {
 interface Turns {
   readonly writeP50Ns: number;
   readonly commitP50Ns: number;
+  /** Median of the ratios of each commit to the half just before it. */
+  readonly commitInWrites: number;
 }
 interface Measured {
   readonly rows: readonly Row[];
@@ -227,9 +229,9 @@ function results(fabric: Fabric, output: string): Measured {
     };
   });
   const byTurns = (found.get(`turns ${logEntryBytes}`) ?? [])
-    .map((text) => JSON.parse(text) as { p50Ns: number; commitP50Ns: number } | null)
+    .map((text) => JSON.parse(text) as { p50Ns: number; commitP50Ns: number; commitInWrites: number } | null)
     .filter((run) => run !== null)
-    .map(({ p50Ns, commitP50Ns }) => ({ writeP50Ns: p50Ns, commitP50Ns }));
+    .map(({ p50Ns, ...commit }) => ({ writeP50Ns: p50Ns, ...commit }));
   return { rows, logs, turns: byTurns };
 }
 
@@ -297,10 +299,14 @@ function printTurns(all: readonly Turns[]): void {
   console.log(
     `\na commit (two up, spinning) by turns with a plain write there and back, verbs, ${logEntryBytes} B`,
   );
-  console.log('                              half a write p50 (µs)   commit p50   in writes');
-  for (const { writeP50Ns, commitP50Ns } of all) {
-    const ratio = (commitP50Ns / writeP50Ns).toFixed(2).padStart(9);
-    console.log(`  ${us(writeP50Ns).padStart(49)}    ${us(commitP50Ns)}   ${ratio}`);
+  console.log(
+    '                              half a write p50 (µs)   commit p50   ratio of these, median of each two',
+  );
+  for (const { writeP50Ns, commitP50Ns, commitInWrites } of all) {
+    const ratio = (commitP50Ns / writeP50Ns).toFixed(2).padStart(14);
+    console.log(
+      `  ${us(writeP50Ns).padStart(49)}    ${us(commitP50Ns)}${ratio}  ${commitInWrites.toFixed(2).padStart(17)}`,
+    );
   }
 }
 

@@ -24,9 +24,10 @@ inline void Must(const Status& status) {
 }
 
 // `times` are at least one.
-inline Nanoseconds Median(std::vector<Nanoseconds> times) {
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
+template <typename Number>
+Number Median(std::vector<Number> numbers) {
+  std::sort(numbers.begin(), numbers.end());
+  return numbers[numbers.size() / 2];
 }
 
 // The beginning of a JSON object, without its end. `times` are at least one.

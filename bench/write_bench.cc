@@ -13,7 +13,7 @@
 //   turns   a bare write there and back (its half is printed) and a commit of a log in memory, two
 //           of its three members up, by turns, each on devices that have been left alone for 0.1
 //           ms. Emulated processors are quick or slow for seconds at a time; so both are seen at
-//           the same speed.
+//           the same speed, and the ratio of each commit to the write before it counts.
 //
 // Usage: write_bench bare|verbs|turns BYTES COUNT DEVICE,DEVICE [FOLDER]
 // FOLDER: for the log files.
@@ -219,6 +219,7 @@ class Turns {
 
 void RunTurns(const Task& task) {
   std::vector<Nanoseconds> writes, commits;
+  std::vector<double> ratios;  // of each commit to the write just before it
   {
     Turns turns(task);
     for (uint64_t i = 0; i < kWarmUp + task.count; ++i) {
@@ -227,10 +228,12 @@ void RunTurns(const Task& task) {
       if (i < kWarmUp) continue;
       writes.push_back(write);
       commits.push_back(commit);
+      ratios.push_back(static_cast<double>(commit) / static_cast<double>(write));
     }
   }
   PrintTimes(std::move(writes));
-  std::printf(",\"commitP50Ns\":%ld}\n", Median(std::move(commits)));
+  std::printf(",\"commitP50Ns\":%ld,\"commitInWrites\":%.3f}\n", Median(std::move(commits)),
+              Median(std::move(ratios)));
 }
 
 }  // namespace

@@ -232,8 +232,8 @@ Status VerbsFabricImpl::Find(const VerbsPeer& peer, RemoteAddress address, size_
   return Ok();
 }
 
-[[gnu::flatten]] Status VerbsFabricImpl::Write(PeerId id, RemoteAddress to,
-                                               std::span<const std::span<const std::byte>> pieces) {
+[[gnu::flatten, gnu::aligned(4096)]] Status VerbsFabricImpl::Write(
+    PeerId id, RemoteAddress to, std::span<const std::span<const std::byte>> pieces) {
   FALCON_CHECK(pieces.size() <= kMaxPieces);
   VerbsPeer& peer = At(id);
   size_t bytes = 0;

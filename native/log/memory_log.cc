@@ -45,11 +45,13 @@ std::span<std::byte> MemoryLog::Reserve(size_t bytes) {
   return {bytes_.data() + reserved_at_ % capacity_, bytes};
 }
 
+void MemoryLog::BeginView(View view, Op first_op) { table_.push_back({view, first_op}); }
+
 void MemoryLog::Commit(const EntryHeader& header) {
   FALCON_CHECK(header.op == last_op_ + 1);
   FALCON_CHECK(header.previous == last_checksum_);
   FALCON_CHECK(header.view >= last_view());
-  if (header.view > last_view()) table_.push_back({header.view, header.op});
+  if (header.view > last_view()) BeginView(header.view, header.op);
   const uint64_t bytes = EntryBytes(header.payload_length);
   if (first_op_ > last_op_) {
     first_op_ = header.op;

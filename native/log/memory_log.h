@@ -66,6 +66,7 @@ class MemoryLog {
   };
   [[nodiscard]] const Place& PlaceOf(Op op) const { return index_[op & index_mask_]; }
   void EvictOldest();
+  [[gnu::cold, gnu::noinline]] void BeginView(View view, Op first_op);
 
   MappedMemory bytes_;
   size_t capacity_;

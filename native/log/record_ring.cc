@@ -142,21 +142,23 @@ bool RecordRingReader::ReadHeader(RecordHeader* header) const {
   return header->mark == RecordMark(connection_, stream_, *header);
 }
 
-bool RecordRingReader::CopyNext(std::vector<std::byte>* payload, uint32_t* tag) {
-  found_bytes_ = 0;
-  RecordHeader header;
-  if (!ReadHeader(&header)) return false;
+void RecordRingReader::CopyPayload(const RecordHeader& header, std::span<std::byte> into) const {
   const uint64_t offset = header.position % ring_.size();
   const size_t before_wrap = BytesBeforeWrap(ring_.size(), offset, header.length);
-  payload->resize(header.length);
-  const std::span<std::byte> copy(*payload);
   const std::byte* at = ring_.data() + offset + kRecordHeaderBytes;
   // A payload of which all bytes wrap begins one past the ring's last byte: nothing is read there.
-  if (before_wrap > 0) CopyFromShared(copy.first(before_wrap), at);
-  CopyFromShared(copy.subspan(before_wrap), ring_.data());
+  if (before_wrap > 0) CopyFromShared(into.first(before_wrap), at);
+  if (before_wrap < header.length) CopyFromShared(into.subspan(before_wrap), ring_.data());
+}
+
+std::span<const std::byte> RecordRingReader::CopyNext(std::span<std::byte> into, uint32_t* tag) {
+  found_bytes_ = 0;
+  RecordHeader header;
+  if (!ReadHeader(&header)) return {};
+  CopyPayload(header, into.first(header.length));
   *tag = header.payload_tag;
   found_bytes_ = RecordBytes(header.length);
-  return true;
+  return into.first(header.length);
 }
 
 void RecordRingReader::Consume() {
@@ -166,8 +168,12 @@ void RecordRingReader::Consume() {
 }
 
 bool RecordRingReader::NextInto(std::vector<std::byte>* payload) {
-  uint32_t checksum = 0;
-  if (!CopyNext(payload, &checksum) || Crc32c(*payload) != checksum) return false;
+  RecordHeader header;
+  if (!ReadHeader(&header)) return false;
+  payload->resize(header.length);
+  CopyPayload(header, *payload);
+  if (Crc32c(*payload) != header.payload_tag) return false;
+  found_bytes_ = RecordBytes(header.length);
   Consume();
   return true;
 }

@@ -127,8 +127,9 @@ class RecordRingReader {
   bool NextInto(std::vector<std::byte>* payload);
 
   // The same for a record with a tag, but the copy is only as whole as the caller finds it, who
-  // then consumes it or tries again. False: not even its header is there.
-  bool CopyNext(std::vector<std::byte>* payload, uint32_t* tag);
+  // then consumes it or tries again. `into`: room for a record as large as the ring. Returns the
+  // part of it that was filled; empty: not even the record's header is there.
+  std::span<const std::byte> CopyNext(std::span<std::byte> into, uint32_t* tag);
   // Goes behind the record that the last CopyNext copied.
   void Consume();
 
@@ -140,6 +141,7 @@ class RecordRingReader {
 
  private:
   bool ReadHeader(RecordHeader* header) const;
+  void CopyPayload(const RecordHeader& header, std::span<std::byte> into) const;
 
   uint64_t connection_ = 0;
   uint64_t stream_ = 0;

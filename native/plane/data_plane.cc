@@ -29,6 +29,7 @@ DataPlane::DataPlane(const PlaneOptions& options, Clock* clock, Fabric* fabric, 
       rings_(rings),
       wire_(wire),
       log_(options.log_bytes, options.log_entries),
+      record_(std::make_unique_for_overwrite<std::byte[]>(options.ring_bytes)),
       aside_(std::make_unique<Aside>(options.digest_threads != 0)) {
   FALCON_CHECK(options.members >= 1 && options.members <= kMaxMembers &&
                options.self < options.members);
@@ -154,8 +155,7 @@ void DataPlane::BecomeIdle() {
   input_held_ = surrendered_ = caught_up_told_ = false;
   lease_end_ = 0;
   pending_ = Pending::kNone;
-  received_.clear();
-  received_at_ = 0;
+  received_ = {};
   for (auto& peer : peers_) {
     if (peer != nullptr) peer->feeding = false;
   }
@@ -283,17 +283,22 @@ bool DataPlane::HasNews() const {
 
 // What a commit waits for, before anything else is looked at: what was proposed since the last
 // round, a backup's acknowledgement, and that it has come back. Most of it runs when the kernel has
-// just been here, so calls count, and pages of code: what is rare is kept out (gnu::noinline), or
-// this would have eleven times the size.
-[[gnu::flatten]] int DataPlane::PollUrgent(Nanoseconds now) {
-  if (role_ == PlaneRole::kFollowing) {
-    const int records = TakeEntries(now);
-    if (records == 0) return 0;
-    NoteTaken();
-    PostWords();
-    return records;
-  }
-  if (role_ != PlaneRole::kLeading) return 0;
+// just been here, so calls count, and pages of code: on each side all of it is one function and one
+// page, and what is rare is kept out (gnu::noinline).
+int DataPlane::PollUrgent(Nanoseconds now) {
+  if (role_ == PlaneRole::kFollowing) return FollowUrgently(now);
+  return role_ == PlaneRole::kLeading ? LeadUrgently(now) : 0;
+}
+
+[[gnu::flatten, gnu::noinline, gnu::aligned(4096)]] int DataPlane::FollowUrgently(Nanoseconds now) {
+  const int records = TakeEntries(now);
+  if (records == 0) return 0;
+  NoteTaken();
+  PostWords();
+  return records;
+}
+
+[[gnu::flatten, gnu::noinline, gnu::aligned(4096)]] int DataPlane::LeadUrgently(Nanoseconds now) {
   const int fed = FeedPeers(false);
   if (fed > 0) RingPeers();
   int acks = 0;

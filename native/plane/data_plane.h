@@ -270,6 +270,8 @@ class DataPlane final : private FlowSink {
 
   [[nodiscard]] bool HasNews() const;
   int PollUrgent(Nanoseconds now);
+  int FollowUrgently(Nanoseconds now);
+  int LeadUrgently(Nanoseconds now);
   // A look takes a fifth of a round that finds nothing.
   static constexpr uint32_t kLooksPerRound = 64;
   // A round that has done so much may not have come to the end of what there was: the least of what
@@ -310,7 +312,7 @@ class DataPlane final : private FlowSink {
   void AdvanceCommit();
   void PostWords();
   void RingPeers();
-  void FillWords(const PeerLink& peer, PeerWords* words) const;
+  [[gnu::noinline]] void FillWords(const PeerLink& peer, PeerWords* words) const;
   void FillAck(const PeerLink& peer, PeerAck* ack) const;
   void SetEvictionFloor();
 
@@ -405,8 +407,9 @@ class DataPlane final : private FlowSink {
   LogPosition begun_;  // where the log began anew last, which its disk may not know yet
   PeerId pending_primary_ = 0;
   std::vector<std::byte> disk_buffer_;
-  std::vector<std::byte> received_;  // a record's entries, whole, on their way into the log
-  size_t received_at_ = 0;
+  // A copy of the last record, and what of its entries is not in the log yet.
+  const std::unique_ptr<std::byte[]> record_;
+  std::span<const std::byte> received_;
   uint64_t wal_woken_sequence_ = 0;  // the writer was woken for what is up to here
   Nanoseconds wal_woken_at_ = 0;
   Op wal_durable_op_ = 0;  // written (and forced, if the options say so)

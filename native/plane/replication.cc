@@ -157,14 +157,13 @@ bool DataPlane::StaysTorn(PeerLink& peer) {
 // Copies the next record out of the ring, and lets go of its place, if all its entries are whole.
 bool DataPlane::CopyRecord(PeerLink& peer) {
   uint32_t last = 0;
-  if (!peer.entries_in.CopyNext(&received_, &last)) return false;
-  const bool whole = EntriesAreWhole(received_, last);
-  received_at_ = 0;
-  if (!whole) {
-    received_.clear();
+  const auto copy = peer.entries_in.CopyNext({record_.get(), options_.ring_bytes}, &last);
+  if (copy.empty()) return false;
+  if (!EntriesAreWhole(copy, last)) {
     if (StaysTorn(peer)) StreamBroken(peer.id, {"PEER_STREAM", "a record stays torn"});
     return false;
   }
+  received_ = copy;
   peer.torn_looks = 0;
   peer.entries_in.Consume();
   peer.ack_dirty = true;
@@ -173,13 +172,11 @@ bool DataPlane::CopyRecord(PeerLink& peer) {
 
 // False: the log has no room now (or the stream broke); the rest waits.
 bool DataPlane::TakeReceived(Nanoseconds now) {
-  while (received_at_ < received_.size()) {
-    const auto rest = std::span<const std::byte>(received_).subspan(received_at_);
-    const size_t bytes = EntryBytes(ReadEntryHeader(rest).payload_length);
-    if (!AppendReceived(rest.first(bytes), now)) return false;
-    received_at_ += bytes;
+  while (!received_.empty()) {
+    const size_t bytes = EntryBytes(ReadEntryHeader(received_).payload_length);
+    if (!AppendReceived(received_.first(bytes), now)) return false;
+    received_ = received_.subspan(bytes);
   }
-  received_.clear();
   return true;
 }
 
