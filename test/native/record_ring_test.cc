@@ -55,14 +55,14 @@ Bytes Payload(uint64_t seed, size_t length) {
   return bytes;
 }
 
-// Node 0 writes into a ring in node 1's region 0.
 bool CopyNext(RecordRingReader* reader, Bytes* payload, uint32_t* tag) {
-  Bytes room(1 << 20);
+  static Bytes room(1 << 20);
   const Span copy = reader->CopyNext(room, tag);
   payload->assign(copy.begin(), copy.end());
   return !copy.empty();
 }
 
+// Node 0 writes into a ring in node 1's region 0.
 struct SimBed {
   explicit SimBed(size_t ring, falcon::SimOptions options = {})
       : ring_bytes(ring), network(options), a(network.MakeFabric(0)), b(network.MakeFabric(1)) {
