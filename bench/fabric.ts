@@ -72,7 +72,7 @@ interface LogRow {
 interface Turns {
   readonly writeP50Ns: number;
   readonly commitP50Ns: number;
-  /** Median of the ratios of each commit to the half just before it. */
+  /** Median of the ratios of each commit to the half beside it. */
   readonly commitInWrites: number;
 }
 interface Measured {
@@ -231,7 +231,7 @@ function results(fabric: Fabric, output: string): Measured {
   const byTurns = (found.get(`turns ${logEntryBytes}`) ?? [])
     .map((text) => JSON.parse(text) as { p50Ns: number; commitP50Ns: number; commitInWrites: number } | null)
     .filter((run) => run !== null)
-    .map(({ p50Ns, ...commit }) => ({ writeP50Ns: p50Ns, ...commit }));
+    .map(({ p50Ns, commitP50Ns, commitInWrites }) => ({ writeP50Ns: p50Ns, commitP50Ns, commitInWrites }));
   return { rows, logs, turns: byTurns };
 }
 

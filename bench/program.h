@@ -23,7 +23,7 @@ inline void Must(const Status& status) {
   if (!status.ok()) Fail(std::string(status.code()) + ": " + status.detail());
 }
 
-// `times` are at least one.
+// `numbers` are at least one.
 template <typename Number>
 Number Median(std::vector<Number> numbers) {
   std::sort(numbers.begin(), numbers.end());

@@ -13,7 +13,7 @@
 //   turns   a bare write there and back (its half is printed) and a commit of a log in memory, two
 //           of its three members up, by turns, each on devices that have been left alone for 0.1
 //           ms. Emulated processors are quick or slow for seconds at a time; so both are seen at
-//           the same speed, and the ratio of each commit to the write before it counts.
+//           the same speed, and the ratio of each commit to the write beside it counts.
 //
 // Usage: write_bench bare|verbs|turns BYTES COUNT DEVICE,DEVICE [FOLDER]
 // FOLDER: for the log files.
@@ -167,7 +167,7 @@ class Turns {
 
   Nanoseconds Write() {
     writes_.store(true);
-    for (const Nanoseconds until = MonotonicNow() + kRest; MonotonicNow() < until;) continue;
+    Rest();
     const Nanoseconds from = MonotonicNow();
     ends_.Post(0, ++written_);
     while (!ends_.Has(0, written_)) {
@@ -180,8 +180,8 @@ class Turns {
   }
 
   Nanoseconds Commit() {
+    Rest();
     Member& own = cluster_.member(bench::kPrimary);
-    for (const Nanoseconds until = MonotonicNow() + kRest; MonotonicNow() < until;) own.Poll();
     own.Between();
     const Nanoseconds from = MonotonicNow();
     if (!own.plane().Propose(EntryKind::kFrame, payload_)) Fail("the log takes nothing");
@@ -194,6 +194,12 @@ class Turns {
   }
 
  private:
+  // The devices are left alone, and this thread does the same before a write as before a commit.
+  void Rest() {
+    Member& own = cluster_.member(bench::kPrimary);
+    for (const Nanoseconds until = MonotonicNow() + kRest; MonotonicNow() < until;) own.Poll();
+  }
+
   void BeTheOther() {
     Member& backup = cluster_.member(1);
     uint64_t answered = 0;
@@ -219,12 +225,14 @@ class Turns {
 
 void RunTurns(const Task& task) {
   std::vector<Nanoseconds> writes, commits;
-  std::vector<double> ratios;  // of each commit to the write just before it
+  std::vector<double> ratios;  // of each commit to the write just before or behind it
   {
     Turns turns(task);
     for (uint64_t i = 0; i < kWarmUp + task.count; ++i) {
-      const Nanoseconds write = turns.Write();
+      // Which comes first changes, too.
+      const Nanoseconds before = i % 2 == 0 ? turns.Write() : 0;
       const Nanoseconds commit = turns.Commit();
+      const Nanoseconds write = i % 2 == 0 ? before : turns.Write();
       if (i < kWarmUp) continue;
       writes.push_back(write);
       commits.push_back(commit);

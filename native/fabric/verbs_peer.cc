@@ -206,11 +206,18 @@ Status VerbsPeer::Gather(std::span<const std::span<const std::byte>> pieces, siz
 Status VerbsPeer::Write(uint64_t remote, uint32_t rkey,
                         std::span<const std::span<const std::byte>> pieces, size_t bytes,
                         std::span<const VerbsSource> sources) {
-  if (Status status = Usable(); !status.ok()) return RequestCompletion(), status;
+  Status status = Usable();
+  if (!status.ok()) {
+    RequestCompletion();  // who was refused waits
+    return status;
+  }
   std::array<ibv_sge, Fabric::kMaxPieces> gathered{};
   int count = 0;
-  Status status = Gather(pieces, bytes, sources, gathered, &count);
-  if (!status.ok()) return RequestCompletion(), status;  // who was refused waits
+  status = Gather(pieces, bytes, sources, gathered, &count);
+  if (!status.ok()) {
+    RequestCompletion();
+    return status;
+  }
   ibv_send_wr request{};
   request.opcode = IBV_WR_RDMA_WRITE;
   request.sg_list = gathered.data();

@@ -155,6 +155,7 @@ std::span<const std::byte> RecordRingReader::CopyNext(std::span<std::byte> into,
   found_bytes_ = 0;
   RecordHeader header;
   if (!ReadHeader(&header)) return {};
+  FALCON_CHECK(header.length <= into.size());
   CopyPayload(header, into.first(header.length));
   *tag = header.payload_tag;
   found_bytes_ = RecordBytes(header.length);

@@ -283,8 +283,8 @@ bool DataPlane::HasNews() const {
 
 // What a commit waits for, before anything else is looked at: what was proposed since the last
 // round, a backup's acknowledgement, and that it has come back. Most of it runs when the kernel has
-// just been here, so calls count, and pages of code: on each side all of it is one function and one
-// page, and what is rare is kept out (gnu::noinline).
+// just been here, so calls count, and pages of code: each side's part but the fabric's is one
+// function and one page, and what is rare is kept out of it (gnu::noinline).
 int DataPlane::PollUrgent(Nanoseconds now) {
   if (role_ == PlaneRole::kFollowing) return FollowUrgently(now);
   return role_ == PlaneRole::kLeading ? LeadUrgently(now) : 0;

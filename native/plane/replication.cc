@@ -187,6 +187,7 @@ bool DataPlane::AppendReceived(std::span<const std::byte> entry, Nanoseconds now
   if (header.op <= log_.last_op()) {
     // Entries that this log already has may come again when the point of agreement was taken low.
     const bool same = header.op <= commit_op_ || ChecksumOf(header.op) == header.checksum;
+    if (failed_) return false;
     if (!same) StreamBroken(primary_, {"PEER_STREAM", "an entry contradicts the log"});
     return same;
   }
