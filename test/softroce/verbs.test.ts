@@ -26,7 +26,7 @@ const parts: readonly Part[] = [
   // Of one device to itself, the way on which a race takes half as long: no bridge between them.
   {
     title: 'on one device',
-    command: `FALCON_RDMA_DEVICES=1 FALCON_WAKE_RACES=960000 FALCON_WAKE_SECONDS=70 ${program('fabric_verbs_test')} no_wake`,
+    command: `FALCON_RDMA_DEVICES=1 FALCON_WAKE_RACES=960000 FALCON_WAKE_SECONDS=85 ${program('fabric_verbs_test')} no_wake`,
   },
   { title: 'faults', command: program('fabric_verbs_faults_test') },
   // On one machine, a sleep is known to the peer before the next instruction. Only on a long wire do it and a
